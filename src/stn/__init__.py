@@ -1,0 +1,1 @@
+"""Spatial Transformer Networks (Jaderberg et al., 2015): the module, the experiments, the numbers."""

@@ -1,0 +1,5 @@
+"""The one exception that is meant for the user's eyes."""
+
+
+class UserError(Exception):
+    """One line: what is wrong, where, and what to do. Front doors print it after `error:` and exit with 2."""
