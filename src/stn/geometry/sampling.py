@@ -42,8 +42,8 @@ def general(U: Tensor, grid: Tensor, kernel_x, kernel_y, radius: int) -> Tensor:
         size = torch.tensor([width, height], dtype=grid.dtype, device=grid.device)
         position = ((grid + 1) * size - 1) / 2  # in pixels; 0 is the centre of the first one
         # Beyond the kernel's reach all is zero; the clamp keeps a wild theta from overflowing an integer.
-        position = torch.minimum(position.nan_to_num().clamp_min(-radius - 1), size + radius)
-        nearest = position.detach().floor().long()
+        position = torch.minimum(position.clamp_min(-radius - 1), size + radius)
+        nearest = position.detach().nan_to_num().floor().long()  # NaN stays in `position`, and so reaches V
         taps = torch.arange(1 - radius, radius + 1, device=grid.device)
         m, n = nearest[..., 0, None] + taps, nearest[..., 1, None] + taps  # (B, h, w, 2 radius)
         k_x = kernel_x(position[..., 0, None] - m) * ((m >= 0) & (m < width))
@@ -54,7 +54,7 @@ def general(U: Tensor, grid: Tensor, kernel_x, kernel_y, radius: int) -> Tensor:
         for i in range(2 * radius):
             row = torch.zeros_like(V)
             for j in range(2 * radius):
-                index = (n[..., i] * width + m[..., j]).view(batch, 1, -1).expand(-1, channels, -1)
+                index = (n[..., i] * width + m[..., j]).reshape(batch, 1, -1).expand(-1, channels, -1)
                 row = row + k_x[:, None, ..., j] * flat.gather(2, index).view_as(V)
             V = V + k_y[:, None, ..., i] * row
         return V.to(U.dtype)
@@ -81,7 +81,7 @@ class LearnableKernel(nn.Module):
         """Weights k(d; Phi), shaped like `distance` (pixels)."""
         knots = F.pad(self.phi.to(distance.dtype), (1, 1))
         place = ((distance + self.radius) * self.knots_per_pixel).clamp(0, len(knots) - 1)
-        left = place.detach().floor().long().clamp_max(len(knots) - 2)
+        left = place.detach().nan_to_num().floor().long().clamp_max(len(knots) - 2)
         return torch.lerp(knots[left], knots[left + 1], place - left)
 
     def extra_repr(self) -> str:

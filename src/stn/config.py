@@ -1,0 +1,258 @@
+"""The schema of `conf/`, and the way from the command line to a checked config.
+
+Every number lives in `conf/`; the dataclasses here have no defaults. They turn a misspelt key or a value of the wrong
+kind, in a file as well as on the command line, into one line that names it.
+"""
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from stn.errors import UserError
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def _choice(name: str, *values: str) -> type[Enum]:
+    return Enum(name, {value: value for value in values})
+
+
+Kind = _choice("Kind", "pose", "projective", "elastic", "clutter")
+Source = _choice("Source", "mnist", "embedded")
+Train = _choice("Train", "stream", "frozen")
+Classifier = _choice("Classifier", "fcn", "cnn")
+Family = _choice("Family", "affine", "projective", "tps")
+Sampler = _choice("Sampler", "integer", "bilinear", "bicubic")
+Optimiser = _choice("Optimiser", "sgd", "adam")
+Schedule = _choice("Schedule", "step", "one_cycle")
+Precision = _choice("Precision", "float32", "bf16")
+
+
+@dataclass
+class DistortionConfig:
+    kind: Kind
+    rotation: float
+    scale: tuple[float, float]
+    roam: bool
+    sigma: float
+    control_points: int
+    patches: int
+    patch_side: int
+
+
+@dataclass
+class DataConfig:
+    """A data set of Table 1."""
+
+    name: str
+    table: int
+    column: str
+    part: str | None
+    source: Source
+    raw: str
+    stored: str
+    canvas: int
+    pool: int
+    train: Train
+    validation: int
+    draws: int
+    seed: int
+    distortion: DistortionConfig
+
+
+@dataclass
+class LocalisationConfig:
+    filters: int
+    features: int
+    hidden: int
+    layers: int
+
+
+@dataclass
+class ModelConfig:
+    """A network of Table 1."""
+
+    name: str
+    row: str
+    classifier: Classifier
+    width: int | None
+    match_filters: int
+    transformation: Family | None
+    sampler: Sampler
+    localisation: LocalisationConfig
+
+
+@dataclass
+class BudgetConfig:
+    name: str
+    steps: int
+    batch_size: int
+    precision: Precision
+    optimiser: Optimiser
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    localisation_rate: float
+    schedule: Schedule
+    warm_up: float
+    decay_every: int
+    decay_factor: float
+    validate_every: int
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str
+    devices: int
+    num_nodes: int
+    strategy: str
+
+
+@dataclass
+class LoggerConfig:
+    name: str
+    project: str
+    every: int
+    pictures: int
+
+
+@dataclass
+class DebugConfig:
+    detect_anomaly: bool
+    profiler: str | None
+
+
+@dataclass
+class RunConfig:
+    """What `stn.train` and the other front doors of a cell take."""
+
+    data: DataConfig
+    model: ModelConfig
+    budget: BudgetConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+    debug: DebugConfig
+    seeds: list[int]
+    seed: int | None
+    outputs: str
+    record: str | None
+    checkpoint: str | None
+    fresh: bool
+
+
+def front_door(work: Callable[[DictConfig], Any]) -> Callable[[], None]:
+    """A `main()` that composes `conf/train.yaml` with the command line, checks it and calls `work(cfg)`.
+
+    What the user can mend ends as one line on stderr and exit status 2; `HYDRA_FULL_ERROR=1` shows the traceback.
+    """
+
+    def main() -> None:
+        patient = os.environ.get("HYDRA_FULL_ERROR") == "1"
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own report is seven lines; we catch the error and write one
+
+        @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+        def run(cfg: DictConfig) -> None:
+            work(checked(cfg))
+
+        try:
+            run()
+        except (UserError, HydraException, OmegaConfBaseException) as error:
+            if patient:
+                raise
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted; the same command resumes", file=sys.stderr)
+            sys.exit(130)
+
+    return main
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The checked config that `python -m stn.train <overrides>` would run."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return checked(hydra.compose("train", overrides=list(overrides)))
+
+
+def checked(cfg: DictConfig) -> DictConfig:
+    """`cfg` held against the schema and resolved; raises omegaconf's errors and UserError."""
+    cfg = OmegaConf.merge(OmegaConf.structured(RunConfig), cfg)
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        raise UserError(f"no value for {', '.join(sorted(missing))}: set it in conf/ or on the command line")
+    OmegaConf.resolve(cfg)
+    if cfg.seed is not None:
+        cfg.seeds, cfg.seed = [cfg.seed], None
+    for key, smallest in _SMALLEST.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value < smallest:
+            raise UserError(f"{key}={value} is too small: it must be at least {smallest}")
+    if not cfg.seeds:
+        raise UserError("seeds=[] names no seed: give a list of integers such as seeds=[0,1,2]")
+    OmegaConf.set_readonly(cfg, True)
+    return cfg
+
+
+_SMALLEST = {
+    "budget.steps": 1,
+    "budget.batch_size": 1,
+    "budget.validate_every": 1,
+    "budget.learning_rate": 0,
+    "budget.localisation_rate": 0,
+    "budget.decay_every": 1,
+    "model.width": 1,
+    "model.match_filters": 1,
+    "model.localisation.filters": 1,
+    "model.localisation.features": 1,
+    "model.localisation.hidden": 1,
+    "model.localisation.layers": 1,
+    "data.canvas": 1,
+    "data.pool": 1,
+    "data.draws": 1,
+    "data.validation": 1,
+    "logger.every": 1,
+    "trainer.devices": 1,
+    "trainer.num_nodes": 1,
+}
+
+
+def experiment(cfg: DictConfig) -> dict:
+    """The part of a config that decides what is learned: data, model and budget, as primitives."""
+    whole = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    return {group: whole[group] for group in ("data", "model", "budget")}
+
+
+def digest(*parts: bytes | str) -> str:
+    """Twelve hexadecimal digits that stand for the parts."""
+    hashed = hashlib.blake2b(digest_size=6)
+    for part in parts:
+        part = part.encode() if isinstance(part, str) else part
+        hashed.update(len(part).to_bytes(8, "little") + part)
+    return hashed.hexdigest()
+
+
+def one_line(error: BaseException) -> str:
+    """The message of Hydra, omegaconf or ours, without its line breaks and its class-name decoration."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = str(error)
+    cause = error.__cause__
+    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
+        text = f"{text.splitlines()[0]} {cause}"
+    key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
+    lines = [line.strip() for line in text.splitlines()]
+    lines = lines[: next((i for i, line in enumerate(lines) if line.startswith("Config search path")), None)]
+    lines = [line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[=:]", line)]
+    line = re.sub(r"\s+", " ", "; ".join(lines[:2]) if not isinstance(error, HydraException) else " ".join(lines))
+    return f"{key}: {line}" if key and key not in line else line

@@ -1,0 +1,276 @@
+"""The distortions of the paper's digits: R, RTS, P, E and TC (section 4.1 and appendix A.4).
+
+They are the families that a transformer learns, with theta drawn at random: a distortion lays a grid on the digit that
+says where each pixel of the canvas comes from. Frames and shapes as in `stn.geometry.transforms`; "canvas" points are
+in the frame of the distorted image, "digit" points in that of the undistorted one. Pixels are the canvas's.
+
+Parameters are drawn in the generator's order and rounded to float32 before they are used, so what is stored beside an
+image is exactly what made it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from stn.geometry.sampling import bilinear
+from stn.geometry.transforms import (
+    Affine,
+    Projective,
+    ThinPlateSpline,
+    control_points,
+    homography_through,
+    pixel_centres,
+)
+
+CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))  # clockwise from the top left
+POSE = ("angle", "scale", "x", "y")  # degrees counter-clockwise, a factor, pixels
+REDRAWS = 16  # candidates for each projective image; all fail once in 1e20 draws or so
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """A random family of warps of a square digit onto a square canvas.
+
+    Attributes:
+        canvas: side of the distorted image in pixels.
+        digit: side of the undistorted one.
+    """
+
+    canvas: int
+    digit: int
+
+    @property
+    def names(self) -> list[str]:
+        """What the columns of the parameters are."""
+        raise NotImplementedError
+
+    @property
+    def pose_names(self) -> list[str]:
+        """Those columns that vary and that a rotation, scale and location can undo; see `found_pose`."""
+        return []
+
+    def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Parameters (n, D), float32, on the generator's device; drawn in `dtype`."""
+        raise NotImplementedError
+
+    def digit_points(self, parameters: Tensor, points: Tensor) -> Tensor:
+        """Digit points (n, N, 2) that appear at the canvas points (N, 2) or (n, N, 2)."""
+        raise NotImplementedError
+
+    def grid(self, parameters: Tensor) -> Tensor:
+        """The digit points of all canvas pixels, (n, canvas, canvas, 2), in the parameters' precision."""
+        raise NotImplementedError
+
+    def render(self, parameters: Tensor, digits: Tensor, pool: Tensor | None = None) -> Tensor:
+        """Distorted images (n, 1, canvas, canvas) in [0, 1] of `digits` (n, digit, digit), uint8.
+
+        Bilinear, with a background of zero, in the parameters' precision. `pool` (m, digit, digit) is what clutter is
+        cut from; only TC uses it.
+        """
+        return bilinear(digits[:, None].to(parameters) / 255, self.grid(parameters))
+
+
+@dataclass(frozen=True)
+class Pose(Distortion):
+    """Rotation, scale and location: R and RTS.
+
+    Attributes:
+        rotation: the angle is U(-rotation, rotation) degrees; counter-clockwise is positive.
+        scale: (low, high) of the uniform scale factor.
+        roam: whether the digit's scaled, unrotated frame is placed uniformly inside the canvas, or at its centre.
+            Paper: "placing the digit in a random location"; what must stay inside is open.
+    """
+
+    rotation: float
+    scale: tuple[float, float]
+    roam: bool
+
+    @property
+    def names(self) -> list[str]:
+        return list(POSE)
+
+    @property
+    def pose_names(self) -> list[str]:
+        varied = {"angle": self.rotation > 0, "scale": self.scale[0] < self.scale[1], "x": self.roam, "y": self.roam}
+        return [name for name in POSE if varied[name]]
+
+    def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        u = torch.rand(n, 4, generator=generator, dtype=dtype, device=generator.device)
+        angle = (2 * u[:, 0] - 1) * self.rotation
+        scale = _between(u[:, 1], self.scale)
+        room = (self.canvas - scale * self.digit).clamp_min(0) / 2 * self.roam
+        return torch.stack([angle, scale, (2 * u[:, 2] - 1) * room, (2 * u[:, 3] - 1) * room], 1).float()
+
+    def theta(self, parameters: Tensor) -> Tensor:
+        """The affine theta (n, 6) from canvas to digit: undo the location, then the rotation, then the scale."""
+        angle, scale, x, y = parameters.unbind(1)
+        zoom = self.canvas / self.digit / scale
+        cos, sin = zoom * torch.cos(angle.deg2rad()), zoom * torch.sin(angle.deg2rad())
+        x, y = 2 * x / self.canvas, 2 * y / self.canvas
+        return torch.stack([cos, -sin, sin * y - cos * x, sin, cos, -sin * x - cos * y], 1)
+
+    def digit_points(self, parameters: Tensor, points: Tensor) -> Tensor:
+        return Affine().points(self.theta(parameters), points)
+
+    def grid(self, parameters: Tensor) -> Tensor:
+        return Affine().grid(self.theta(parameters), (self.canvas, self.canvas))
+
+
+@dataclass(frozen=True)
+class Projection(Distortion):
+    """Scale, then each corner of the image moved by N(0, sigma) pixels in x and y: P.
+
+    A draw whose corners are no longer those of a convex quadrilateral, in their old order, has no homography that
+    shows the digit. Paper: silent. We: draw again; the last column counts how often.
+    """
+
+    scale: tuple[float, float]
+    sigma: float
+
+    @property
+    def names(self) -> list[str]:
+        return ["scale", *(f"{axis}{corner}" for corner in range(4) for axis in ("x", "y")), "redraws"]
+
+    def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        device = generator.device
+        scale = _between(torch.rand(n, generator=generator, dtype=dtype, device=device), self.scale)
+        moves = torch.randn(n, REDRAWS, 4, 2, generator=generator, dtype=dtype, device=device) * self.sigma
+        sides = self._moved(moves).roll(-1, 2) - self._moved(moves)
+        following = sides.roll(-1, 2)
+        turns = sides[..., 0] * following[..., 1] - sides[..., 1] * following[..., 0]
+        first = (turns > 0).all(-1).int().argmax(1)  # 0 if none is convex
+        chosen = moves[torch.arange(n, device=device), first].flatten(1)
+        return torch.cat([scale[:, None], chosen, first[:, None].to(dtype)], 1).float()
+
+    def _moved(self, moves: Tensor) -> Tensor:
+        return moves.new_tensor(CORNERS) + 2 * moves / self.canvas
+
+    def _theta(self, parameters: Tensor) -> Tensor:
+        moved = self._moved(parameters[:, 1:9].view(-1, 4, 2))
+        return homography_through(source=moved.new_tensor(CORNERS).expand_as(moved), target=moved)
+
+    def digit_points(self, parameters: Tensor, points: Tensor) -> Tensor:
+        zoom = self.canvas / self.digit / parameters[:, 0]
+        return Projective().points(self._theta(parameters), points) * zoom[:, None, None]
+
+    def grid(self, parameters: Tensor) -> Tensor:
+        zoom = self.canvas / self.digit / parameters[:, 0]
+        return Projective().grid(self._theta(parameters), (self.canvas, self.canvas)) * zoom[:, None, None, None]
+
+
+@dataclass(frozen=True)
+class Elastic(Distortion):
+    """Scale, then the k x k control points of a thin plate spline moved by N(0, sigma) pixels in x and y: E.
+
+    The spline runs from canvas to digit: a control point of the canvas shows what was `move` pixels away. The other
+    direction would need a system solved for each image and draws from the same law.
+    """
+
+    scale: tuple[float, float]
+    sigma: float
+    k: int
+
+    @cached_property
+    def spline(self) -> ThinPlateSpline:
+        return ThinPlateSpline(self.k)
+
+    @property
+    def names(self) -> list[str]:
+        return ["scale", *(f"{axis}{point}" for point in range(self.k**2) for axis in ("x", "y"))]
+
+    def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        device = generator.device
+        scale = _between(torch.rand(n, 1, generator=generator, dtype=dtype, device=device), self.scale)
+        moves = torch.randn(n, 2 * self.k**2, generator=generator, dtype=dtype, device=device) * self.sigma
+        return torch.cat([scale, moves], 1).float()
+
+    def _theta(self, parameters: Tensor) -> Tensor:
+        """Control points moved and scaled: the spline is linear in them, so one product does both."""
+        centres = control_points(self.k).to(parameters).flatten()
+        zoom = self.canvas / self.digit / parameters[:, :1]
+        return (centres + 2 * parameters[:, 1:] / self.canvas) * zoom
+
+    def digit_points(self, parameters: Tensor, points: Tensor) -> Tensor:
+        return self.spline.points(self._theta(parameters), points)
+
+    def grid(self, parameters: Tensor) -> Tensor:
+        return self.spline.grid(self._theta(parameters), (self.canvas, self.canvas))
+
+
+@dataclass(frozen=True)
+class Clutter(Distortion):
+    """The digit at a random place of the canvas, and patches cut at random from other digits, added and clamped: TC.
+
+    Attributes:
+        patches: how many; each is named by five columns: which digit of the pool (a fraction of it), the corner
+            it is cut at, the corner it is put at.
+        side: of a patch in pixels.
+    """
+
+    patches: int
+    side: int
+
+    @property
+    def names(self) -> list[str]:
+        patch = ("from", "cut_x", "cut_y", "put_x", "put_y")
+        return ["x", "y", *(f"{name}{i}" for i in range(self.patches) for name in patch)]
+
+    @property
+    def pose_names(self) -> list[str]:
+        return ["x", "y"]
+
+    def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        u = torch.rand(n, 2 + 5 * self.patches, generator=generator, dtype=dtype, device=generator.device).float()
+        cuts, puts = self.digit - self.side + 1, self.canvas - self.side + 1
+        counts = u.new_tensor([self.canvas - self.digit + 1] * 2 + [0, cuts, cuts, puts, puts] * self.patches)
+        whole = (u * counts).floor().minimum(counts - 1)  # float32 may round u up to 1
+        return torch.where(counts > 0, whole, u)
+
+    def digit_points(self, parameters: Tensor, points: Tensor) -> Tensor:
+        corner = 2 * parameters[:, None, :2] / self.canvas - 1  # of the digit's frame on the canvas
+        return (points - corner) * (self.canvas / self.digit) - 1
+
+    def grid(self, parameters: Tensor) -> Tensor:
+        size = (self.canvas, self.canvas)
+        return self.digit_points(parameters, pixel_centres(size, parameters.dtype, parameters.device)).unflatten(1, size)
+
+    def render(self, parameters: Tensor, digits: Tensor, pool: Tensor | None = None) -> Tensor:
+        n = len(parameters)
+        canvas = torch.zeros(n, self.canvas**2, dtype=parameters.dtype, device=parameters.device)
+        x, y = parameters[:, :2].long().unbind(1)
+        canvas.scatter_add_(1, self._places(x, y, self.digit), digits.to(parameters).flatten(1) / 255)
+        other = pool.flatten(1)
+        for patch in parameters[:, 2:].unflatten(1, (self.patches, 5)).unbind(1):
+            which = (patch[:, 0] * len(pool)).long().clamp_max(len(pool) - 1)
+            cut_x, cut_y, put_x, put_y = patch[:, 1:].long().unbind(1)
+            cut = other[which[:, None], self._places(cut_x, cut_y, self.side, self.digit)].to(parameters) / 255
+            canvas.scatter_add_(1, self._places(put_x, put_y, self.side), cut)
+        return canvas.clamp_max_(1).view(n, 1, self.canvas, self.canvas)
+
+    def _places(self, x: Tensor, y: Tensor, side: int, width: int | None = None) -> Tensor:
+        """Flat indices (n, side side) of a square whose corner is at (x, y) in an image `width` pixels wide."""
+        steps = torch.arange(side, device=x.device)
+        rows = (y[:, None, None] + steps[:, None]) * (width or self.canvas)
+        return (rows + x[:, None, None] + steps).flatten(1)
+
+
+def found_pose(canvas_points: Tensor, points: Tensor, canvas: int) -> Tensor:
+    """The pose (n, 4) = angle, scale, x, y that a transformer takes a digit to have.
+
+    The best affine map from its target points (N, 2) to the canvas points (n, N, 2) it samples there, read in the
+    convention of `Pose`. The pose in which the network likes its digits is its own choice, so each number is
+    determined but for a constant: an angle and a place added, a scale multiplied.
+    """
+    design = torch.cat([points, torch.ones_like(points[:, :1])], 1).to(canvas_points)
+    a, c, b, d, x, y = (torch.linalg.pinv(design) @ canvas_points).flatten(1).unbind(1)
+    # canvas = [[a, b], [c, d]] target + (x, y); Pose's forward map is scale [[cos, sin], [-sin, cos]].
+    angle = torch.atan2(b - c, a + d).rad2deg()
+    scale = (a * d - b * c).abs().sqrt()
+    return torch.stack([angle, scale, x * canvas / 2, y * canvas / 2], 1)
+
+
+def _between(u: Tensor, bounds: tuple[float, float]) -> Tensor:
+    low, high = bounds
+    return low + (high - low) * u

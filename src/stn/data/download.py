@@ -1,0 +1,348 @@
+"""Raw data: fetched once, checked, never changed.
+
+`$STN_DATA_MIRROR`, a folder or an http, https or file URL laid out as `mnist/ svhn/ cub/ weights/`, is asked first,
+then the official URLs in turn. A file grows in `outputs/downloads/`, which outlives DVC's deletion of a stage's outs
+and lets an interrupted download continue. It is renamed into place once its checksum is right: what stands there is
+whole.
+"""
+
+import errno
+import fcntl
+import gzip
+import hashlib
+import http.client
+import math
+import os
+import re
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stn.errors import UserError
+
+SCRATCH = Path("outputs/downloads")
+TIMEOUT = 30.0  # seconds without a single byte
+ATTEMPTS = 3  # in a row that bring nothing new, per source
+PAUSE = 1.0  # seconds before the second attempt, doubled each time
+CHUNK = 1 << 16
+SMALL = 1 << 20  # bytes: below, no progress is shown
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file to fetch: `urls` in the order in which to try them, `md5` of the whole file, `size` in bytes if known."""
+
+    name: str
+    urls: tuple[str, ...]
+    md5: str
+    size: int | None = None
+
+
+def download(file: RemoteFile, folder: Path, mirror_folder: str) -> Path:
+    """Make `folder / file.name` the checked file and return its path; a good file already there costs one reading.
+
+    `mirror_folder` is its folder within the mirror. A mirror that lacks the file is passed over with a notice; one that
+    holds other bytes under its name is an error, because the mirror was chosen on purpose.
+
+    Raises UserError: no source has the file, the mirror's copy is wrong, or a path cannot be written.
+    """
+    target = folder / file.name
+    fault = _fault(target, file)
+    if fault is None:
+        return target
+    _say(f"{target} {fault}: fetching it")
+    mirror = _mirror()
+    at_mirror = f"{mirror}/{mirror_folder}/{file.name}" if mirror else None
+    part = SCRATCH / mirror_folder / f"{file.name}.part"
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _alone(part):
+        if _fault(target, file) is None:  # another process was faster
+            return target
+        failures: list[str] = []
+        for url in [at_mirror, *file.urls] if at_mirror else file.urls:
+            try:
+                _fetch(file, url, part)
+            except _WrongContent as error:
+                if url == at_mirror:
+                    raise UserError(f"{_shown(url)} {error}; replace it, or correct STN_DATA_MIRROR") from None
+                failures.append(f"{_shown(url)} {error}")
+            except _Failed as error:
+                failures.append(f"{_shown(url)}: {error}")
+            else:
+                _move_in(part, target)
+                return target
+            if url == at_mirror:
+                _say(f"the mirror cannot give {file.name} ({failures[-1]}): trying the official sources")
+        at_first = f"mirror: {failures[0]}; " if at_mirror and len(failures) > 1 else ""
+        raise UserError(
+            f"could not download {file.name} from any of {len(failures)} sources ({at_first}last: {failures[-1]}); "
+            f"set STN_DATA_MIRROR to a folder or URL that holds {mirror_folder}/{file.name}"
+        )
+
+
+def fetch_mnist(folder: Path) -> list[Path]:
+    """The four original gzipped files of MNIST (60,000 training and 10,000 test digits), checked, in `folder`."""
+    from torchvision.datasets import MNIST  # for the names, checksums and hosts that torchvision keeps current
+
+    return [
+        download(RemoteFile(name, tuple(mirror + name for mirror in MNIST.mirrors), md5), folder, "mnist")
+        for name, md5 in MNIST.resources
+    ]
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """A gzipped IDX file as a writable uint8 array: images (n, height, width) or labels (n,).
+
+    Raises UserError: missing, not gzip, cut short, not an IDX file of bytes, or another length than its header says.
+    """
+    remedy = "delete it and run `python -m stn.fetch data=mnist_r` (or check STN_DATA_MIRROR)"
+    try:
+        with gzip.open(path) as stream:
+            content = stream.read()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run `python -m stn.fetch data=mnist_r`") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is no whole gzip file ({_why(error)}); {remedy}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_why(error)}; check the path and its permissions") from None
+    magic = int.from_bytes(content[:4], "big")
+    axes = {0x801: 1, 0x803: 3}.get(magic)  # 8: unsigned byte, then the number of axes
+    if axes is None or len(content) < 4 + 4 * axes:
+        raise UserError(f"{path} starts with 0x{content[:4].hex()}, expected 0x00000801 or 0x00000803; {remedy}")
+    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", axes, offset=4))
+    found, expected = len(content) - 4 - 4 * axes, math.prod(shape)
+    if found != expected:
+        size = " x ".join(map(str, shape))
+        raise UserError(f"{path} holds {found} bytes of data, its header promises {size} = {expected}; {remedy}")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
+
+
+class _Failed(Exception):
+    """This source cannot give the file; the next may."""
+
+
+class _Interrupted(_Failed):
+    """It may yet, if asked again."""
+
+
+class _WrongContent(_Failed):
+    """It gave other bytes than the checksum asks for. Reads on from the name of the file or source."""
+
+
+def _mirror() -> str | None:
+    """`$STN_DATA_MIRROR` as a URL without a slash at the end."""
+    mirror = os.environ.get("STN_DATA_MIRROR")
+    if not mirror:
+        return None
+    if re.match(r"(https?|file)://", mirror):
+        return mirror.rstrip("/")
+    folder = Path(mirror).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"STN_DATA_MIRROR={mirror} is neither a folder nor an http, https or file URL; correct or unset it"
+        )
+    return folder.resolve().as_uri()
+
+
+def _fetch(file: RemoteFile, url: str, part: Path) -> None:
+    """Leave the whole, checked file at `part`, going on from what is there, or raise _Failed."""
+    furthest, attempt = _size(part), 1
+    inherited = furthest > 0  # bytes of an earlier run or another source
+    while True:
+        try:
+            if not inherited or _fault(part, file) is not None:
+                _receive(file, url, part)
+        except _Interrupted as error:
+            if _size(part) > furthest:
+                furthest, attempt = _size(part), 1
+            if attempt == ATTEMPTS:
+                raise
+            _say(f"{file.name}: {error}; trying again")
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+            attempt += 1
+            continue
+        fault = _fault(part, file)
+        if fault is None:
+            return
+        part.unlink()
+        if not inherited:
+            raise _WrongContent(fault)
+        inherited, furthest, attempt = False, 0, 1  # the old beginning may be the culprit: once more from the start
+
+
+def _receive(file: RemoteFile, url: str, part: Path) -> None:
+    """One request: append what `part` lacks, or start over where the server has it so."""
+    offset = _size(part)
+    headers = {"User-Agent": "stn"} | ({"Range": f"bytes={offset}-"} if offset else {})
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and offset:  # `part` is no beginning of that file
+            part.unlink()
+            return _receive(file, url, part)
+        again = error.code in (408, 425, 429) or error.code >= 500
+        raise (_Interrupted if again else _Failed)(f"HTTP {error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise (_Failed if url.startswith("file:") else _Interrupted)(_why(error)) from None
+    except ValueError as error:  # no URL at all, which only STN_DATA_MIRROR can bring
+        raise _Failed(_why(error)) from None
+
+    with response:
+        start, total = _extent(response)
+        if start > offset:
+            raise _Failed(f"sent the bytes from {start}, asked for those from {offset}")
+        if file.size is not None and total not in (None, file.size):
+            raise _WrongContent(f"is {total} bytes long, expected {file.size}")
+        with _writing(part), part.open("ab") as out, _progress(file.name, total, start) as tell:
+            if start < offset:
+                out.truncate(start)
+            done = start
+            while chunk := _read(response):
+                out.write(chunk)
+                done += len(chunk)
+                tell(done)
+    if total is not None and done < total:
+        raise _Interrupted(f"the connection closed after {done} of {total} bytes")
+
+
+def _extent(response) -> tuple[int, int | None]:
+    """Where in the file the body starts, and the length of the whole file if the server tells it."""
+    content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    if response.status == 206 and content_range:
+        start, total = content_range.groups()
+        return int(start), None if total == "*" else int(total)
+    length = response.headers.get("Content-Length")
+    return 0, int(length) if length else None
+
+
+def _read(response) -> bytes:
+    """The next bytes. The errors of a network are OSErrors, as those of a disk: here they part ways."""
+    try:
+        return response.read(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(_why(error)) from None
+
+
+def _move_in(part: Path, target: Path) -> None:
+    """`data/` may lie on another disk than `outputs/`, where no rename reaches: move beside the target first."""
+    beside = target.with_name(f".{target.name}.part")
+    with _writing(target):
+        shutil.move(part, beside)
+        beside.replace(target)
+
+
+def _fault(path: Path, file: RemoteFile) -> str | None:
+    """What is wrong with the file at `path`, None if nothing is; to be read after a name."""
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if file.size is not None and size != file.size:
+                return f"is {size} bytes long, expected {file.size}"
+            md5 = hashlib.file_digest(stream, "md5").hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_why(error)}; check the path and its permissions") from None
+    return None if md5 == file.md5 else f"has MD5 {md5}, expected {file.md5}"
+
+
+@contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """Keep other processes from `part`: one that still appends to it would spoil the file after it has moved in."""
+    lock = part.with_suffix(".lock")
+    with _writing(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        stream = lock.open("w")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"{part.stem}: waiting for another process that downloads it")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EEXIST: "move away the file that is there",
+    errno.ENOTDIR: "move away the file that stands for one of its folders",
+    errno.EISDIR: "move away the folder that is there",
+}
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno, "make it writable")
+        raise UserError(f"cannot write {error.filename or path}: {_why(error)}; {remedy} and run this again") from None
+
+
+@contextmanager
+def _progress(name: str, total: int | None, done: int) -> Iterator[Callable[[int], None]]:
+    """Yields a function to be told the bytes so far: a bar in a terminal, elsewhere a line now and then."""
+    if total is not None and total < SMALL:
+        yield lambda done: None
+    elif sys.stderr.isatty():
+        from rich import progress
+        from rich.console import Console
+
+        columns = (
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+        )
+        with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(name, total=total, completed=done)
+            yield lambda done: bar.update(task, completed=done)
+    else:
+        first, begun = done, time.monotonic()
+        last_line = begun
+
+        def tell(done: int) -> None:
+            nonlocal last_line
+            now = time.monotonic()
+            if now - last_line < SECONDS_BETWEEN_LINES:
+                return
+            last_line = now
+            line = f"{name}: {done / 1e6:.0f} MB"
+            if total is not None and done > first:
+                minutes, seconds = divmod(round((total - done) * (now - begun) / (done - first)), 60)
+                line = f"{name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB, ETA {minutes}:{seconds:02}"
+            _say(line)
+
+        yield tell
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _why(error: Exception) -> str:
+    """The system's own words, on one line, without error numbers and the names of classes."""
+    reason = getattr(error, "reason", None) or error
+    return " ".join(str(getattr(reason, "strerror", None) or reason or type(reason).__name__).split())
+
+
+def _shown(url: str) -> str:
+    return url.removeprefix("file://")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

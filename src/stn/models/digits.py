@@ -1,0 +1,145 @@
+"""The networks of Table 1 (paper, section 4.1 and appendix A.4): FCN, CNN, and either behind a transformer."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from stn.geometry.sampling import bicubic, bilinear, integer
+from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, Transformation
+from stn.models.localisation import convolutional, fully_connected
+from stn.models.transformer import SpatialTransformer
+
+TRANSFORMATIONS: dict[str, Callable[[], Transformation]] = {
+    "affine": Affine,
+    "projective": Projective,
+    "tps": lambda: ThinPlateSpline(4),
+}
+SAMPLERS = {"integer": integer, "bilinear": bilinear, "bicubic": bicubic}
+
+
+class DigitNetwork(nn.Module):
+    """A classifier of digits, with a spatial transformer at its input or without.
+
+    A call maps images (B, 1, canvas, canvas) in [0, 1] to class scores (B, classes).
+
+    Args:
+        canvas: side of the images in pixels.
+        classifier: `"fcn"` or `"cnn"`.
+        width: filters of the CNN, hidden units of the FCN.
+        transformation: `"affine"`, `"projective"`, `"tps"`, or None for no transformer.
+        pool: average pooling between the transformer and the classifier (paper: 2 on RTS and TC, else none).
+        localisation: its `filters` and `features` (before a CNN), or `hidden` and `layers` (before an FCN).
+    """
+
+    def __init__(
+        self,
+        canvas: int,
+        classifier: str,
+        width: int,
+        transformation: str | None = None,
+        sampler: str = "bilinear",
+        pool: int = 1,
+        localisation: dict | None = None,
+        classes: int = 10,
+    ):
+        super().__init__()
+        self.transformer = None
+        side = canvas
+        if transformation is not None:
+            if classifier == "cnn":
+                features = localisation["features"]
+                network = convolutional(canvas, localisation["filters"], features)
+            else:
+                features = localisation["hidden"]
+                network = fully_connected(canvas, features, localisation["layers"])
+            self.transformer = SpatialTransformer(
+                network, features, TRANSFORMATIONS[transformation](), SAMPLERS[sampler]
+            )
+            side = math.ceil(canvas / pool)
+        self.pool = nn.AvgPool2d(pool) if transformation is not None and pool > 1 else nn.Identity()
+        self.classifier = {"cnn": cnn, "fcn": fcn}[classifier](side, width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.seen(images))
+
+    def seen(self, images: Tensor) -> Tensor:
+        """What the classifier sees of the images: (B, 1, side, side)."""
+        return self.pool(images if self.transformer is None else self.transformer(images))
+
+
+def cnn(side: int, filters: int, classes: int) -> nn.Sequential:
+    """conv 9x9 - max-pool 2 - conv 7x7 - max-pool 2 - fully connected, without padding.
+
+    Pooling rounds up: on the 21 pixels of RTS, rounding down would leave 6 of 13, too few for a 7x7 kernel. It stands
+    before the ReLU: the two commute, and a quarter of the values is a quarter of the work.
+    """
+    for kernel in (9, 7):
+        side = math.ceil((side - kernel + 1) / 2)
+    return nn.Sequential(
+        nn.Conv2d(1, filters, 9),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(filters, filters, 7),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(filters * side**2, classes),
+    )
+
+
+def fcn(side: int, hidden: int, classes: int) -> nn.Sequential:
+    """Two hidden layers."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(side**2, hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, classes),
+    )
+
+
+def width_for(total: int, **network) -> int:
+    """The width at which `DigitNetwork(width=..., **network)` comes nearest to `total` parameters.
+
+    The paper keeps the number of parameters the same for all networks of an experiment (section 4.1), so behind a
+    transformer the classifier is a little narrower.
+    """
+
+    def parameters(width: int) -> int:
+        with torch.device("meta"):  # shapes only: neither memory nor random numbers
+            return n_parameters(DigitNetwork(width=width, **network))
+
+    low, high = 1, 2048
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if parameters(middle) <= total else (low, middle)
+    return min((low, high), key=lambda width: abs(parameters(width) - total))
+
+
+def n_parameters(network: nn.Module) -> int:
+    """The number of learnable parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def network(model, data) -> DigitNetwork:
+    """The network that a model config describes on the canvas of a data config."""
+    parts = {
+        "canvas": data.canvas,
+        "classifier": _name(model.classifier),
+        "transformation": _name(model.transformation),
+        "sampler": _name(model.sampler),
+        "pool": data.pool,
+        "localisation": dict(model.localisation),
+    }
+    if model.width:
+        return DigitNetwork(width=model.width, **parts)
+    reference = DigitNetwork(data.canvas, "cnn", model.match_filters)
+    return DigitNetwork(width=width_for(n_parameters(reference), **parts), **parts)
+
+
+def _name(choice) -> str | None:
+    """The name of a choice, be it from a checked config (an enum) or from a checkpoint (a string)."""
+    return getattr(choice, "name", choice)

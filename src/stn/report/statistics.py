@@ -1,0 +1,134 @@
+"""What the numbers can bear: intervals, paired tests, verdicts, and how much of a distortion a transformer undoes.
+
+Errors are in percent, as in the paper's tables. Nothing here knows of files.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+TRIMMED = 0.05  # share of the farthest images that `variance_undone` leaves out
+
+
+def wilson(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval, in percent, for a rate of which `errors` out of `n` images were seen."""
+    bounds = stats.binomtest(errors, n).proportion_ci(level, method="wilson")
+    return 100 * float(bounds.low), 100 * float(bounds.high)
+
+
+def t_interval(errors_percent: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's interval, in percent, for the mean over two or more seeds, cut off at 0 and 100."""
+    if len(errors_percent) < 2:
+        raise ValueError("an interval over seeds needs two seeds or more")
+    mean, spread = np.mean(errors_percent), stats.sem(errors_percent)
+    half = stats.t.ppf((1 + level) / 2, len(errors_percent) - 1) * spread
+    return max(0.0, float(mean - half)), min(100.0, float(mean + half))
+
+
+def interval(seeds: Sequence[dict], level: float = 0.95) -> tuple[float, float]:
+    """The interval of one cell: Wilson's for one seed (over test images), Student's for more (over seeds).
+
+    `seeds` are a record's entries with `error` in percent, `errors` as a count, and `n_test`.
+    """
+    if len(seeds) == 1:
+        return wilson(seeds[0]["errors"], seeds[0]["n_test"], level)
+    return t_interval([seed["error"] for seed in seeds], level)
+
+
+def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[float, int, int]:
+    """McNemar's exact two-sided test of two models on the same images: (p, n01, n10).
+
+    n01 counts the images that only b has right, n10 those that only a has right. Images on which both agree carry
+    no information, so p is the chance of a split at least as uneven if each of the n01 + n10 were a fair coin.
+    """
+    correct_a, correct_b = np.asarray(correct_a, bool), np.asarray(correct_b, bool)
+    if correct_a.shape != correct_b.shape:
+        raise ValueError(f"paired models need the same images, not {correct_a.shape} and {correct_b.shape}")
+    n01, n10 = int((~correct_a & correct_b).sum()), int((correct_a & ~correct_b).sum())
+    p = float(stats.binomtest(n01, n01 + n10).pvalue) if n01 + n10 else 1.0
+    return p, n01, n10
+
+
+def verdict(lo: float, hi: float, paper: float | None, tolerance: float = 0.05, comparable: bool = True) -> str:
+    """better, within, worse or not comparable: the whole interval against the paper's value +- its rounding.
+
+    The paper prints one decimal, so its value stands for an interval of +- 0.05, and a bound that touches it is within.
+    """
+    if not comparable or paper is None:
+        return "not comparable"
+    slack = tolerance + 1e-9  # 1.25 + 0.05 is not 1.3 in binary
+    return "better" if hi < paper - slack else "worse" if lo > paper + slack else "within"
+
+
+def without_constant(true: np.ndarray, found: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The found pose with the network's own constant removed, and the residuals found - true.
+
+    A transformer may bring digits to any canonical pose, so what it finds is defined up to a constant: added to
+    `angle` (degrees, wrapped to +-180), `x` and `y` (pixels), multiplied on `scale`, whose residuals are logarithms
+    of the ratio. The found pose comes back in the true one's units, as true plus (times) residual.
+    """
+    true, found = np.asarray(true, float), np.asarray(found, float)
+    if name == "angle":
+        turn = np.deg2rad(found - true)
+        constant = np.arctan2(np.sin(turn).mean(), np.cos(turn).mean())
+        residual = np.rad2deg(np.angle(np.exp(1j * (turn - constant))))
+    elif name == "scale":
+        ratio = np.log(found / true)
+        residual = ratio - ratio.mean()
+        return true * np.exp(residual), residual
+    else:
+        residual = found - true - (found - true).mean()
+    return true + residual, residual
+
+
+def share_explained(true: np.ndarray, residual: np.ndarray, name: str) -> float:
+    """R^2 of the identity line: 1 - var(residual) / var(true), on the logarithm for `scale`. Below 0 if it harms."""
+    true = np.log(true) if name == "scale" else np.asarray(true, float)
+    return 1 - float(np.mean(np.square(residual)) / np.var(true))
+
+
+def at_size_of(reference: np.ndarray, cloud: np.ndarray) -> np.ndarray:
+    """`cloud` (N images, K points, 2) whose images are scaled, all by one factor, to the size of `reference`.
+
+    An image is scaled about the centre of its own points; size is the median over images of their distance from it.
+    """
+
+    def size(points: np.ndarray) -> float:
+        return np.sqrt(np.nanmedian(np.square(points - points.mean(1, keepdims=True)).sum((1, 2))))
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        reference, cloud = (np.where(np.isfinite(part), part, np.nan).astype(float) for part in (reference, cloud))
+        centre = cloud.mean(1, keepdims=True)
+        return centre + (cloud - centre) * (size(reference) / size(cloud))
+
+
+def scatter(cloud: np.ndarray) -> tuple[float, np.ndarray]:
+    """How far the points of a cloud (N, K, 2) wander: their variance over images, summed, and who counts, bool (N,).
+
+    The `TRIMMED` farthest images are left out: a projective map sends a few points almost to infinity, where one image
+    in a thousand would be nine tenths of the variance.
+    """
+    cloud = np.asarray(cloud, float)
+    whole = np.isfinite(cloud).all((1, 2))
+    n = min(int(whole.sum()), int(np.ceil((1 - TRIMMED) * len(cloud))))
+    # Least trimmed squares: the mean of the nearest images and the images nearest to that mean, until they agree.
+    centre, kept = np.median(cloud[whole], 0), None
+    for _ in range(50):
+        displacement = np.square(cloud - centre).sum((1, 2))  # inf and nan sort last
+        before, kept = kept, np.zeros(len(cloud), bool)
+        kept[np.argsort(displacement, kind="stable")[:n]] = True
+        centre = cloud[kept].mean(0)
+        if np.array_equal(before, kept):
+            break
+    return float(np.square(cloud[kept] - centre).sum((1, 2)).mean()), kept
+
+
+def variance_undone(cloud_before: np.ndarray, cloud_after: np.ndarray) -> float:
+    """Share of the pose variance that a transformer removes: 1 - scatter(after) / scatter(before).
+
+    The clouds (N, K, 2) are where K fixed points of the canvas fall in each undistorted digit's frame. 1 means that
+    every image reaches the same pose, 0 that nothing is gained, less than 0 that the spread grew. A constant zoom is
+    taken out first: a transformer that merely zooms in shrinks a rotated cloud and undoes nothing.
+    """
+    return 1 - scatter(at_size_of(cloud_before, cloud_after))[0] / scatter(cloud_before)[0]

@@ -1,0 +1,556 @@
+"""Tables from records: every number but the paper's is read from `reports/results/`, none is typed by hand.
+
+A record is the dict of a cell's JSON plus `path` (of that JSON) and `arrays` (of the NPZ beside it). `load` is the
+gate: what passes it is whole, is its own cell's, and adds up, so the writers below take its records as they are.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from stn.errors import UserError
+from stn.report.statistics import interval, mcnemar, verdict
+
+# Paper, Table 1, and for TC the running text of section 4.1, which names no family: those stand in the Aff rows.
+PAPER1 = {
+    "FCN": {"R": 2.1, "RTS": 5.2, "P": 3.1, "E": 3.2, "TC": 13.2},
+    "CNN": {"R": 1.2, "RTS": 0.8, "P": 1.5, "E": 1.4, "TC": 3.5},
+    "ST-FCN Aff": {"R": 1.2, "RTS": 0.8, "P": 1.5, "E": 2.7, "TC": 2.0},
+    "ST-FCN Proj": {"R": 1.3, "RTS": 0.9, "P": 1.4, "E": 2.6},
+    "ST-FCN TPS": {"R": 1.1, "RTS": 0.8, "P": 1.4, "E": 2.4},
+    "ST-CNN Aff": {"R": 0.7, "RTS": 0.5, "P": 0.8, "E": 1.2, "TC": 1.7},
+    "ST-CNN Proj": {"R": 0.8, "RTS": 0.6, "P": 0.8, "E": 1.3},
+    "ST-CNN TPS": {"R": 0.7, "RTS": 0.5, "P": 0.8, "E": 1.1},
+}
+ROWS = tuple(PAPER1)
+COLUMNS = ("R", "RTS", "P", "E", "TC")
+BASELINE = {row: row.split()[0].removeprefix("ST-") for row in ROWS if row.startswith("ST-")}
+
+CSV_COLUMNS = (
+    *("table", "budget", "row", "column", "metric", "paper", "ours", "ci_low", "ci_high"),
+    *("n_seeds", "n_test", "n_params", "seconds"),
+)
+MARKS = {"better": "↓", "within": "≈", "worse": "↑", "not comparable": ""}
+COLOURS = {"better": "green", "within": "cyan", "worse": "yellow", "not comparable": ""}
+NOT_BEATEN, NOT_CLEARLY = "†", "‡"
+SIGNIFICANT = 0.05
+
+SCHEMA = 1
+KEYS = (
+    *("schema", "table", "budget", "data", "model", "row", "column", "metric", "complete", "part", "parameters"),
+    *("multiply_adds", "n_test", "config", "seeds", "pose_names"),
+)
+SEED_KEYS = ("seed", "error", "errors", "n_test", "steps", "images_seen", "seconds", "provenance")
+ST_ARRAYS = (
+    *("theta", "example_input", "example_grid", "example_output", "example_label"),
+    *("pose_true", "pose_found", "cloud_before", "cloud_after"),
+)
+
+
+# ------------------------------------------------------------------------------------------------- records
+
+
+def missing(paths: Iterable[Path]) -> list[Path]:
+    """Those of the declared cells' JSON paths that have no record."""
+    return [Path(path) for path in paths if not Path(path).is_file()]
+
+
+def load(
+    required: Iterable[Path], optional: Iterable[Path] = (), configs: Mapping[Path, Mapping] | None = None
+) -> list[dict]:
+    """The records of the declared cells, in the paper's order; an absent optional cell is skipped.
+
+    `configs` gives, for any of the paths, the resolved config that this cell is declared to have. Raises UserError, one
+    line that names the files, for a required cell without record, a damaged or unfinished record, one whose config is
+    not its cell's, or records of several budgets.
+    """
+    required = [Path(path) for path in required]
+    absent = missing(required)
+    if absent:
+        cells = "1 cell has" if len(absent) == 1 else f"{len(absent)} cells have"
+        raise UserError(f"{cells} no record: {', '.join(map(str, absent))}; `make table` trains what is missing")
+    records = [_read(path) for path in required + [Path(path) for path in optional if Path(path).is_file()]]
+    for record in records:
+        differences = config_differences(record["config"], (configs or {}).get(record["path"], record["config"]))
+        if differences:
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise UserError(
+                f"{record['path']}: made with another config ({'; '.join(differences[:3])}{more}); "
+                "`make table` trains the cell again"
+            )
+    if len({record["budget"] for record in records}) > 1:
+        other = next(record for record in records if record["budget"] != records[0]["budget"])
+        raise UserError(f"{other['path']}: budget {other['budget']}, not {records[0]['budget']} like the other cells")
+    return sorted(records, key=lambda record: (ROWS.index(record["row"]), COLUMNS.index(record["column"])))
+
+
+def config_differences(config: Mapping, expected: Mapping, prefix: str = "") -> list[str]:
+    """Every key whose value is not the expected one, such as "model.filters: 32, not 64"; nested keys are dotted."""
+    differences = []
+    for key in [*expected, *(key for key in config if key not in expected)]:
+        name = f"{prefix}{key}"
+        if key not in config:
+            differences.append(f"{name}: absent, not {json.dumps(expected[key], default=str)}")
+        elif key not in expected:
+            differences.append(f"{name}: {json.dumps(config[key], default=str)}, not absent")
+        elif isinstance(config[key], Mapping) and isinstance(expected[key], Mapping):
+            differences += config_differences(config[key], expected[key], f"{name}.")
+        else:
+            ours, theirs = (json.dumps(tree[key], default=str) for tree in (config, expected))
+            if ours != theirs and ({ours, theirs} & {"true", "false"} or config[key] != expected[key]):
+                differences.append(f"{name}: {ours}, not {theirs}")
+    return differences
+
+
+def _read(path: Path) -> dict:
+    def damaged(reason: str) -> UserError:
+        return UserError(f"{path}: damaged record, {reason}; delete it and `make table` trains the cell again")
+
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged("no valid JSON") from error
+    if not isinstance(record, dict):
+        raise damaged("no JSON object")
+    lacking = [key for key in KEYS if key not in record]
+    if lacking:
+        raise damaged(f"without {', '.join(lacking)}")
+    if record["schema"] != SCHEMA:
+        raise damaged(f"schema {record['schema']}, not {SCHEMA}")
+    if not record["complete"]:
+        raise UserError(f"{path}: an unfinished run, not a result; `make table` trains the cell to its end")
+    if record["row"] not in ROWS or record["column"] not in COLUMNS:
+        raise damaged(f"no cell of Table 1: row {record['row']}, column {record['column']}")
+    if path.stem != f"{record['data']}-{record['model']}":
+        raise damaged(f"of another cell: {record['data']}-{record['model']}")
+    if not record["seeds"]:
+        raise damaged("without any seed")
+    for seed in record["seeds"]:
+        lacking = [key for key in SEED_KEYS if key not in seed]
+        if lacking:
+            raise damaged(f"a seed without {', '.join(lacking)}")
+
+    try:
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise damaged(f"without {path.with_suffix('.npz').name} beside it") from error
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise damaged(f"{path.with_suffix('.npz').name} cannot be read") from error
+    wanted = [f"correct_s{seed['seed']}" for seed in record["seeds"]]
+    lacking = [name for name in wanted + (list(ST_ARRAYS) if record["row"] in BASELINE else []) if name not in arrays]
+    if lacking:
+        raise damaged(f"{path.with_suffix('.npz').name} without {', '.join(lacking)}")
+    for seed, name in zip(record["seeds"], wanted, strict=True):
+        n, errors = seed["n_test"], seed["errors"]
+        counted = int((~arrays[name].astype(bool)).sum())
+        adds_up = counted == errors and math.isclose(seed["error"], 100 * errors / n, abs_tol=5e-3)
+        if not adds_up or not n == len(arrays[name]) == record["n_test"]:
+            raise damaged(
+                f"seed {seed['seed']} claims {errors} errors ({seed['error']} %) of {n} images, "
+                f"its predictions have {counted} of {len(arrays[name])}"
+            )
+    return {**record, "path": path, "arrays": arrays}
+
+
+# ------------------------------------------------------------------------------------------------- numbers
+
+
+def rows(records: Sequence[dict]) -> list[dict]:
+    """One dict for each cell: the CSV's columns plus `verdict`. `ours` is the mean over seeds, `seconds` their sum."""
+    table = []
+    for record in records:
+        seeds, paper = record["seeds"], PAPER1[record["row"]].get(record["column"])
+        lo, hi = interval(seeds)
+        table.append(
+            {
+                "table": record["table"],
+                "budget": record["budget"],
+                "row": record["row"],
+                "column": record["column"],
+                "metric": record["metric"],
+                "paper": paper,
+                "ours": float(np.mean([seed["error"] for seed in seeds])),
+                "ci_low": lo,
+                "ci_high": hi,
+                "n_seeds": len(seeds),
+                "n_test": record["n_test"],
+                "n_params": record["parameters"],
+                "seconds": sum(seed["seconds"] for seed in seeds),
+                "verdict": verdict(lo, hi, paper, comparable=record["part"] is None),
+            }
+        )
+    return table
+
+
+def paired(records: Sequence[dict]) -> list[dict]:
+    """For each ST cell whose baseline is there: both errors (%), and one exact McNemar test for each common seed.
+
+    `tests` lists (p, n01, n10), n01 images that only the ST has right, n10 only the baseline. `p` is the largest of
+    them. `beats` compares the mean errors; `clear` says that every seed beats with p < 0.05.
+    """
+    cells = {(record["row"], record["column"]): record for record in records}
+    comparisons = []
+    for (row, column), record in cells.items():
+        baseline = cells.get((BASELINE.get(row, ""), column))
+        if baseline is None:
+            continue
+        names = [
+            f"correct_s{seed['seed']}" for seed in record["seeds"] if f"correct_s{seed['seed']}" in baseline["arrays"]
+        ]
+        if record["n_test"] != baseline["n_test"]:
+            raise UserError(f"{record['path']} and {baseline['path']}: not the same test images, train both again")
+        tests = [mcnemar(baseline["arrays"][name], record["arrays"][name]) for name in names]
+        theirs, ours = (float(np.mean([seed["error"] for seed in cell["seeds"]])) for cell in (baseline, record))
+        p = max((test[0] for test in tests), default=math.nan)
+        beats = ours < theirs
+        comparisons.append(
+            {
+                "row": row,
+                "column": column,
+                "baseline": baseline["row"],
+                "baseline_error": theirs,
+                "error": ours,
+                "tests": tests,
+                "p": p,
+                "beats": beats,
+                "clear": beats and p < SIGNIFICANT and all(n01 > n10 for _, n01, n10 in tests),
+            }
+        )
+    return comparisons
+
+
+def summary(records: Sequence[dict]) -> list[str]:
+    """Two or three plain sentences: how many cells agree with the paper, and where an ST does not beat its baseline."""
+    counts = Counter(row["verdict"] for row in rows(records))
+    compared = sum(counts[name] for name in ("better", "within", "worse"))
+    lines = []
+    if compared:
+        lines.append(
+            f"Against the paper, {compared} cells: {counts['better']} better, {counts['within']} within, "
+            f"{counts['worse']} worse."
+        )
+    if compared and counts["not comparable"]:
+        lines.append(f"Without a number of the paper: {counts['not comparable']} cells.")
+    comparisons = paired(records)
+    if comparisons:
+        lost = [f"{cell['row']} on {cell['column']}" for cell in comparisons if not cell["beats"]]
+        unclear = [f"{cell['row']} on {cell['column']}" for cell in comparisons if cell["beats"] and not cell["clear"]]
+        line = f"An ST network beats its baseline in {len(comparisons) - len(lost)} of {len(comparisons)} cells"
+        line += f"; not in {', '.join(lost)}." if lost else "."
+        if unclear:
+            line += f" It does so without significance (p ≥ {SIGNIFICANT}) in {', '.join(unclear)}."
+        lines.append(line)
+    return lines
+
+
+def caption(records: Sequence[dict]) -> str:
+    """What was measured, on what, for how long, where: one paragraph of markdown, all of it from the records."""
+    seeds = [seed for record in records for seed in record["seeds"]]
+    parts = sorted({record["part"] for record in records if record["part"]})
+    batches = _span(round(seed["images_seen"] / seed["steps"]) for seed in seeds if seed["steps"])
+    names = sorted({tuple(sorted(seed["seed"] for seed in record["seeds"])) for record in records})
+    sets = " or ".join(", ".join(map(str, group)) for group in names)
+    plural = "seed" if all(len(group) == 1 for group in names) else "seeds"
+    where, versions = Counter(), Counter()
+    for record in records:
+        provenance = record["seeds"][0]["provenance"]
+        if provenance.get("gpu"):
+            machine = provenance["gpu"]
+        else:
+            cores = provenance.get("cores")
+            machine = f"{provenance.get('cpu') or 'unknown processor'}{f' with {cores} cores' if cores else ''}"
+        where[f"{machine} ({provenance.get('precision', 'unknown precision')})"] += 1
+        versions[
+            ", ".join(
+                f"{label} {provenance[key]}"
+                for key, label in (("python", "Python"), ("torch", "torch"), ("stn", "stn"))
+                if provenance.get(key)
+            )
+        ] += 1
+    seconds = sum(seed["seconds"] for seed in seeds)
+    text = [f"Test error in %, **ours** (the paper's), budget `{records[0]['budget']}`"]
+    if parts:
+        text[0] += f", on {' and '.join(parts)}: not comparable with the paper"
+    text[0] += "."
+    text.append(f"Each cell: {_span(seed['steps'] for seed in seeds)} steps of {batches} images, {plural} {sets},")
+    text.append(f"{_span(record['n_test'] for record in records)} test images.")
+    text.append(f"Trained on {_several(where)}; {_several(versions)}; {_duration(seconds)} of training in all.")
+    if any(len(record["seeds"]) > 1 for record in records):
+        text.append("Intervals are at 95 %, Student's over seeds.")
+    if any(len(record["seeds"]) == 1 for record in records):
+        text.append("Intervals are at 95 %, Wilson's over test images: one seed cannot tell how far seeds differ.")
+    return " ".join(text)
+
+
+def _span(values: Iterable[float]) -> str:
+    values = sorted(set(values)) or [0]
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
+
+
+def _several(counts: Counter) -> str:
+    if len(counts) == 1:
+        return next(iter(counts))
+    return " and ".join(f"{name} ({n} cell{'s' * (n > 1)})" for name, n in sorted(counts.items()))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
+
+
+def _matrix(
+    records: Sequence[dict],
+) -> tuple[list[str], list[str], dict[tuple[str, str], dict], list[tuple[str, dict]]]:
+    """Rows and columns to show, cells by (row, column), and the parameter counts by (columns that share them, row)."""
+    cells = {(row["row"], row["column"]): row for row in rows(records)}
+    marks = {(cell["row"], cell["column"]): cell for cell in paired(records)}
+    for key, cell in cells.items():
+        beaten = marks.get(key)
+        cell["mark"] = MARKS[cell["verdict"]]
+        cell["against"] = "" if not beaten or beaten["clear"] else NOT_CLEARLY if beaten["beats"] else NOT_BEATEN
+    shown = [row for row in ROWS if any(key[0] == row for key in cells)]
+    # A column nobody trained is still a column of the paper, unless nothing here is to be compared with the paper.
+    whole = any(record["part"] is None for record in records)
+    columns = [column for column in COLUMNS if whole or any(key[1] == column for key in cells)]
+    groups: list[tuple[list[str], dict[str, int]]] = []
+    for column in columns:
+        counts = {row: cells[row, column]["n_params"] for row in shown if (row, column) in cells}
+        for names, known in groups:
+            if counts and all(known.get(row, n) == n for row, n in counts.items()):
+                names.append(column)
+                known.update(counts)
+                break
+        else:
+            if counts:
+                groups.append(([column], counts))
+    return shown, columns, cells, [(", ".join(names), counts) for names, counts in groups]
+
+
+# ------------------------------------------------------------------------------------------------- writers
+
+
+def to_markdown(records: Sequence[dict]) -> str:
+    """The whole report: caption and matrix (which the README takes over), then paired tests, then one line per cell."""
+    shown, columns, cells, parameters = _matrix(records)
+    body = []
+    for row in shown:
+        line = [row]
+        for column in columns:
+            paper, cell = PAPER1[row].get(column), cells.get((row, column))
+            theirs = f"({paper:.1f})" if paper is not None else ""
+            ours = f"**{cell['ours']:.2f}**" if cell else "not run" if paper is not None else "–"
+            marks = f"{cell['mark']}{cell['against']}" if cell else ""
+            line.append(" ".join(filter(None, (ours, theirs, marks))))
+        body.append(line + [f"{counts[row]:,}" if row in counts else "–" for _, counts in parameters])
+    head = ["model", *columns, *(f"parameters ({names})" for names, _ in parameters)]
+    text = ["# Table 1: distorted MNIST", caption(records)]
+    text += [
+        _markdown_table(head, body, "l" + "r" * (len(head) - 1)),
+        _legend(cells, columns),
+        " ".join(summary(records)),
+    ]
+
+    comparisons = paired(records)
+    if comparisons:
+        text += [
+            "## With and without a transformer",
+            "Both networks on the same test images: McNemar's exact two-sided test on the images that only one of them "
+            "has right, one test per seed, the largest p shown, not corrected for the number of tests.",
+        ]
+        body = [
+            [
+                cell["row"],
+                cell["column"],
+                f"{cell['baseline_error']:.2f}",
+                f"{cell['error']:.2f}",
+                f"{cell['error'] - cell['baseline_error']:+.2f}".replace("-", "−"),
+                "; ".join(str(test[2]) for test in cell["tests"]) or "–",
+                "; ".join(str(test[1]) for test in cell["tests"]) or "–",
+                _p(cell["p"]),
+                "yes" if cell["clear"] else "yes, not significantly" if cell["beats"] else "**no**",
+            ]
+            for cell in comparisons
+        ]
+        head = "model,column,without ST,with ST,difference,only without right,only with right,p,beats its baseline"
+        text.append(_markdown_table(head.split(","), body, "llrrrrrrl"))
+
+    body = [
+        [
+            cell["row"],
+            cell["column"],
+            "–" if cell["paper"] is None else f"{cell['paper']:.1f}",
+            f"{cell['ours']:.2f}",
+            f"{cell['ci_low']:.2f} to {cell['ci_high']:.2f}",
+            str(cell["n_seeds"]),
+            f"{cell['n_test']:,}",
+            f"{cell['n_params']:,}",
+            cell["verdict"],
+        ]
+        for cell in cells.values()
+    ]
+    head = ["row", "column", "paper", "ours", "95 % interval", "n seeds", "n test", "parameters", "verdict"]
+    text += ["## Every cell", _markdown_table(head, body, "llrrrrrrl")]
+    return "\n\n".join(text) + "\n"
+
+
+def _legend(cells: Mapping, columns: Sequence[str]) -> str:
+    """Explains the marks that are there, and no others."""
+    used = {cell["verdict"] for cell in cells.values()} | {cell["against"] for cell in cells.values()}
+    text = []
+    if used & {"better", "within", "worse"}:
+        text.append("↓ better than, ≈ within, ↑ worse than the paper's value ± 0.05, by our 95 % interval.")
+    if NOT_BEATEN in used:
+        text.append(f"{NOT_BEATEN} does not beat its baseline (ST-FCN: FCN, ST-CNN: CNN).")
+    if NOT_CLEARLY in used:
+        text.append(f"{NOT_CLEARLY} beats its baseline without significance (p ≥ {SIGNIFICANT}, paired test).")
+    if "TC" in columns:
+        text.append("For TC the paper names no family: its ST numbers stand in the Aff rows.")
+    return " ".join(text)
+
+
+def _p(p: float) -> str:
+    if math.isnan(p):
+        return "no common seed"
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}" if p > 1e-300 else "< 1e-300"
+
+
+def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], align: str) -> str:
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (c.rjust(w) if a == "r" else c.ljust(w) for c, w, a in zip(cells, widths, align, strict=True))
+        return f"| {' | '.join(padded)} |"
+
+    rule = ("-" * (w + 1) + (":" if a == "r" else "-") for w, a in zip(widths, align, strict=True))
+    return "\n".join([line(head), f"|{'|'.join(rule)}|", *map(line, body)])
+
+
+def to_csv(records: Sequence[dict]) -> str:
+    """One line for each cell under the columns that DESIGN.md fixes; empty where the paper has no value."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows(records):
+        numbers = {name: f"{row[name]:.4f}" for name in ("ours", "ci_low", "ci_high")}
+        paper = "" if row["paper"] is None else f"{row['paper']:.1f}"
+        writer.writerow({**row, **numbers, "paper": paper, "seconds": f"{row['seconds']:.1f}"})
+    return out.getvalue()
+
+
+def to_tex(records: Sequence[dict]) -> str:
+    r"""A floating table for `\input`; the document needs `\usepackage{booktabs}` and nothing else."""
+    shown, columns, cells, parameters = _matrix(records)
+    columns = [column for column in columns if any(key[1] == column for key in cells)]
+    body, kind = [], BASELINE.get(shown[0])
+    for row in shown:
+        if kind != BASELINE.get(row):
+            body.append(r"\addlinespace")
+            kind = BASELINE.get(row)
+        line = [row]
+        for column in columns:
+            paper, cell = PAPER1[row].get(column), cells.get((row, column))
+            theirs = f"({paper:.1f})" if paper is not None else ""
+            ours = rf"\textbf{{{cell['ours']:.2f}}}" if cell else "--"
+            marks = _tex(f"{cell['mark']}{cell['against']}") if cell else ""
+            line.append(" ".join(filter(None, (ours, theirs, marks))))
+        line += [f"{counts[row] / 1000:.0f}k" if row in counts else "--" for _, counts in parameters]
+        body.append(" & ".join(line) + r" \\")
+    head = ["model", *columns, *(rf"\shortstack[r]{{params\\({names})}}" for names, _ in parameters)]
+    return "\n".join(
+        [
+            r"% Needs \usepackage{booktabs}. Written by `python -m stn.table`: do not edit.",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_tex(' '.join(filter(None, (caption(records), _legend(cells, columns)))))}}}",
+            r"\label{tab:table1}",
+            r"\footnotesize",
+            r"\setlength{\tabcolsep}{3pt}",
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            r"\toprule",
+            " & ".join(head) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _tex(text: str) -> str:
+    text = re.sub(r"([%&#_$])", r"\\\1", text)
+    text = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
+    text = re.sub(r"`(.+?)`", r"\\texttt{\1}", text)
+    signs = {"↓": "downarrow", "≈": "approx", "↑": "uparrow", "±": "pm", "≥": "geq", "†": "dagger", "‡": "ddagger"}
+    for sign, name in signs.items():
+        text = text.replace(sign, f"$^\\{name}$" if sign in "†‡" else f"$\\{name}$")
+    return text.replace("–", "--")
+
+
+def to_terminal(records: Sequence[dict]) -> Group:
+    """The matrix and its summary for a rich console, at most 100 columns wide; marks carry what colours repeat."""
+    shown, columns, cells, _ = _matrix(records)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("\nmodel", no_wrap=True)
+    lines = [[Text(row)] for row in shown]
+    for column in columns:
+        papers = {row: "–" if (paper := PAPER1[row].get(column)) is None else f"{paper:.1f}" for row in shown}
+        width = max(map(len, papers.values()))
+        run = any(key[1] == column for key in cells)
+        # Padded by hand, so that the bars stand in one line whatever marks follow.
+        table.add_column(Text(f"{column.center(width + 7)}\n{'paper | ours' if run else 'paper'}"), no_wrap=True)
+        for line, row in zip(lines, shown, strict=True):
+            cell = cells.get((row, column))
+            text = Text.assemble((papers[row].rjust(5 if width < 6 else width), "dim"))
+            if cell:
+                text.append(" | ").append(f"{cell['ours']:5.2f}".removeprefix(" "), "bold")
+                text.append(f" {cell['mark']}{cell['against']}", COLOURS[cell["verdict"]])
+            elif papers[row] != "–":
+                text.append(" | not run", "dim")
+            line.append(text)
+    for line, row, following in zip(lines, shown, [*shown[1:], shown[-1]], strict=True):
+        table.add_row(*line)
+        if BASELINE.get(row) != BASELINE.get(following):
+            table.add_row()
+    told = caption(records).replace("**ours** (the paper's)", "paper | ours").replace("`", "")
+    notes = [Text(note, style="dim") for note in (told, _legend(cells, columns)) if note]
+    return Group(
+        Text("Table 1: distorted MNIST", style="bold"), Text(), table, Text(), *notes, *map(Text, summary(records))
+    )
+
+
+# -------------------------------------------------------------------------------------------------- README
+
+
+def readme_block(markdown: str) -> str:
+    """What the README shows of a table's markdown: caption, matrix and marks, without the title and the sections."""
+    return markdown.partition("\n## ")[0].partition("\n")[2].strip()
+
+
+def replace_block(text: str, name: str, block: str) -> str:
+    """`text` with `block` between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; UserError without one such pair."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"README.md: needs one {begin} and, below it, one {end}, for the table to stand between")
+    head, rest = text.split(begin)
+    return f"{head}{begin}\n\n{block.strip()}\n\n{end}{rest.split(end)[1]}"
+
+
+def stale(expected: Mapping[Path, str]) -> list[Path]:
+    """Those of the files whose text is not the expected one, or that are absent."""
+    return [path for path, text in expected.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]

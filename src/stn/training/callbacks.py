@@ -1,0 +1,71 @@
+"""What one watches while a run goes on: progress, and pictures of what the transformer does."""
+
+import sys
+import time
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Watch(Callback):
+    """A bar in a terminal; elsewhere a plain line after each validation, with the time that is left."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.bar: Progress | None = None
+
+    def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        self.begun, self.first = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero and sys.stdout.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+            self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())
+            self.task = self.bar.add_task(self.name, total=trainer.max_steps, completed=self.first, note="")
+            self.bar.start()
+        elif trainer.is_global_zero and self.first:
+            print(f"{self.name}: resumed at step {self.first}", flush=True)
+
+    def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, *_) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=trainer.global_step)
+
+    def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.sanity_checking or not learner.validation:
+            return
+        step, error, _ = learner.validation[-1]
+        if self.bar:
+            self.bar.update(self.task, completed=step, note=f"validation {error:.2f} %")
+            return
+        rate = (step - self.first) / (time.monotonic() - self.begun)
+        left = (trainer.max_steps - step) / rate
+        print(
+            f"{self.name}: step {step}/{trainer.max_steps}, validation error {error:.2f} %, "
+            f"{rate:.1f} steps/s, {left // 60:.0f}:{left % 60:02.0f} left",
+            flush=True,
+        )
+
+    def teardown(self, trainer: L.Trainer, learner: L.LightningModule, stage: str) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+
+class Pictures(Callback):
+    """At each validation, sends wandb a strip of validation images above what the classifier sees of them."""
+
+    def __init__(self, n: int):
+        self.n = n
+
+    def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        import wandb
+
+        images, _ = trainer.datamodule.examples(self.n)
+        with torch.inference_mode():
+            seen = learner.network.seen(images)
+        seen = torch.nn.functional.interpolate(seen, size=images.shape[2:], mode="nearest")
+        strip = torch.cat([torch.cat(list(row[:, 0]), 1) for row in (images, seen)]).cpu().numpy()
+        image = wandb.Image((strip * 255).clip(0, 255).astype("uint8"), caption="above: input, below: seen")
+        trainer.logger.experiment.log({"transformer": image, "trainer/global_step": trainer.global_step})

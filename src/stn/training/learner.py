@@ -1,0 +1,142 @@
+"""The one LightningModule: any network of the project, its loss, its optimiser, its test."""
+
+import importlib
+import time
+from types import ModuleType
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from stn.config import experiment
+from stn.errors import UserError
+
+# Where the data and the networks of a table live: modules with `data_module(...)` and `network(...)`.
+ROOMS = {1: ("stn.data.digits", "stn.models.digits")}
+
+
+def data_room(table: int) -> ModuleType:
+    """The module with the data of a table, imported when first asked for."""
+    return importlib.import_module(ROOMS[table][0])
+
+
+def build_network(cfg: DictConfig) -> nn.Module:
+    """The network that the model and data configs describe."""
+    return importlib.import_module(ROOMS[cfg.data.table][1]).network(cfg.model, cfg.data)
+
+
+class Learner(L.LightningModule):
+    """Trains and tests the network of one experiment.
+
+    Args:
+        experiment: the config groups data, model and budget as primitives (`stn.config.experiment`), so that a
+            checkpoint explains itself and loads with `weights_only=True`.
+    """
+
+    def __init__(self, experiment: dict, log_every: int = 50):
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.cfg = OmegaConf.create(experiment)
+        self.log_every = log_every
+        self.network = build_network(self.cfg).to(memory_format=torch.channels_last)
+        self.validation: list[list[float]] = []  # [step, error in percent, loss]
+        self.seconds = 0.0  # of training, over all interruptions
+        self.tested: dict[str, list[Tensor]] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = F.cross_entropy(self.network(images).float(), labels)
+        step = self.global_step
+        # Looking at the loss makes a GPU wait, so there it is looked at only when it is logged. A NaN stays one.
+        if loss.device.type == "cpu" or step % self.log_every == 0:
+            if not torch.isfinite(loss):
+                raise UserError(
+                    f"the loss is {loss.item()} at step {step} of {self.cfg.data.name}/{self.cfg.model.name}: "
+                    f"lower budget.learning_rate (now {self.cfg.budget.learning_rate}), "
+                    "or find the first NaN with debug=nan"
+                )
+            if step % self.log_every == 0:
+                self.log("train/loss", loss)
+                self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._wrong, self._loss, self._seen = 0, 0.0, 0
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        scores = self.network(batch[0]).float()
+        self._loss += F.cross_entropy(scores, batch[1], reduction="sum").item()
+        self._wrong += (scores.argmax(1) != batch[1]).sum().item()
+        self._seen += len(batch[1])
+
+    def on_validation_epoch_end(self) -> None:
+        error, loss = 100 * self._wrong / self._seen, self._loss / self._seen
+        if not self.trainer.sanity_checking:
+            self.validation.append([self.global_step, round(error, 4), round(loss, 6)])
+        self.log_dict({"validation/error": error, "validation/loss": loss})
+
+    def on_test_epoch_start(self) -> None:
+        self.tested = {"correct": [], "theta": []}
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        scores = self.network(images)
+        self.tested["correct"].append((scores.argmax(1) == labels).cpu())
+        if getattr(self.network, "transformer", None) is not None:
+            self.tested["theta"].append(self.network.transformer.theta(images).float().cpu())
+
+    def test_result(self) -> dict[str, np.ndarray]:
+        """After a test: `correct` (n,) bool and, behind a transformer, `theta` (n, P) float32."""
+        return {name: torch.cat(parts).numpy() for name, parts in self.tested.items() if parts}
+
+    def configure_optimizers(self) -> dict:
+        budget = self.cfg.budget
+        localisation, rest = [], []
+        for name, parameter in self.network.named_parameters():
+            (localisation if name.startswith("transformer") else rest).append(parameter)
+        rate, inner = budget.learning_rate, budget.learning_rate * budget.localisation_rate
+        groups = [{"params": p, "lr": lr} for p, lr in ((rest, rate), (localisation, inner)) if p]
+        if budget.optimiser == "sgd":
+            optimiser = torch.optim.SGD(groups, momentum=budget.momentum, weight_decay=budget.weight_decay)
+        else:
+            betas = (budget.momentum, 0.999)
+            optimiser = torch.optim.AdamW(groups, betas=betas, weight_decay=budget.weight_decay)
+        if budget.schedule == "one_cycle":
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimiser,
+                max_lr=[group["lr"] for group in groups],
+                total_steps=budget.steps + 1,  # Lightning asks once more after the last step
+                pct_start=budget.warm_up,
+                cycle_momentum=False,
+            )
+        else:
+            schedule = torch.optim.lr_scheduler.StepLR(optimiser, budget.decay_every, budget.decay_factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        self._mark = time.monotonic()
+
+    def on_train_end(self) -> None:
+        self._tick()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.seconds, self._mark = self.seconds + now - self._mark, now
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        self._tick()
+        checkpoint |= {"validation": self.validation, "seconds": self.seconds}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.validation, self.seconds = checkpoint["validation"], checkpoint["seconds"]
+
+
+def new_learner(cfg: DictConfig) -> Learner:
+    """An untrained learner; seed the generators before."""
+    return Learner(experiment(cfg), cfg.logger.every)

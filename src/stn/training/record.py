@@ -1,0 +1,111 @@
+"""What a cell leaves behind: one JSON that explains itself, and one small NPZ beside it (the report reads nothing else).
+
+`<record>.json`
+    schema, table, budget, data, model, row, column, metric, complete, part: what was run.
+    parameters, multiply_adds (of convolutions and matrix products, one image), n_test.
+    config: the groups data, model and budget, resolved.
+    seeds: for each its error (%), errors, n_test, steps, images_seen, seconds of training,
+        validation [[step, error %, loss], ...] and provenance (when, on what, with which versions).
+    pose_names: columns of the NPZ's poses.
+`<record>.npz`
+    correct_s<seed>: (n_test,) bool, which test image was right.
+    Behind a transformer, of the first seed: theta (n_test, P) float16 of every test image, and what `evidence` of the
+    data set adds: example images with their grids, true and found poses.
+"""
+
+import json
+import os
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch.utils.flop_counter import FlopCounterMode
+
+from stn.config import experiment
+from stn.errors import UserError
+
+SCHEMA = 1
+
+
+def write_cell(record: Path, cfg: DictConfig, network: torch.nn.Module, results: list[dict], arrays: dict) -> None:
+    """Write `<record>.json` and `<record>.npz`; each appears whole or not at all."""
+    facts = {
+        "schema": SCHEMA,
+        "table": cfg.data.table,
+        "budget": cfg.budget.name,
+        "data": cfg.data.name,
+        "model": cfg.model.name,
+        "row": cfg.model.row,
+        "column": cfg.data.column,
+        "metric": "error %",
+        "complete": all(result["steps"] == cfg.budget.steps for result in results),
+        "part": cfg.data.part,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "multiply_adds": multiply_adds(network, cfg.data.canvas),
+        "n_test": results[0]["n_test"],
+        "config": experiment(cfg),
+        "seeds": results,
+        "pose_names": arrays.pop("pose_names", []),
+    }
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        _whole(record.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))
+        text = json.dumps(facts, indent=1) + "\n"
+        _whole(record.with_suffix(".json"), lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or record}: {error.strerror}; set record=... elsewhere") from error
+
+
+def write_result(folder: Path, result: dict, arrays: dict) -> None:
+    """What one finished seed leaves in its scratch folder; the JSON comes last and says that it is finished."""
+    _whole(folder / "result.npz", lambda file: np.savez_compressed(file, **arrays))
+    _whole(folder / "result.json", lambda file: file.write(json.dumps(result).encode()))
+
+
+def read_result(folder: Path) -> tuple[dict, dict] | None:
+    """What `write_result` left, or None if the seed is not finished."""
+    if not (folder / "result.json").exists():
+        return None
+    with np.load(folder / "result.npz") as arrays:
+        return json.loads((folder / "result.json").read_text()), dict(arrays)
+
+
+def provenance(precision: str) -> dict:
+    """Where and with what a seed is trained."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "precision": precision,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "lightning", "stn")},
+    }
+
+
+def multiply_adds(network: torch.nn.Module, canvas: int) -> int:
+    """Multiply-adds of convolutions and matrix products for one image; sampling itself is not counted."""
+    parameter = next(network.parameters())
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros(1, 1, canvas, canvas, device=parameter.device))
+    return counter.get_total_flops() // 2
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _whole(path: Path, write) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        write(file)
+    part.replace(path)

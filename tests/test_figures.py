@@ -1,0 +1,96 @@
+"""Promises of the figures, on the synthetic records of the tables' tests."""
+
+import matplotlib as mpl
+import matplotlib.image
+import numpy as np
+import pytest
+
+from stn.errors import UserError
+from stn.report import figures, tables
+from test_tables import write_cell
+
+FAMILIES = ("Aff", "Proj", "TPS")
+BOTH = pytest.mark.parametrize("draw", [figures.pictures, figures.poses])
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures")
+    cells = [(f"ST-CNN {family}", column) for family in FAMILIES for column in ("R", "RTS", "P", "E")]
+    paths = [write_cell(folder, row, column, [100], n=20, knows=0.8, turn=170.0) for row, column in cells]
+    return tables.load([*paths, write_cell(folder, "CNN", "R", [200])])
+
+
+def words(figure):
+    """Every string that a figure shows."""
+    return [text.get_text() for text in figure.findobj(mpl.text.Text)]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Hands over the figure instead of writing a file."""
+    caught = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: caught.append(figure))
+    return caught
+
+
+@BOTH
+def test_same_records_give_the_same_bytes_whatever_the_users_style(records, tmp_path, draw):
+    draw(records, tmp_path / "new" / "a.png")
+    with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.bbox": "tight", "lines.linewidth": 9}):
+        draw(records, tmp_path / "b.png")
+        assert mpl.rcParams["font.size"] == 20
+    first = (tmp_path / "new" / "a.png").read_bytes()
+    assert first == (tmp_path / "b.png").read_bytes()
+    assert b"tEXt" not in first and b"tIME" not in first
+    image = matplotlib.image.imread(tmp_path / "b.png")
+    assert min(image.shape[:2]) > 800 and 0.02 < (image[..., :3].min(-1) < 0.9).mean() < 0.6
+
+
+@BOTH
+def test_one_family_on_one_data_set_is_enough(tmp_path, draw):
+    cell = tables.load([write_cell(tmp_path, "ST-CNN Aff", "E", [100], n=20, part="embedded digits, not MNIST")])
+    draw(cell, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+@BOTH
+def test_without_a_transformer_there_is_one_clear_line(tmp_path, draw):
+    cell = tables.load([write_cell(tmp_path, "CNN", "R", [100])])
+    with pytest.raises(UserError, match="no ST-CNN record"):
+        draw(cell, tmp_path / "a.png")
+
+
+@BOTH
+def test_a_path_that_cannot_be_written_is_one_clear_line(records, tmp_path, draw):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        draw(records, tmp_path / "file" / "a.png")
+
+
+def test_pictures_lay_the_records_grid_on_the_records_canvas(records, drawn):
+    figures.pictures(records, None)
+    grids = [axes for axes in drawn[0].axes if axes.collections]
+    assert len(grids) == len(FAMILIES) * 4 * len(figures.DIGITS)
+    cell = next(record for record in records if record["row"] == "ST-CNN Aff" and record["column"] == "R")
+    corner = cell["arrays"]["example_grid"][figures.DIGITS[0], 0, 0].astype(float)
+    outline = grids[0].collections[1].get_segments()[0]
+    # The outline is the target's edge: half a pixel's diagonal outside the first pixel centre of 28.
+    assert np.linalg.norm(outline[0] - corner) == pytest.approx(np.sqrt(2) / 28, rel=0.1)
+    np.testing.assert_array_equal(grids[0].images[0].get_extent(), (-1, 1, 1, -1))
+
+
+def test_poses_say_how_much_is_undone(records, drawn):
+    figures.poses(records, None)
+    said = words(drawn[0])
+    assert "R: rotation" in said and "RTS: scale" in said and "P: rotation" not in said
+    # A transformer that finds 0.8 of every rotation leaves 0.2 of it: R^2 = 1 - 0.04, and a turn of 170 is no error.
+    assert sum("R² 0.960" in line for line in said) >= 3
+    shares = [int(line.split()[0]) for line in said if line.endswith("% undone")]
+    assert len(shares) == 12 and all(85 < share < 100 for share in shares)
+
+
+def test_a_transformer_that_does_nothing_is_shown_as_such(tmp_path, drawn):
+    figures.poses(tables.load([write_cell(tmp_path, "ST-CNN TPS", "P", [100], n=20, knows=0.0)]), None)
+    shares = [int(line.split()[0]) for line in words(drawn[0]) if line.endswith("% undone")]
+    assert len(shares) == 1 and -12 < shares[0] < 12

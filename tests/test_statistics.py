@@ -1,0 +1,128 @@
+"""Promises of the statistics, against numbers worked by hand or printed in the literature."""
+
+import numpy as np
+import pytest
+
+from stn.report.statistics import (
+    interval,
+    mcnemar,
+    scatter,
+    share_explained,
+    t_interval,
+    variance_undone,
+    verdict,
+    wilson,
+    without_constant,
+)
+
+GRID = np.array([[x, y] for y in (-0.6, 0, 0.6) for x in (-0.6, 0, 0.6)])
+
+
+@pytest.mark.parametrize(
+    ("errors", "n", "low", "high"),
+    [
+        (81, 263, 25.53, 36.62),  # Newcombe 1998, Statistics in Medicine 17, table I
+        (15, 148, 6.24, 16.05),
+        (0, 20, 0.00, 16.11),
+        (1, 29, 0.61, 17.18),
+    ],
+)
+def test_wilson_matches_the_literature(errors, n, low, high):
+    assert wilson(errors, n) == pytest.approx((low, high), abs=0.006)
+
+
+def test_wilson_matches_its_formula():
+    z, n, p = 1.959963984540054, 10000, 0.0162
+    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    expected = [100 * (centre + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
+    assert wilson(162, 10000) == pytest.approx(expected, rel=1e-12)
+
+
+def test_interval_is_wilson_for_one_seed_and_student_for_more():
+    seeds = [{"error": error, "errors": round(100 * error), "n_test": 10000} for error in (0.7, 0.8, 0.9)]
+    assert interval(seeds[:1]) == wilson(70, 10000)
+    # t(0.975, 2) = 4.30265 times 0.1 / sqrt(3)
+    assert interval(seeds) == pytest.approx((0.8 - 0.248414, 0.8 + 0.248414), abs=1e-5)
+
+
+def test_interval_over_seeds_stays_a_percentage():
+    assert t_interval([0.0, 1.0])[0] == 0 and t_interval([99.0, 100.0])[1] == 100
+    assert t_interval([1.5, 1.5]) == (1.5, 1.5)
+    with pytest.raises(ValueError, match="two seeds"):
+        t_interval([1.0])
+
+
+def test_mcnemar_by_hand():
+    # 1 + 5 discordant: p = 2 * (C(6,0) + C(6,1)) / 2^6 = 14/64; 20 images on which both agree change nothing.
+    a = np.array([True] * 5 + [False] * 1 + [True] * 12 + [False] * 8)
+    b = np.array([False] * 5 + [True] * 1 + [True] * 12 + [False] * 8)
+    assert mcnemar(a, b) == (pytest.approx(14 / 64), 1, 5)
+    assert mcnemar(b, a) == (pytest.approx(14 / 64), 5, 1)
+    assert mcnemar(a, a) == (1.0, 0, 0)
+    with pytest.raises(ValueError, match="same images"):
+        mcnemar(a, b[:-1])
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "paper", "expected"),
+    [
+        (0.5, 0.64, 0.7, "better"),
+        (0.5, 0.65, 0.7, "within"),  # the bound that touches the paper's rounding
+        (0.75, 0.9, 0.7, "within"),
+        (1.25 + 0.05, 1.4, 1.25, "within"),
+        (0.76, 0.9, 0.7, "worse"),
+        (0.1, 9.0, 0.7, "within"),
+        (0.1, 9.0, None, "not comparable"),
+    ],
+)
+def test_verdict_is_by_the_whole_interval(lo, hi, paper, expected):
+    assert verdict(lo, hi, paper) == expected
+    assert verdict(lo, hi, paper, comparable=False) == "not comparable"
+
+
+def test_constant_of_the_canonical_pose_is_removed():
+    true = np.linspace(-90, 90, 181)
+    shown, residual = without_constant(true, (true + 170 + 180) % 360 - 180, "angle")
+    np.testing.assert_allclose(residual, 0, atol=1e-9)
+    np.testing.assert_allclose(shown, true, atol=1e-9)
+    scale = np.linspace(0.7, 1.2, 50)
+    assert np.abs(without_constant(scale, 1.7 * scale, "scale")[1]).max() < 1e-12
+    assert np.abs(without_constant(scale, scale - 3, "x")[1]).max() < 1e-12
+
+
+def test_share_explained_is_zero_for_a_transformer_that_finds_nothing():
+    true = np.linspace(-90, 90, 181)
+    for found, share in ((np.zeros(181), 0.0), (0.5 * true, 0.75), (-true, -3.0), (true + 40, 1.0)):
+        _, residual = without_constant(true, found, "x")
+        assert share_explained(true, residual, "x") == pytest.approx(share, abs=1e-9)
+
+
+def turned(degrees):
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return GRID @ np.moveaxis(np.array([[c, -s], [s, c]]), -1, 0)
+
+
+def test_variance_undone_knows_its_ends():
+    shifts = np.random.default_rng(0).uniform(-0.5, 0.5, (400, 1, 2))
+    before = GRID + shifts
+    assert variance_undone(before, np.broadcast_to(GRID, before.shape)) == 1
+    assert variance_undone(before, before) == 0
+    assert variance_undone(before, GRID + 0.5 * shifts) == pytest.approx(0.75)
+    assert variance_undone(before, GRID + 2 * shifts) == pytest.approx(-3)
+
+
+def test_a_transformer_that_only_zooms_or_turns_undoes_nothing():
+    rng = np.random.default_rng(0)
+    angles, shifts = rng.uniform(-90, 90, 400), rng.uniform(-0.5, 0.5, (400, 1, 2))
+    assert variance_undone(GRID + shifts, 0.5 * GRID + shifts) == pytest.approx(0)
+    assert variance_undone(GRID + shifts, 2 * GRID + shifts) == pytest.approx(0)
+    assert variance_undone(turned(angles), 0.5 * turned(angles)) == pytest.approx(0)
+    assert variance_undone(turned(angles), turned(angles + 30) + 0.2) == pytest.approx(0, abs=0.01)
+
+
+def test_a_point_near_infinity_does_not_decide_the_variance():
+    clouds = GRID + np.random.default_rng(0).uniform(-0.5, 0.5, (400, 1, 2))
+    wild = clouds.copy()
+    wild[3, 4], wild[5, 0], wild[7, 8] = 700, np.inf, np.nan
+    assert scatter(wild)[0] == pytest.approx(scatter(clouds)[0], rel=0.05)
+    assert not scatter(wild)[1][[3, 5, 7]].any()

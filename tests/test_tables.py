@@ -1,0 +1,437 @@
+"""Promises of the tables, on synthetic records whose geometry and errors are known."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy.ndimage import map_coordinates, zoom
+from sklearn.datasets import load_digits
+
+from stn.errors import UserError
+from stn.report import tables
+
+MODELS = {row: row.lower().replace("-", "_").replace(" ", "_").replace("aff", "affine") for row in tables.ROWS}
+POINTS = np.array([[x, y] for y in (-0.6, 0, 0.6) for x in (-0.6, 0, 0.6)])
+
+
+# Synthetic records. A distortion is a function from points of the canvas to points of the digit's own frame; the
+# transformer of a record knows a share of the distortion's parameters, and so undoes that share of it.
+
+
+def draw(column, n, rng):
+    """Parameters of n distortions, one row each; all zeros is no distortion."""
+    if column == "R":
+        return rng.uniform(-90, 90, (n, 1))
+    if column in ("RTS", "TC"):
+        return np.column_stack(
+            [rng.uniform(-45, 45, n), rng.uniform(np.log(0.7), np.log(1.2), n), rng.uniform(-7, 7, (n, 2))]
+        )
+    return rng.normal(0, 0.12, (n, 8))
+
+
+def to_digit(column, parameters, points):
+    """Points of the canvas in the digit's frame, under one distortion."""
+    if column in ("R", "RTS", "TC"):
+        angle, scale, x, y = np.pad(parameters, (0, 4 - len(parameters)))
+        half = {"R": 14, "RTS": 21, "TC": 30}[column]
+        c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+        return (points * half - (x, y)) @ [[c, -s], [s, c]] / (14 * np.exp(scale))
+    if column == "P":
+        h = (
+            np.column_stack([points, np.ones(len(points))])
+            @ (np.eye(3) + np.append(parameters, 0).reshape(3, 3) * 0.8).T
+        )
+        return h[:, :2] / h[:, 2:] * 1.15
+    waves = np.sin(points[:, :1] * 2.2 + [0, 1]) * np.cos(points[:, 1:] * 1.8 + [0, 1])
+    return points * 1.15 + waves @ parameters[:4].reshape(2, 2) + (points * waves) * parameters[4:6]
+
+
+def to_canvas(column, parameters, points):
+    """The inverse of `to_digit`, by Newton's method with a numerical slope."""
+    guess, step = points * 0.8, 1e-4
+    for _ in range(12):
+        value = to_digit(column, parameters, guess)
+        slopes = [(to_digit(column, parameters, guess + np.eye(2)[i] * step) - value) / step for i in (0, 1)]
+        guess = guess - np.linalg.solve(np.stack(slopes, -1), (value - points)[..., None])[..., 0]
+    return guess
+
+
+def pixels(size):
+    centres = (2 * np.arange(size) + 1) / size - 1
+    return np.stack(np.meshgrid(centres, centres), -1)
+
+
+def look(image, points):
+    """Bilinear samples of an image at normalised points, black outside."""
+    at = ((points[..., ::-1] + 1) * len(image) - 1) / 2
+    return map_coordinates(image.astype(float), np.moveaxis(at, -1, 0), order=1)
+
+
+def embedded_digits():
+    """The digits 0..9 that ship inside scikit-learn, as 28x28."""
+    data = load_digits()
+    first = [data.images[np.flatnonzero(data.target == digit)[0]] for digit in range(10)]
+    return [np.pad(np.clip(zoom(image, 2.5, order=1) * 16, 0, 255), 4) for image in first]
+
+
+@cache
+def geometry(column, knows, n, turn=0.0):
+    """The arrays of an ST record that finds the share `knows` of each distortion, up to a constant turn."""
+    rng, digits = np.random.default_rng(list(column.encode())), embedded_digits()
+    size = {"RTS": 42, "TC": 60}.get(column, 28)
+    true = draw(column, n, rng)
+    found = knows * true + rng.normal(0, 0.02, true.shape) * (knows < 1)
+    labels = np.arange(10)
+    inputs, grids, outputs = [], [], []
+    for digit in labels:
+        canvas = look(digits[digit], to_digit(column, true[digit], pixels(size).reshape(-1, 2))).reshape(size, size)
+        grid = to_canvas(column, found[digit], pixels(size).reshape(-1, 2)).reshape(size, size, 2)
+        output = look(canvas, grid)
+        if column in ("RTS", "TC"):
+            output = output.reshape(size // 2, 2, size // 2, 2).mean((1, 3))
+        inputs, grids, outputs = [*inputs, canvas], [*grids, grid], [*outputs, output]
+    names = {"R": ["angle"], "RTS": ["angle", "scale", "x", "y"], "TC": ["x", "y"]}.get(column, [])
+    pose = {"angle": (0, lambda v: v), "scale": (1, np.exp), "x": (2, lambda v: v), "y": (3, lambda v: v)}
+    columns = [[pose[name][1](table[:, pose[name][0]]) for name in names] for table in (true, found)]
+    pose_true, pose_found = (np.array(part, np.float32).reshape(len(names), n).T for part in columns)
+    if "angle" in names:
+        pose_found[:, 0] = (pose_found[:, 0] + turn + 180) % 360 - 180
+    after = [to_digit(column, t, to_canvas(column, f, POINTS)) for t, f in zip(true, found, strict=True)]
+    return names, {
+        "theta": np.zeros((n, 6), np.float16),
+        "example_input": np.array(inputs).round().astype(np.uint8),
+        "example_grid": np.array(grids, np.float16),
+        "example_output": np.array(outputs).round().astype(np.uint8),
+        "example_label": labels,
+        "pose_true": pose_true,
+        "pose_found": pose_found,
+        "cloud_before": np.array([to_digit(column, t, POINTS) for t in true], np.float16),
+        "cloud_after": np.array(after, np.float16),
+    }
+
+
+def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=0.0, **changes):
+    """One record under `folder`, its NPZ beside it; `errors` has one count for each seed. Returns the JSON's path."""
+    rng = np.random.default_rng(7)
+    model, data = MODELS[row], f"mnist_{column.lower()}"
+    names, arrays = [], {}
+    if row.startswith("ST-"):
+        names, made = geometry(column, knows, n, turn)
+        arrays.update(made)
+    seeds = []
+    for seed, count in enumerate(errors):
+        correct = np.ones(n_test, bool)
+        correct[rng.choice(n_test, count, replace=False)] = False
+        arrays[f"correct_s{seed}"] = correct
+        seeds.append(
+            {
+                "seed": seed,
+                "error": 100 * count / n_test,
+                "errors": count,
+                "n_test": n_test,
+                "steps": 2000,
+                "images_seen": 512000,
+                "seconds": 77.5,
+                "validation": [[1000, 3.0, 0.1], [2000, 2.0, 0.07]],
+                "provenance": {
+                    "date": "2025-01-01",
+                    "host": "a",
+                    "cpu": "AMD EPYC 9V74",
+                    "cores": 2,
+                    "threads": 1,
+                    "gpu": None,
+                    "precision": "bf16-mixed",
+                    "python": "3.11.7",
+                    "torch": "2.13.0",
+                    "lightning": "2.6.1",
+                    "stn": "0.1.0",
+                },
+            }
+        )
+    record = {
+        "schema": 1,
+        "table": 1,
+        "budget": "quick",
+        "data": data,
+        "model": model,
+        "row": row,
+        "column": column,
+        "metric": "error %",
+        "complete": True,
+        "part": None,
+        "parameters": 208586 if column in ("R", "P", "E") else 135498,
+        "multiply_adds": 5300000,
+        "n_test": n_test,
+        "config": {"model": {"filters": 64, "localisation": {"filters": 20}}, "seeds": [0]},
+        "seeds": seeds,
+        "pose_names": names,
+    }
+    record.update(changes)
+    path = Path(folder) / f"{data}-{model}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1))
+    np.savez_compressed(path.with_suffix(".npz"), **arrays)
+    return path
+
+
+def write_table(folder, columns=("R", "RTS", "P", "E"), **changes):
+    """All cells of the columns: every ST row halves its baseline's errors, but ST-FCN TPS on E, which does not win."""
+    paths = []
+    for row in tables.ROWS:
+        for column in columns:
+            errors = {"FCN": 400, "CNN": 200}[row.split()[0].removeprefix("ST-")] // (
+                2 if row in tables.BASELINE else 1
+            )
+            if (row, column) == ("ST-FCN TPS", "E"):
+                errors = 420
+            paths.append(write_cell(folder, row, column, [errors], n=20, **changes))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write_table(tmp_path_factory.mktemp("table1"))
+
+
+@pytest.fixture(scope="module")
+def records(whole):
+    return tables.load(whole)
+
+
+# Loading
+
+
+def test_table_names_the_missing_cell(whole, tmp_path):
+    lost = [tmp_path / "mnist_p-st_fcn_tps.json", tmp_path / "mnist_e-cnn.json"]
+    assert tables.missing([*whole, *lost]) == lost
+    with pytest.raises(UserError, match="make table") as error:
+        tables.load([*whole, *lost])
+    assert all(str(path) in str(error.value) for path in lost) and "\n" not in str(error.value)
+    assert str(whole[0]) not in str(error.value)
+
+
+def test_absent_optional_cell_is_skipped(whole, tmp_path):
+    assert len(tables.load(whole, [tmp_path / "mnist_tc-cnn.json"])) == 32
+
+
+def test_unfinished_record_is_refused_by_name(tmp_path):
+    path = write_cell(tmp_path, "CNN", "R", [120], complete=False)
+    with pytest.raises(UserError, match=r"mnist_r-cnn\.json: an unfinished run"):
+        tables.load([path])
+
+
+def test_record_of_another_config_is_refused(tmp_path):
+    path = write_cell(tmp_path, "CNN", "R", [120])
+    right = {"model": {"filters": 64, "localisation": {"filters": 20}}, "seeds": [0]}
+    assert len(tables.load([path], configs={path: right})) == 1
+    wrong = {"model": {"filters": 32, "localisation": {"filters": 20}}, "seeds": [0]}
+    with pytest.raises(UserError, match=r"mnist_r-cnn\.json: .*model\.filters: 64, not 32"):
+        tables.load([path], configs={path: wrong})
+
+
+def test_config_differences_are_dotted_and_complete():
+    ours = {"model": {"filters": 32, "bias": True}, "lr": 1, "only": "x", "sizes": [1, 2]}
+    theirs = {"model": {"filters": 64, "bias": 1}, "lr": 1.0, "steps": None, "sizes": [1, 2]}
+    assert tables.config_differences(ours, theirs) == [
+        "model.filters: 32, not 64",
+        "model.bias: true, not 1",
+        "steps: absent, not null",
+        'only: "x", not absent',
+    ]
+    assert tables.config_differences(ours, ours) == []
+
+
+def damage_json(path):
+    path.write_text(path.read_text()[:200])
+
+
+def damage_key(path):
+    record = json.loads(path.read_text())
+    del record["parameters"]
+    path.write_text(json.dumps(record))
+
+
+def damage_count(path):
+    record = json.loads(path.read_text())
+    record["seeds"][0].update(error=1.0, errors=100)
+    path.write_text(json.dumps(record))
+
+
+def damage_npz(path):
+    path.with_suffix(".npz").write_bytes(path.with_suffix(".npz").read_bytes()[:300])
+
+
+def damage_array(path):
+    with np.load(path.with_suffix(".npz")) as archive:
+        arrays = {name: archive[name] for name in archive.files if name != "cloud_after"}
+    np.savez(path.with_suffix(".npz"), **arrays)
+
+
+def damage_absent(path):
+    path.with_suffix(".npz").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (damage_json, "no valid JSON"),
+        (damage_key, "without parameters"),
+        (damage_count, r"claims 100 errors \(1.0 %\) of 10000 images, its predictions have 120 of 10000"),
+        (damage_npz, "cannot be read"),
+        (damage_array, "without cloud_after"),
+        (damage_absent, "beside it"),
+    ],
+)
+def test_damaged_record_is_one_line_that_names_the_file(tmp_path, damage, reason):
+    path = write_cell(tmp_path, "ST-CNN Aff", "R", [120], n=20)
+    tables.load([path])
+    damage(path)
+    with pytest.raises(UserError, match=reason) as error:
+        tables.load([path])
+    assert "mnist_r-st_cnn_affine.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_record_under_another_cells_name_is_refused(tmp_path):
+    path = write_cell(tmp_path, "CNN", "R", [120])
+    other = path.with_name("mnist_e-cnn.json")
+    path.rename(other)
+    with pytest.raises(UserError, match=r"mnist_e-cnn\.json: .*of another cell: mnist_r-cnn"):
+        tables.load([other])
+
+
+def test_cells_of_two_budgets_do_not_share_a_table(tmp_path):
+    paths = [write_cell(tmp_path, "CNN", "R", [120]), write_cell(tmp_path, "CNN", "E", [120], budget="paper")]
+    with pytest.raises(UserError, match="budget paper, not quick"):
+        tables.load(paths)
+
+
+# Numbers
+
+
+def test_rows_carry_interval_and_verdict(records):
+    cells = {(row["row"], row["column"]): row for row in tables.rows(records)}
+    assert len(cells) == 32
+    cell = cells["CNN", "R"]
+    assert (cell["paper"], cell["ours"], cell["n_params"], cell["seconds"]) == (1.2, 2.0, 208586, 77.5)
+    assert cell["ci_low"] == pytest.approx(1.743, abs=1e-3) and cell["ci_high"] == pytest.approx(2.293, abs=1e-3)
+    assert cell["verdict"] == "worse"
+    assert cells["FCN", "RTS"]["verdict"] == "better" and cells["ST-CNN Aff", "E"]["verdict"] == "within"
+
+
+def test_part_of_the_data_gets_no_verdict(tmp_path):
+    records = tables.load([write_cell(tmp_path, "CNN", "R", [120], part="embedded digits, not MNIST")])
+    assert tables.rows(records)[0]["verdict"] == "not comparable"
+    text = tables.to_markdown(records)
+    assert "on embedded digits, not MNIST: not comparable with the paper" in text
+    assert not set("↓≈↑") & set(text)
+
+
+def test_paired_counts_what_only_one_has_right(tmp_path):
+    paths = [write_cell(tmp_path, "CNN", "R", [200, 180]), write_cell(tmp_path, "ST-CNN Aff", "R", [100, 190], n=20)]
+    records = tables.load(paths)
+    by_hand = []
+    for seed in (0, 1):
+        without, with_st = (record["arrays"][f"correct_s{seed}"] for record in records)
+        by_hand.append((int((~without & with_st).sum()), int((without & ~with_st).sum())))
+    (cell,) = tables.paired(records)
+    assert [test[1:] for test in cell["tests"]] == by_hand
+    assert cell["p"] == max(test[0] for test in cell["tests"]) > 0.05
+    assert cell["beats"] and not cell["clear"]  # 1.45 against 1.90, but the second seed alone says otherwise
+
+
+def test_summary_names_the_row_that_does_not_beat_its_baseline(records):
+    assert tables.summary(records)[-1] == (
+        "An ST network beats its baseline in 23 of 24 cells; not in ST-FCN TPS on E."
+    )
+
+
+# Writers
+
+
+def test_csv_header_is_the_promised_one(records):
+    lines = tables.to_csv(records).splitlines()
+    assert lines[0] == "table,budget,row,column,metric,paper,ours,ci_low,ci_high,n_seeds,n_test,n_params,seconds"
+    assert lines[1] == "1,quick,FCN,R,error %,2.1,4.0000,3.6333,4.4021,1,10000,208586,77.5" and len(lines) == 33
+
+
+def test_markdown_says_what_was_run_and_what_was_not(records):
+    text = tables.to_markdown(records)
+    block = tables.readme_block(text)
+    assert "2,000 steps of 256 images, seed 0, 10,000 test images" in block
+    assert "AMD EPYC 9V74 with 2 cores (bf16-mixed); Python 3.11.7, torch 2.13.0" in block
+    assert "not run (13.2)" in block and "**4.20** (2.4) ↑†" in block
+    assert "parameters (R, P, E)" in block and "parameters (RTS)" in block
+    assert block in text and "## Every cell" in text and "## Every cell" not in block
+    assert re.search(r"\| ST-FCN TPS +\| E +\| +4\.00 \| +4\.20 \| +\+0\.20 .*\*\*no\*\* +\|", text)
+    tables_in_text = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables_in_text) == 3
+    assert all(len({len(line) for line in table.splitlines()}) == 1 for table in tables_in_text)
+
+
+def test_several_machines_and_seeds_are_told(tmp_path):
+    paths = [write_cell(tmp_path, "CNN", "R", [120, 130, 125]), write_cell(tmp_path, "CNN", "E", [120, 130, 125])]
+    record = json.loads(paths[1].read_text())
+    record["seeds"][0]["provenance"].update(gpu="NVIDIA H200", precision="32-true")
+    paths[1].write_text(json.dumps(record))
+    text = tables.caption(tables.load(paths))
+    assert "seeds 0, 1, 2" in text and "Student's over seeds" in text and "Wilson" not in text
+    assert "AMD EPYC 9V74 with 2 cores (bf16-mixed) (1 cell) and NVIDIA H200 (32-true) (1 cell)" in text
+
+
+@pytest.mark.parametrize("columns", [("R", "RTS", "P", "E"), ("R", "RTS", "P", "E", "TC")])
+def test_terminal_fits_a_hundred_columns(tmp_path, columns):
+    console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
+    console.print(tables.to_terminal(tables.load(write_table(tmp_path, columns))))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 100 and not any("…" in line for line in lines)
+    assert any(line.strip().startswith("ST-FCN TPS") and "2.4 | 4.20 ↑†" in line for line in lines)
+
+
+def test_tex_is_balanced_and_escaped(records):
+    text = tables.to_tex(records)
+    opened = re.findall(r"\\begin\{(\w+)\}", text)
+    assert opened == ["table", "tabular"] and re.findall(r"\\end\{(\w+)\}", text) == opened[::-1]
+    assert text.count("{") == text.count("}") and text.isascii()
+    body = text.partition(r"\begin{tabular}")[2]
+    cells = [line.count("&") for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(cells) == 9 and len(set(cells)) == 1
+    assert not re.search(r"(?<!\\)[%_#]", "\n".join(text.splitlines()[1:])) and text.count("$") % 2 == 0
+
+
+def test_same_records_give_the_same_text(whole):
+    for write in (tables.to_markdown, tables.to_csv, tables.to_tex):
+        assert write(tables.load(whole)) == write(tables.load(whole[::-1]))
+
+
+# README
+
+
+def test_stale_readme_is_found(records, tmp_path):
+    block = tables.readme_block(tables.to_markdown(records))
+    readme = tmp_path / "README.md"
+    readme.write_text("# STN\n<!-- table1:begin -->\nold\n<!-- table1:end -->\nmore\n")
+    fresh = tables.replace_block(readme.read_text(), "table1", block)
+    assert tables.stale({readme: fresh, tmp_path / "absent.md": ""}) == [readme, tmp_path / "absent.md"]
+    assert fresh.startswith("# STN\n") and fresh.endswith("\nmore\n") and "old" not in fresh
+    readme.write_text(fresh)
+    assert tables.stale({readme: tables.replace_block(fresh, "table1", block)}) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<!-- table1:end -->",
+        "<!-- table1:begin --> <!-- table1:begin --> <!-- table1:end -->",
+        "<!-- table1:begin -->",
+        "<!-- table1:end --> <!-- table1:begin -->",
+        "<!-- table2:begin --><!-- table2:end -->",
+    ],
+)
+def test_readme_without_markers_is_refused(text):
+    with pytest.raises(UserError, match=r"<!-- table1:begin -->"):
+        tables.replace_block(text, "table1", "block")

@@ -1,0 +1,297 @@
+"""Promises of the transformations: the frame, the families, the spline, and what a wild theta does."""
+
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy.interpolate import RBFInterpolator
+
+from stn.geometry import transforms
+from stn.geometry.transforms import (
+    Affine,
+    Attention,
+    MatrixTransformation,
+    Projective,
+    Similarity,
+    ThinPlateSpline,
+    Translation,
+    homography_through,
+)
+
+torch.set_num_threads(1)
+
+SPLINES = [ThinPlateSpline(k) for k in (2, 3, 4, 5)]
+FAMILIES = [Translation(), Translation(0.5), Attention(), Similarity(), Affine(), Projective(), *SPLINES]
+MATRIX_FAMILIES = [family for family in FAMILIES if isinstance(family, MatrixTransformation)]
+MATRICES = {  # the paper's A_theta, written out once more
+    "Translation(scale=1.0)": lambda t: [[1, 0, t[0]], [0, 1, t[1]], [0, 0, 1]],
+    "Translation(scale=0.5)": lambda t: [[0.5, 0, t[0]], [0, 0.5, t[1]], [0, 0, 1]],
+    "Attention()": lambda t: [[t[0], 0, t[1]], [0, t[0], t[2]], [0, 0, 1]],
+    "Similarity()": lambda t: [[t[0], -t[1], t[2]], [t[1], t[0], t[3]], [0, 0, 1]],
+    "Affine()": lambda t: [t[:3], t[3:], [0, 0, 1]],
+    "Projective()": lambda t: [t[:3], t[3:6], [t[6], t[7], 1]],
+}
+SIZES = [(6, 6), (5, 8), (1, 3)]
+
+each_family = pytest.mark.parametrize("family", FAMILIES, ids=repr)
+each_matrix_family = pytest.mark.parametrize("family", MATRIX_FAMILIES, ids=repr)
+each_spline = pytest.mark.parametrize("family", SPLINES, ids=repr)
+each_size = pytest.mark.parametrize("size", SIZES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def near_identity(family, batch=3, spread=0.1, dtype=torch.float64):
+    return family.identity().to(dtype) + spread * torch.randn(batch, family.n_parameters, dtype=dtype)
+
+
+def regular_grid(size):
+    """Pixel centres (H, W, 2), from the definition: [-1, 1] is the image from outer edge to outer edge."""
+    height, width = size
+    return np.array(
+        [[((2 * j + 1) / width - 1, (2 * i + 1) / height - 1) for j in range(width)] for i in range(height)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    list(zip(FAMILIES, [2, 2, 3, 4, 6, 8, 8, 18, 32, 50], strict=True)),
+    ids=repr,
+)
+def test_theta_has_the_length_of_its_family(family, expected):
+    assert family.n_parameters == expected
+    assert family.identity().shape == (expected,)
+    assert family.identity().dtype == torch.float32
+
+
+@each_size
+@each_family
+def test_identity_theta_gives_the_regular_grid(family, size):
+    grid = family.grid(family.identity().expand(2, -1), size)
+    assert grid.shape == (2, *size, 2)
+    expected = regular_grid(size) * getattr(family, "scale", 1)
+    np.testing.assert_allclose(grid, np.stack([expected, expected]), rtol=0, atol=1e-6)
+
+
+@each_matrix_family
+def test_matrix_families_match_opencv(family):
+    theta = near_identity(family)
+    points = torch.rand(7, 2, dtype=torch.float64) * 3 - 1.5
+    source = family.points(theta, points)
+    for t, got in zip(theta.numpy(), source, strict=True):
+        expected = cv2.perspectiveTransform(points.numpy()[None], np.array(MATRICES[repr(family)](t)))[0]
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+
+
+@each_size
+@each_family
+def test_grid_is_the_transformation_of_the_pixel_centres(family, size):
+    theta = near_identity(family)
+    centres = torch.tensor(regular_grid(size)).view(-1, 2)
+    grid = family.grid(theta, size).flatten(1, 2)
+    for points in (centres, centres.expand(3, -1, -1)):
+        torch.testing.assert_close(family.points(theta, points), grid, rtol=0, atol=1e-12)
+
+
+@each_family
+def test_each_image_has_its_own_theta_and_its_own_points(family):
+    theta, points = near_identity(family), torch.rand(3, 5, 2, dtype=torch.float64)
+    together = family.points(theta, points)
+    one_by_one = [family.points(theta[i : i + 1], points[i]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(one_by_one), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+@each_family
+def test_small_batches_are_batches(family, batch):
+    assert family.grid(near_identity(family, batch), (4, 5)).shape == (batch, 4, 5, 2)
+
+
+@each_family
+def test_theta_of_wrong_shape_is_refused_by_name(family):
+    P = family.n_parameters
+    message = rf"{type(family).__name__} takes theta of shape \(B, {P}\), not \("
+    for shape in [(P,), (2, P + 1), (2, P - 1), (1, 1, P)]:
+        with pytest.raises(ValueError, match=message):
+            family.grid(torch.zeros(shape), (4, 4))
+        with pytest.raises(ValueError, match=message):
+            family.points(torch.zeros(shape), torch.zeros(5, 2))
+
+
+@pytest.mark.parametrize("k", [-1, 0, 1])
+def test_spline_of_fewer_than_four_points_is_refused(k):
+    with pytest.raises(ValueError, match="k >= 2"):
+        ThinPlateSpline(k)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ],
+)
+@each_family
+def test_single_and_double_are_kept_and_half_is_raised(family, given, used):
+    theta = near_identity(family).to(given)
+    points = torch.rand(5, 2).to(given)
+    assert family.grid(theta, (4, 5)).dtype == family.points(theta, points).dtype == used
+    assert torch.equal(family.grid(theta, (4, 5)), family.grid(theta.to(used), (4, 5)))  # raised before the arithmetic
+
+
+@each_family
+def test_autocast_changes_no_bit_of_a_grid(family):
+    theta, points = near_identity(family, dtype=torch.float32), torch.rand(5, 2)
+    grid, source = family.grid(theta, (6, 5)), family.points(theta, points)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(family.grid(theta, (6, 5)), grid)
+        assert torch.equal(family.points(theta, points), source)
+
+
+@each_family
+def test_single_precision_grids_are_good_to_a_thousandth_of_a_pixel(family):
+    theta, size = near_identity(family), (6, 224)
+    error = family.grid(theta.float(), size) - family.grid(theta, size)
+    assert error.abs().max() * 224 / 2 < 1e-3
+    points = torch.rand(500, 2) * 2 - 1
+    error = family.points(theta.float(), points) - family.points(theta, points)
+    assert error.abs().max() * 224 / 2 < 1e-3
+
+
+@each_spline
+def test_tps_matches_scipy(family):
+    axis = np.linspace(-1, 1, family.k)
+    controls = np.array([(x, y) for y in axis for x in axis])
+    theta = near_identity(family, spread=0.5)
+    points = np.concatenate([np.random.default_rng(0).uniform(-1.5, 1.5, (40, 2)), controls])
+    source = family.points(theta, torch.tensor(points)).numpy()
+    for t, got in zip(theta.numpy(), source, strict=True):
+        spline = RBFInterpolator(controls, t.reshape(-1, 2), kernel="thin_plate_spline", degree=1)
+        np.testing.assert_allclose(got, spline(points), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(got[40:], t.reshape(-1, 2), rtol=0, atol=1e-10)  # it interpolates
+
+
+@each_spline
+def test_tps_reproduces_affine_maps(family):
+    affine = near_identity(Affine(), spread=0.5)
+    theta = Affine().points(affine, transforms.control_points(family.k)).flatten(1)
+    torch.testing.assert_close(family.grid(theta, (9, 6)), Affine().grid(affine, (9, 6)), rtol=0, atol=1e-12)
+
+
+@each_spline
+def test_tps_gradient_is_finite_at_control_points(family):
+    points = transforms.control_points(family.k).float().requires_grad_()
+    theta = near_identity(family, dtype=torch.float32).requires_grad_()
+    family.points(theta, points).sum().backward()
+    assert points.grad.isfinite().all()
+    assert theta.grad.isfinite().all()
+
+
+def test_homography_through_four_points_matches_opencv():
+    corners = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.float64)
+    source, target = (corners + 0.3 * torch.randn(5, 4, 2, dtype=torch.float64) for _ in range(2))
+    # opencv takes single precision and multiplies in it: with 8 bits a coordinate its products are exact
+    source, target = ((points * 256).round() / 256 for points in (source, target))
+    theta = homography_through(source, target)
+    torch.testing.assert_close(Projective().points(theta, target), source, rtol=0, atol=1e-10)
+    for s, t, got in zip(source, target, Projective().matrix(theta), strict=True):
+        expected = cv2.getPerspectiveTransform(t.float().numpy(), s.float().numpy())
+        np.testing.assert_allclose(got, expected, rtol=1e-7, atol=1e-9)
+
+
+@each_family
+def test_gradcheck_of_grids_and_points(family):
+    theta = near_identity(family, batch=2).requires_grad_()
+    points = (torch.rand(3, 2, dtype=torch.float64) - 0.5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda theta: family.grid(theta, (2, 3)), theta)
+    assert torch.autograd.gradcheck(family.points, (theta, points))
+
+
+@each_matrix_family
+def test_inverse_matrix_undoes_the_transformation(family):
+    points = torch.rand(20, 2, dtype=torch.float64) * 2 - 1
+    theta = near_identity(family)
+    inverse = torch.linalg.inv(family.matrix(theta))
+    inverse = (inverse / inverse[:, 2:, 2:]).flatten(1)[:, :8]
+    back = Projective().points(inverse, family.points(theta, points))
+    torch.testing.assert_close(back, points.expand_as(back), rtol=0, atol=1e-10)
+    back = Projective().points(inverse.float(), family.points(theta.float(), points.float()))
+    torch.testing.assert_close(back, points.float().expand_as(back), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tilt", [4.0, 2.0, 4.0 + 1e-6], ids=["on a pixel", "between pixels", "beside a pixel"])
+def test_horizon_in_the_image_leaves_grid_and_gradient_finite(tilt):
+    theta = Projective().identity()[None].clone()
+    theta[0, 6] = tilt  # the denominator 1 + tilt x vanishes at x = -0.25, where the pixel 1 of 4 is, or at x = -0.5
+    theta.requires_grad_()
+    grid = Projective().grid(theta, (4, 4))
+    assert grid.isfinite().all()
+    grid.sum().backward()
+    assert theta.grad.isfinite().all()
+
+
+def test_points_beside_the_horizon_stay_on_their_side():
+    theta = Projective().identity()[None].double()
+    theta[0, 6] = 4
+    points = torch.tensor([[-0.25 + 1e-9, 0.5], [-0.25 - 1e-9, 0.5]], dtype=torch.float64)
+    expected = points / (transforms.HORIZON * torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
+    torch.testing.assert_close(Projective().points(theta, points)[0], expected)
+
+
+@each_family
+def test_huge_theta_leaves_grid_and_gradient_finite(family):
+    theta = (1e6 * torch.randn(64, family.n_parameters).sign()).requires_grad_()
+    grid = family.grid(theta, (5, 4))
+    assert grid.isfinite().all()
+    grid.sum().backward()
+    assert theta.grad.isfinite().all()
+
+
+def clear_caches():
+    caches = [value for value in vars(transforms).values() if hasattr(value, "cache_clear")]
+    assert caches
+    for cache in caches:
+        cache.cache_clear()
+
+
+@each_family
+def test_grid_made_in_inference_first_can_be_trained_later(family):
+    clear_caches()
+    with torch.inference_mode():
+        family.grid(family.identity()[None], (3, 7))
+        family.points(family.identity()[None], torch.zeros(1, 2))
+    theta = family.identity()[None].clone().requires_grad_()
+    points = torch.ones(1, 2, requires_grad=True)
+    (family.grid(theta, (3, 7)).square().sum() + family.points(theta, points).sum()).backward()
+    for gradient in (theta.grad, points.grad):
+        assert gradient.isfinite().all() and gradient.any()
+
+
+@each_family
+def test_writing_to_a_grid_leaves_the_next_one_alone(family):
+    theta = family.identity()[None]
+    first = family.grid(theta, (4, 6))
+    kept = first.clone()
+    first.fill_(7)
+    assert torch.equal(family.grid(theta, (4, 6)), kept)
+
+
+def test_geometry_imports_torch_and_nothing_else():
+    program = (
+        "import sys, torch; before = set(sys.modules)\n"
+        "import stn.geometry.sampling, stn.geometry.transforms\n"
+        "roots = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(roots - set(sys.stdlib_module_names)))\n"
+        "heavy = 'lightning hydra wandb scipy sklearn torchvision matplotlib cv2 rich'.split()\n"
+        "print(*(name for name in heavy if name in sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["stn", ""]
