@@ -69,6 +69,24 @@ class DigitNetwork(nn.Module):
         return self.pool(images if self.transformer is None else self.transformer(images))
 
 
+class FirstConvolution(nn.Conv2d):
+    """`nn.Conv2d(1, filters, kernel)` that takes each row's windows as channels.
+
+    The same sum, three times as fast forward and backward on a CPU when the image itself needs a gradient, as it does
+    behind a transformer: convolution kernels are blocked over channels and have nothing to block over with one.
+    """
+
+    def __init__(self, filters: int, kernel: int):
+        super().__init__(1, filters, kernel)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.device.type != "cpu" or not images.requires_grad:
+            return super().forward(images)
+        windows = images[:, 0].unfold(2, self.kernel_size[1], 1).permute(0, 3, 1, 2)
+        windows = windows.contiguous(memory_format=torch.channels_last)
+        return nn.functional.conv2d(windows, self.weight.permute(0, 3, 2, 1), self.bias)
+
+
 def cnn(side: int, filters: int, classes: int) -> nn.Sequential:
     """conv 9x9 - max-pool 2 - conv 7x7 - max-pool 2 - fully connected, without padding.
 
@@ -78,7 +96,7 @@ def cnn(side: int, filters: int, classes: int) -> nn.Sequential:
     for kernel in (9, 7):
         side = math.ceil((side - kernel + 1) / 2)
     return nn.Sequential(
-        nn.Conv2d(1, filters, 9),
+        FirstConvolution(filters, 9),
         nn.MaxPool2d(2, ceil_mode=True),
         nn.ReLU(inplace=True),
         nn.Conv2d(filters, filters, 7),
