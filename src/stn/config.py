@@ -7,7 +7,6 @@ kind, in a file as well as on the command line, into one line that names it.
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -19,8 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stn.errors import UserError
+from stn.errors import UserError, told
 
+# Where the data and the networks of a table live: modules with `data_module(...)` and `network(...)`.
+ROOMS = {1: ("stn.data.digits", "stn.models.digits")}
 CONF = Path(__file__).parents[2] / "conf"
 
 
@@ -29,7 +30,7 @@ def _choice(name: str, *values: str) -> type[Enum]:
 
 
 Kind = _choice("Kind", "pose", "projective", "elastic", "clutter")
-Source = _choice("Source", "mnist", "embedded")
+Source = _choice("Source", "mnist", "digits")
 Train = _choice("Train", "stream", "frozen")
 Classifier = _choice("Classifier", "fcn", "cnn")
 Family = _choice("Family", "affine", "projective", "tps")
@@ -165,16 +166,13 @@ def front_door(work: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def run(cfg: DictConfig) -> None:
             work(checked(cfg))
 
-        try:
-            run()
-        except (UserError, HydraException, OmegaConfBaseException) as error:
-            if patient:
-                raise
-            print(f"error: {one_line(error)}", file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print("interrupted; the same command resumes", file=sys.stderr)
-            sys.exit(130)
+        with told():
+            try:
+                run()
+            except (HydraException, OmegaConfBaseException) as error:
+                if patient:
+                    raise
+                raise UserError(one_line(error)) from error
 
     return main
 

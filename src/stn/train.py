@@ -189,7 +189,7 @@ def quieten() -> None:
         ".*lr_scheduler.step.*before.*optimizer.step.*",  # order of the first step under mixed precision
         ".*You are using a CUDA device .* that has Tensor Cores.*",  # precision is the budget's choice
         ".*Trying to infer the `batch_size`.*",  # errors are counted, not averaged over batches
-        ".*Starting from v1.9.0, `tensorboardX`.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # between lightning and torch
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -1,6 +1,6 @@
 """Distorted digits: the stored validation and test sets, and the training batches drawn on the model's device.
 
-`data.source=mnist` takes the four original files, `data.source=embedded` the 1,797 digits inside scikit-learn; the
+`data.source=mnist` takes the four original files, `data.source=digits` the 1,797 digits inside scikit-learn; the
 rest is the same code.
 """
 
@@ -59,7 +59,7 @@ def distortion(data: DictConfig) -> Distortion:
 
 def undistorted(data: DictConfig) -> dict[str, Digits]:
     """The splits `train`, `validation` and `test`, before distortion."""
-    images, labels, n_test = _embedded() if data.source.name == "embedded" else _mnist(Path(data.raw))
+    images, labels, n_test = _embedded(Path(data.raw)) if data.source.name == "digits" else _mnist(Path(data.raw))
     n_train = len(images) - n_test
     if data.validation >= n_train:
         raise UserError(f"data.validation={data.validation} leaves nothing of {n_train} training digits to train on")
@@ -84,15 +84,30 @@ def _mnist(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
     return np.concatenate(parts[::2]), np.concatenate(parts[1::2]).astype(np.int64), len(parts[2])
 
 
-def _embedded() -> tuple[np.ndarray, np.ndarray, int]:
-    """The 8x8 digits, enlarged to 20x20 and framed by 4 pixels of background as MNIST's are."""
+def export_embedded(folder: Path) -> list[Path]:
+    """Write the 8x8 digits inside scikit-learn as `images.npy` and `labels.npy`: what fetching is to MNIST."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    small = torch.from_numpy(bunch.images)[:, None] / 16
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "images.npy", bunch.images.astype(np.uint8))
+        np.save(folder / "labels.npy", bunch.target.astype(np.int64))
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or folder}: {error.strerror}; set data.raw elsewhere") from error
+    return [folder / "images.npy", folder / "labels.npy"]
+
+
+def _embedded(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """The 8x8 digits, enlarged to 20x20 and framed by 4 pixels of background as MNIST's are."""
+    try:
+        images, labels = np.load(folder / "images.npy"), np.load(folder / "labels.npy")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{folder}: no digits there ({error}); run `python -m stn.fetch data=digits_r`") from None
+    small = torch.from_numpy(images)[:, None].double() / 16
     large = torch.nn.functional.interpolate(small, size=(20, 20), mode="bilinear", align_corners=False)
     framed = torch.nn.functional.pad(large[:, 0], (4, 4, 4, 4))
-    return (framed * 255).round().to(torch.uint8).numpy(), bunch.target.astype(np.int64), 500
+    return (framed * 255).round().to(torch.uint8).numpy(), labels, 500
 
 
 def store(data: DictConfig, scratch: Path) -> dict:
@@ -251,11 +266,9 @@ class DigitsData(L.LightningDataModule):
             "cloud_after": self.warp.digit_points(parameters, sampled).half(),
         }
         names = self.warp.pose_names
-        if names:
-            columns = [self.warp.names.index(name) for name in names]
-            poses = found_pose(sampled, points, self.data.canvas)
-            found["pose_true"] = parameters[:, columns]
-            found["pose_found"] = poses[:, [POSE.index(name) for name in names]]
+        poses = found_pose(sampled, points, self.data.canvas)
+        found["pose_true"] = parameters[:, [self.warp.names.index(name) for name in names]]
+        found["pose_found"] = poses[:, [POSE.index(name) for name in names]]
         return {**{name: value.cpu().numpy() for name, value in found.items()}, "pose_names": np.array(names, dtype=str)}
 
     def _resident(self, split: str) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ class SpatialTransformer(nn.Module):
         self.localisation = localisation
         self.transformation = transformation or Affine()
         self.sampler = sampler
-        self.size = size
+        self.size = None if size is None else tuple(size)
         n_parameters = self.transformation.n_parameters
         if starts is not None:
             if starts.ndim != 2 or starts.shape[1] != n_parameters:

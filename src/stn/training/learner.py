@@ -11,11 +11,8 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from stn.config import experiment
+from stn.config import ROOMS, experiment
 from stn.errors import UserError
-
-# Where the data and the networks of a table live: modules with `data_module(...)` and `network(...)`.
-ROOMS = {1: ("stn.data.digits", "stn.models.digits")}
 
 
 def data_room(table: int) -> ModuleType:

@@ -1,0 +1,47 @@
+# The front door. `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export WANDB_MODE ?= offline
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo table figures test lint check clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  table takes BUDGET=smoke|quick|paper SEEDS=0,1,2 JOBS=2 FRESH=1 TRAINER=cpu|gpu|ddp; PYTHON=python3.12 chooses the interpreter"
+
+setup: $(VENV)/.done  ## build .venv from requirements.lock
+
+$(VENV)/.done: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup  ## three minutes: CNN and ST-CNN on digits that need no download, table and pictures
+	@python -m stn.pipeline demo $(if $(JOBS),--jobs "$(JOBS)")
+
+table: setup  ## Table 1: fetch, distort, train what is missing, print paper | ours
+	@$(if $(TRAINER),STN_TRAINER=$(TRAINER)) python -m stn.pipeline table --table "$(or $(TABLE),1)" $(if $(BUDGET),--budget "$(BUDGET)") \
+		$(if $(SEEDS),--seeds "$(SEEDS)") $(if $(JOBS),--jobs "$(JOBS)") $(if $(FRESH),--fresh)
+
+figures: setup  ## draw the figures again from the records
+	@python -m stn.figures
+
+test: setup  ## the test suite: no network; real MNIST if STN_DATA_MIRROR holds it
+	@python -m pytest -n 2
+
+lint: setup  ## ruff
+	@ruff check . && ruff format --check .
+
+check: setup  ## do tables and README say what the records say?
+	@python -m stn.table --check
+
+lock:  # not for every day: resolve requirements.lock anew
+	@uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --extra dev pyproject.toml -o requirements.lock
+
+clean:  ## remove scratch; data, records and tables stay
+	rm -rf outputs .pytest_cache .ruff_cache

@@ -1,0 +1,78 @@
+"""`params.yaml`, the few knobs of the pipeline, and the cells that they declare."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from stn.config import CONF, one_line
+from stn.errors import UserError
+
+PARAMS = Path("params.yaml")
+OPTIONAL = ("mnist_tc",)
+
+
+@dataclass
+class Params:
+    """The knobs: see the comments in `params.yaml`."""
+
+    budget: str
+    seeds: str
+    source: str
+    columns: list[str]
+    rows: list[str]
+
+
+def read_params() -> Params:
+    """`params.yaml`, checked."""
+    try:
+        return check(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Params), OmegaConf.load(PARAMS))))
+    except OSError as error:
+        raise UserError(f"{PARAMS}: {error.strerror}; run this from the project's folder") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{PARAMS}: {one_line(error)}") from None
+
+
+def check(params: Params) -> Params:
+    """`params` if every knob means something; else a UserError that lists what would."""
+    for knob, group in (("budget", "budget"), ("columns", "data"), ("rows", "model")):
+        known = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        values = [params.budget] if knob == "budget" else getattr(params, knob)
+        for value in values:
+            if value not in known:
+                raise UserError(f"{knob}: no {value!r} in conf/{group}; there are {', '.join(known)}")
+    if not re.fullmatch(r"\d+(,\d+)*", params.seeds):
+        raise UserError(f"seeds: {params.seeds!r} is no list of integers such as 0,1,2")
+    return params
+
+
+def write_params(**knobs: str) -> list[str]:
+    """Turn knobs in `params.yaml`, comments kept. Returns a line for each that changed."""
+    params = read_params()
+    for knob, value in knobs.items():
+        if knob not in ("budget", "seeds"):
+            raise UserError(f"no knob {knob!r}: there are budget and seeds")
+        setattr(params, knob, value)
+    check(params)
+    text, told = PARAMS.read_text(), []
+    for knob, value in knobs.items():
+        old = re.search(rf'^{knob}: "?([^"\s]+)"?', text, re.MULTILINE).group(1)
+        if old != value:
+            quoted = f'"{value}"' if knob == "seeds" else value
+            text = re.sub(rf'^{knob}: ("[^"]*"|\S+)', f"{knob}: {quoted}", text, flags=re.MULTILINE)
+            told.append(f"{PARAMS}: {knob} {old} -> {value}")
+    PARAMS.write_text(text)
+    return told
+
+
+def cells(params: Params) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path]]:
+    """The declared cells (data, model) -> record, required and optional."""
+    folder = Path("reports/results") / params.budget / "table1"
+
+    def of(columns) -> dict[tuple[str, str], Path]:
+        return {(data, model): folder / f"{data}-{model}.json" for data in columns for model in params.rows}
+
+    optional = [] if params.source != "mnist" else [data for data in OPTIONAL if data not in params.columns]
+    return of(params.columns), of(optional)

@@ -1,0 +1,130 @@
+"""Bring a table up to date: `make table [BUDGET=..] [SEEDS=..] [JOBS=..] [FRESH=1]`, `make demo`.
+
+DVC decides what is stale; this turns the knobs, runs cells side by side, and says what was trained and what reused.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from stn.config import CONF
+from stn.errors import UserError, told
+from stn.params import cells, read_params, write_params
+
+TABLES = (1,)
+
+
+def bring_up_to_date(jobs: int, fresh: bool) -> None:
+    """Fetch, distort, train what is stale, `jobs` cells at a time, and write the table and its figures."""
+    params = read_params()
+    required, _ = cells(params)
+    if fresh:
+        for path in required.values():
+            path.unlink(missing_ok=True)
+            path.with_suffix(".npz").unlink(missing_ok=True)
+        shutil.rmtree(Path("outputs/runs") / params.budget, ignore_errors=True)
+    before = {cell: _seconds_and_dates(path) for cell, path in required.items()}
+    started = time.monotonic()
+    _dvc("repro", "distort")
+    names = [f"cell@{data}-{model}-{params.budget}" for data, model in required]
+    if jobs == 1:
+        _dvc("repro", "--single-item", "--no-run-cache", *names)
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        stale = _stale(names)
+        with ThreadPoolExecutor(jobs) as pool:
+            # Without --single-item, or without --wait-for-lock, DVC processes running side by side fail.
+            work = [pool.submit(_dvc, "--wait-for-lock", "repro", "-s", "--no-run-cache", name) for name in stale]
+        for future in work:
+            future.result()
+    trained = [cell for cell, path in required.items() if _seconds_and_dates(path) != before[cell]]
+    _dvc("repro", "--single-item", "--force", "table1", "figures1")
+    minutes = (time.monotonic() - started) / 60
+    print(f"{len(trained)} of {len(required)} cells trained here in {minutes:.1f} min", end="")
+    if len(trained) < len(required):
+        where = sorted({place for cell, path in required.items() if cell not in trained for place in _places(path)})
+        print(f"; {len(required) - len(trained)} reused, trained on {' and '.join(where)}", end="")
+        print(" (`make table FRESH=1` trains them here)", end="")
+    print()
+
+
+def demo(jobs: int) -> None:
+    """The same stages, on the embedded digits, in a workspace of their own: `outputs/demo`."""
+    root = CONF.parent
+    work = root / "outputs" / "demo"
+    shutil.rmtree(work, ignore_errors=True)
+    workspace(work, root, (CONF / "demo.yaml").read_text())
+    os.chdir(work)
+    bring_up_to_date(jobs, fresh=False)
+    print(f"table and pictures: {work.relative_to(root)}/reports")
+
+
+def workspace(work: Path, root: Path, params: str) -> None:
+    """A DVC workspace in the folder `work`: the project's stages, code and conf, and its own `params.yaml`."""
+    work.mkdir(parents=True, exist_ok=True)
+    shutil.copy(root / "dvc.yaml", work)
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("conf", "src"):  # copies, because DVC does not follow links out of its folder
+        shutil.copytree(root / name, work / name, ignore=ignore, dirs_exist_ok=True)
+    (work / "params.yaml").write_text(params)
+    subprocess.run(["dvc", "init", "--no-scm", "--quiet", "--force"], cwd=work, check=True)
+
+
+def _stale(names: list[str]) -> list[str]:
+    """Those of the stages that DVC would run; the rest is left alone without a process each."""
+    status = subprocess.run(["dvc", "status", "--json", *names], capture_output=True, text=True)
+    if status.returncode:
+        raise UserError(f"dvc status failed: {(status.stderr.strip() or status.stdout.strip()).splitlines()[-1]}")
+    stale = json.loads(status.stdout)
+    return [name for name in names if name in stale]
+
+
+def _dvc(*arguments: str) -> None:
+    if subprocess.run(["dvc", *arguments]).returncode:
+        raise UserError(f"dvc {' '.join(arguments[:3])} ... failed, see above; the same command resumes")
+
+
+def _seconds_and_dates(path: Path) -> list | None:
+    try:
+        return [(seed["seconds"], seed["provenance"]["date"]) for seed in json.loads(path.read_text())["seeds"]]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _places(path: Path) -> set[str]:
+    about = [seed["provenance"] for seed in json.loads(path.read_text())["seeds"]]
+    return {place["gpu"] or f"{place['cpu']} ({place['cores']} cores)" for place in about}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stn.pipeline", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("table", "demo"), default="table")
+    parser.add_argument("--table", default="1")
+    parser.add_argument("--budget")
+    parser.add_argument("--seeds")
+    parser.add_argument("--jobs")
+    parser.add_argument("--fresh", action="store_true")
+    args = parser.parse_args()
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # python and dvc of this venv
+    with told():
+        jobs = os.cpu_count() or 1 if args.jobs is None else args.jobs
+        if not str(jobs).isdigit() or int(jobs) < 1:
+            raise UserError(f"JOBS={jobs} is no number of cells to train side by side, such as 2")
+        if args.table not in map(str, TABLES):
+            raise UserError(f"TABLE={args.table}: there is {', '.join(map(str, TABLES))}")
+        if args.what == "demo":
+            return demo(int(jobs))
+        knobs = {knob: value for knob in ("budget", "seeds") if (value := getattr(args, knob)) is not None}
+        for line in write_params(**knobs):
+            print(line)
+        bring_up_to_date(int(jobs), args.fresh)
+
+
+if __name__ == "__main__":
+    main()
