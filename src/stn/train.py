@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from stn.config import digest, experiment, front_door
 from stn.errors import UserError
 from stn.training.callbacks import Pictures, Watch
-from stn.training.learner import Learner, data_room, new_learner
+from stn.training.learner import data_room, new_learner
 from stn.training.record import provenance, read_result, write_cell, write_result
 
 
@@ -97,9 +97,7 @@ def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger) -> L.T
     """The Lightning trainer of one seed; without a folder it leaves no checkpoint."""
     callbacks = [Watch(title(cfg, seed))]
     if folder:
-        callbacks.append(
-            ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-        )
+        callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
     if cfg.logger.name == "wandb" and cfg.logger.pictures:
         callbacks.append(Pictures(cfg.logger.pictures))
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
@@ -169,7 +167,9 @@ def scratch(cfg: DictConfig, seed: int) -> Path:
 
 def code() -> list[bytes]:
     """The source of every module of the project that this process has imported for training."""
-    names = sorted(name for name in sys.modules if name.startswith(("stn.geometry", "stn.models", "stn.data", "stn.tra")))
+    names = sorted(
+        name for name in sys.modules if name.startswith(("stn.geometry", "stn.models", "stn.data", "stn.tra"))
+    )
     return [Path(sys.modules[name].__file__).read_bytes() for name in names]
 
 

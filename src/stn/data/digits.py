@@ -137,7 +137,9 @@ def store(data: DictConfig, scratch: Path) -> dict:
         shutil.rmtree(target, ignore_errors=True)
         work.replace(target)
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or target}: {error.strerror}; free it or set data.stored") from error
+        raise UserError(
+            f"cannot write {error.filename or target}: {error.strerror}; free it or set data.stored"
+        ) from error
     return about
 
 
@@ -269,7 +271,10 @@ class DigitsData(L.LightningDataModule):
         poses = found_pose(sampled, points, self.data.canvas)
         found["pose_true"] = parameters[:, [self.warp.names.index(name) for name in names]]
         found["pose_found"] = poses[:, [POSE.index(name) for name in names]]
-        return {**{name: value.cpu().numpy() for name, value in found.items()}, "pose_names": np.array(names, dtype=str)}
+        return {
+            **{name: value.cpu().numpy() for name, value in found.items()},
+            "pose_names": np.array(names, dtype=str),
+        }
 
     def _resident(self, split: str) -> tuple[Tensor, Tensor]:
         """Images and labels of a split, moved to the device once."""

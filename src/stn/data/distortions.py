@@ -234,7 +234,9 @@ class Clutter(Distortion):
 
     def grid(self, parameters: Tensor) -> Tensor:
         size = (self.canvas, self.canvas)
-        return self.digit_points(parameters, pixel_centres(size, parameters.dtype, parameters.device)).unflatten(1, size)
+        return self.digit_points(parameters, pixel_centres(size, parameters.dtype, parameters.device)).unflatten(
+            1, size
+        )
 
     def render(self, parameters: Tensor, digits: Tensor, pool: Tensor | None = None) -> Tensor:
         n = len(parameters)

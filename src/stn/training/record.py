@@ -16,7 +16,7 @@
 import json
 import os
 import platform
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -57,7 +57,9 @@ def write_cell(record: Path, cfg: DictConfig, network: torch.nn.Module, results:
         text = json.dumps(facts, indent=1) + "\n"
         _whole(record.with_suffix(".json"), lambda file: file.write(text.encode()))
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or record}: {error.strerror}; set record=... elsewhere") from error
+        raise UserError(
+            f"cannot write {error.filename or record}: {error.strerror}; set record=... elsewhere"
+        ) from error
 
 
 def write_result(folder: Path, result: dict, arrays: dict) -> None:
@@ -77,7 +79,7 @@ def read_result(folder: Path) -> tuple[dict, dict] | None:
 def provenance(precision: str) -> dict:
     """Where and with what a seed is trained."""
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
