@@ -1,5 +1,7 @@
 """The localisation networks of Table 1 (paper, appendix A.4): images (B, C, H, W) to features (B, features)."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -33,9 +35,7 @@ def fully_connected(canvas: int, hidden: int, layers: int, channels: int = 1) ->
     """
     widths = [channels * canvas**2] + [hidden] * layers
     body = [
-        part
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False)
-        for part in (nn.Linear(fan_in, fan_out), nn.ReLU(inplace=True))
+        part for fan_in, fan_out in pairwise(widths) for part in (nn.Linear(fan_in, fan_out), nn.ReLU(inplace=True))
     ]
     return nn.Sequential(nn.Flatten(), *body)
 

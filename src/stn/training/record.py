@@ -1,4 +1,4 @@
-"""What a cell leaves behind: one JSON that explains itself, and one small NPZ beside it (the report reads nothing else).
+"""What a cell leaves behind: a JSON that explains itself and a small NPZ. The report reads nothing else.
 
 `<record>.json`
     schema, table, budget, data, model, row, column, metric, complete, part: what was run.
