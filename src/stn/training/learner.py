@@ -56,7 +56,7 @@ class Learner(L.LightningModule):
                 raise UserError(
                     f"the loss is {loss.item()} at step {step} of {self.cfg.data.name}/{self.cfg.model.name}: "
                     f"lower budget.learning_rate (now {self.cfg.budget.learning_rate}), "
-                    "or find the first NaN with debug=nan"
+                    "or find the first NaN with debug=anomaly"
                 )
             if step % self.log_every == 0:
                 self.log("train/loss", loss)

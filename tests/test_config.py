@@ -1,0 +1,118 @@
+import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from conftest import one_error, run
+from stn.config import CONF, checked, compose, experiment, one_line
+from stn.errors import UserError
+from stn.models.digits import DigitNetwork, n_parameters
+from stn.training.learner import build_network
+
+BASES = {"mnist", "digits"}
+DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml") if path.stem not in BASES)
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in BASES)
+BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_data_and_model_config_composes(data, model):
+    cfg = compose(f"data={data}", f"model={model}")
+    assert (cfg.data.name, cfg.model.name) == (data, model)
+
+
+@pytest.mark.parametrize("group", ["budget", "trainer", "logger", "debug"])
+def test_every_other_config_composes(group):
+    for path in (CONF / group).glob("*.yaml"):
+        assert compose(f"{group}={path.stem}")
+
+
+def test_a_config_is_named_like_its_file():
+    assert all(compose(f"budget={name}").budget.name == name for name in BUDGETS)
+
+
+@pytest.mark.parametrize("data", [name for name in DATA if name.startswith("mnist")])
+def test_networks_of_a_column_have_equal_parameters_within_3_percent(data):
+    totals = [n_parameters(build_network(compose(f"data={data}", f"model={model}"))) for model in MODELS]
+    assert max(totals) / min(totals) < 1.03
+
+
+def test_the_cnn_has_the_parameters_the_paper_allows():
+    assert n_parameters(DigitNetwork(28, "cnn", 64)) == 208_586
+
+
+@pytest.mark.parametrize(
+    "override, reached",
+    [
+        ("model.localisation.filters=32", lambda net: net.transformer.localisation[1].out_channels == 32),
+        ("model.localisation.features=12", lambda net: net.transformer.regression.in_features == 12),
+        ("model.width=17", lambda net: net.classifier[0].out_channels == 17),
+        ("model.transformation=tps", lambda net: net.transformer.regression.out_features == 32),
+        ("model.sampler=bicubic", lambda net: net.transformer.sampler.__name__ == "bicubic"),
+        ("data.pool=2", lambda net: net.pool.kernel_size == 2),
+    ],
+)
+def test_every_override_reaches_the_model(override, reached):
+    assert reached(build_network(compose("model=st_cnn_affine", override)))
+
+
+def test_seed_is_the_shorthand_of_seeds():
+    assert compose("seed=3").seeds == [3]
+
+
+def test_the_experiment_is_primitives_only():
+    plain = (str, int, float, bool, type(None))
+
+    def leaves(tree):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from leaves(value) if isinstance(value, dict | list) else [value]
+
+    assert all(type(leaf) in plain for leaf in leaves(experiment(compose())))
+
+
+@pytest.mark.parametrize(
+    "override, named",
+    [
+        ("model.filterz=3", "filterz"),
+        ("+model.filterz=3", "filterz"),
+        ("data.train=sometimes", "stream, frozen"),
+        ("budget=huge", "paper"),
+        ("budget.steps=many", "budget.steps"),
+        ("budget.steps=0", "budget.steps=0"),
+        ("seeds=[1,x]", "seeds"),
+        ("seeds=[]", "seeds=[]"),
+        ("data=mnist", "data.name"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_names_it(override, named):
+    with pytest.raises((HydraException, OmegaConfBaseException, UserError)) as caught:
+        compose(override)
+    line = one_line(caught.value)
+    assert named in line and "\n" not in line
+
+
+def test_a_misspelt_key_in_a_file_is_one_line_that_names_it():
+    tree = OmegaConf.to_container(compose(), enum_to_str=True)
+    tree["model"]["localisation"]["filterz"] = 20
+    with pytest.raises(OmegaConfBaseException) as caught:
+        checked(OmegaConf.create(tree))
+    assert "model.localisation.filterz" in one_line(caught.value)
+
+
+def test_a_wrong_command_line_ends_with_one_line_and_status_2(tmp_path):
+    assert "filterz" in one_error(run("stn.train", "model.filterz=3", cwd=tmp_path))
+
+
+def test_help_lists_the_groups(tmp_path):
+    text = run("stn.train", "--help", cwd=tmp_path).stdout
+    assert all(name in text for name in ("mnist_rts", "st_cnn_tps", "paper", "wandb", "ddp"))
+
+
+def test_importing_stn_loads_torch_only(tmp_path):
+    heavy = "{'lightning', 'hydra', 'wandb', 'scipy', 'matplotlib', 'torchvision'}"
+    code = f"import sys, stn; from stn import SpatialTransformer; sys.exit(bool({heavy} & set(sys.modules)))"
+    import subprocess
+    import sys
+
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
