@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -162,17 +163,23 @@ def front_door(work: Callable[[DictConfig], Any]) -> Callable[[], None]:
         patient = os.environ.get("HYDRA_FULL_ERROR") == "1"
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own report is seven lines; we catch the error and write one
 
+        @contextmanager
+        def one_line_errors():
+            with told():
+                try:
+                    yield
+                except (HydraException, OmegaConfBaseException) as error:
+                    if patient:
+                        raise
+                    raise UserError(one_line(error)) from error
+
         @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
         def run(cfg: DictConfig) -> None:
-            work(checked(cfg))
+            with one_line_errors():  # inside, because Hydra would print the overrides before our line
+                work(checked(cfg))
 
-        with told():
-            try:
-                run()
-            except (HydraException, OmegaConfBaseException) as error:
-                if patient:
-                    raise
-                raise UserError(one_line(error)) from error
+        with one_line_errors():
+            run()
 
     return main
 

@@ -1,0 +1,209 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import one_error, run
+from stn.config import compose
+from stn.data.digits import data_module
+from stn.train import scratch
+from stn.training.learner import Learner, new_learner
+
+QUICKLY = ["budget=smoke", "logger=none", "model.width=4", "budget.precision=float32"]
+REFERENCE = Path(__file__).parent / "reference_losses.json"
+
+
+def train(cwd, *overrides):
+    result = run("stn.train", "data=digits_r", *QUICKLY, *overrides, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def weights(folder: Path) -> dict:
+    (path,) = folder.glob("outputs/runs/*/*/*/last.ckpt")
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def place(workplace, tmp_path) -> Path:
+    """A folder of one's own with the data of the workplace."""
+    (tmp_path / "data").symlink_to(workplace / "data")
+    return tmp_path
+
+
+def test_a_run_leaves_a_record_that_explains_itself(workplace, tmp_path):
+    folder = place(workplace, tmp_path)
+    train(folder, "model=st_cnn_tps", "seeds=[0,1]", "record=here/digits_r-st_cnn_tps")
+    record = json.loads((folder / "here/digits_r-st_cnn_tps.json").read_text())
+    arrays = np.load(folder / "here/digits_r-st_cnn_tps.npz")
+    assert record["complete"] and record["n_test"] == 5000 and record["part"]
+    assert record["config"]["model"]["width"] == 4 and record["parameters"] > 0 and record["multiply_adds"] > 0
+    for seed in record["seeds"]:
+        wrong = (~arrays[f"correct_s{seed['seed']}"]).sum()
+        assert seed["errors"] == wrong and seed["error"] == pytest.approx(100 * wrong / 5000)
+        assert [step for step, _, _ in seed["validation"]] == [10, 20] and seed["images_seen"] == 20 * 64
+        assert {"cpu", "cores", "threads", "gpu", "precision", "torch"} <= set(seed["provenance"])
+    assert record["seeds"][0]["error"] != record["seeds"][1]["error"]
+    assert arrays["theta"].shape == (5000, 32) and arrays["cloud_after"].shape == (1000, 9, 2)
+    assert list(arrays["example_label"]) == list(range(10)) and record["pose_names"] == ["angle"]
+
+
+def test_a_finished_seed_is_never_trained_again(workplace, tmp_path):
+    folder = place(workplace, tmp_path)
+    train(folder, "model=cnn")
+    started = time.monotonic()
+    assert "finished earlier" in train(folder, "model=cnn", "seeds=[0]").stdout
+    assert "finished earlier" not in train(folder, "model=cnn", "seeds=[0]", "budget.learning_rate=0.01").stdout
+    assert time.monotonic() > started
+
+
+def test_a_killed_run_ends_bit_for_bit_where_an_uninterrupted_one_ends(workplace, tmp_path):
+    long = ["model=st_cnn_affine", "budget.steps=60", "budget.validate_every=20"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        place(workplace, folder)
+    train(whole, *long)
+    command = [sys.executable, "-m", "stn.train", "data=digits_r", *QUICKLY, *long]
+    with subprocess.Popen(
+        command, cwd=killed, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as process:
+        for line in process.stdout:
+            if "step 40/60" in line:
+                process.send_signal(signal.SIGKILL)
+                break
+    assert not list(killed.glob("outputs/runs/*/*/*/result.json"))
+    assert "resumed at step" in train(killed, *long).stdout
+    ours, theirs = weights(killed), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    records = [json.loads(next(f.glob("outputs/results/*/*.json")).read_text())["seeds"][0] for f in (whole, killed)]
+    assert records[0]["errors"] == records[1]["errors"] and records[0]["validation"] == records[1]["validation"]
+
+
+def test_every_draw_is_a_function_of_seed_and_step(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    cfg = compose("data=digits_rts", "budget.batch_size=16")
+
+    class Trainer:
+        world_size, global_rank, global_step = 1, 0, 0
+
+        class strategy:
+            root_device = torch.device("cpu")
+
+    def batch(step, seed=0, world=1, rank=0):
+        data = data_module(cfg.data, cfg.budget, seed)
+        data.setup("fit")
+        data.trainer = Trainer()
+        data.trainer.world_size, data.trainer.global_rank = world, rank
+        picks = data.picks(step)[rank::world]
+        return data.on_after_batch_transfer(("train", step, picks), 0)
+
+    images, labels = batch(70)
+    assert images.shape == (16, 1, 42, 42) and images.min() >= 0 and images.max() <= 1
+    assert torch.equal(batch(70)[0], images) and not torch.equal(batch(71)[0], images)
+    assert not torch.equal(batch(70, seed=1)[0], images)
+    halves = [batch(70, world=2, rank=rank) for rank in (0, 1)]
+    assert torch.equal(halves[0][0], images[::2]) and torch.equal(halves[1][1], labels[1::2])
+
+
+def test_an_epoch_shows_every_digit_once(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    cfg = compose("data=digits_r", "budget.batch_size=100")
+    data = data_module(cfg.data, cfg.budget, 0)
+    data.setup("fit")
+    seen = torch.cat([data.picks(step) for step in range(10)])
+    assert len(seen.unique()) == 1000 and not torch.equal(seen[:100], data.picks(10))
+
+
+def test_a_checkpoint_loads_with_weights_only(workplace, tmp_path):
+    folder = place(workplace, tmp_path)
+    train(folder, "model=st_fcn_projective")
+    (path,) = folder.glob("outputs/runs/*/*/*/last.ckpt")
+    assert Learner.load_from_checkpoint(path, weights_only=True).cfg.model.name == "st_fcn_projective"
+
+
+def test_a_nan_loss_stops_the_run_with_one_line(workplace, tmp_path):
+    folder = place(workplace, tmp_path)
+    wild = ["model=cnn", "budget.optimiser=sgd", "budget.schedule=step", "budget.learning_rate=1e30"]
+    line = one_error(run("stn.train", "data=digits_r", *QUICKLY, *wild, cwd=folder))
+    assert "loss is" in line and "budget.learning_rate" in line
+    assert not list(folder.glob("outputs/results/*/*.json"))
+
+
+def test_training_without_its_data_is_one_line(tmp_path):
+    assert "stn.distort data=digits_r" in one_error(run("stn.train", "data=digits_r", *QUICKLY, cwd=tmp_path))
+
+
+def test_outputs_that_cannot_be_written_are_one_line(workplace, tmp_path):
+    folder = place(workplace, tmp_path)
+    (folder / "file").touch()
+    command = ["stn.train", "data=digits_r", "model=cnn", *QUICKLY, "outputs=file/x"]
+    assert "cannot write" in one_error(run(*command, cwd=folder))
+
+
+def test_evaluate_repeats_the_recorded_error_and_refuses_what_does_not_fit(workplace, tmp_path):
+    folder = place(workplace, tmp_path)
+    train(folder, "model=fcn")
+    (path,) = folder.glob("outputs/runs/*/*/*/last.ckpt")
+    record = json.loads(next(folder.glob("outputs/results/*/*.json")).read_text())
+    told = run("stn.evaluate", f"checkpoint={path}", "data=digits_r", *QUICKLY, cwd=folder)
+    assert f"error {record['seeds'][0]['error']:.2f} %" in told.stdout, told.stderr
+
+    def refused(*overrides):
+        return one_error(run("stn.evaluate", *overrides, cwd=folder))
+
+    assert "checkpoint of fcn, not of cnn" in refused(f"checkpoint={path}", "data=digits_r", "model=cnn")
+    assert "canvas" in refused(f"checkpoint={path}", "data=digits_rts")
+    assert "no such checkpoint" in refused("checkpoint=nowhere.ckpt", "data=digits_r")
+    (folder / "broken.ckpt").write_bytes(path.read_bytes()[:1000])
+    assert "damaged" in refused("checkpoint=broken.ckpt", "data=digits_r")
+
+
+def test_wandb_runs_offline_without_an_account(workplace, tmp_path):
+    folder = place(workplace, tmp_path)
+    train(folder, "model=st_cnn_affine", "logger=wandb", "seeds=[0,1]")
+    assert len(list(folder.glob("outputs/wandb/offline-run-*"))) == 2
+
+
+def losses() -> list[float]:
+    """Ten steps of the plain loop on the embedded digits, float32, one thread."""
+    cfg = compose("data=digits_e", "model=st_cnn_tps", "model.width=8", "budget.batch_size=32", "budget.steps=10")
+    torch.manual_seed(0)
+    learner = new_learner(cfg)
+    data = data_module(cfg.data, cfg.budget, 0)
+    from stn.data.digits import undistorted
+
+    data.sets["train"] = undistorted(cfg.data)["train"]
+    data.trainer = type("T", (), {"world_size": 1, "global_rank": 0})()
+    data.trainer.strategy = type("S", (), {"root_device": torch.device("cpu")})
+    optimiser = learner.configure_optimizers()["optimizer"]
+    found = []
+    for step in range(10):
+        images, labels = data.on_after_batch_transfer(("train", step, data.picks(step)), 0)
+        loss = torch.nn.functional.cross_entropy(learner(images), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        found.append(loss.item())
+    return found
+
+
+def test_the_loss_curve_is_the_committed_one(workplace, monkeypatch):
+    """What allows a record to be kept across a change that leaves results alone."""
+    monkeypatch.chdir(workplace)
+    np.testing.assert_allclose(losses(), json.loads(REFERENCE.read_text()), rtol=2e-3)
+
+
+def test_scratch_is_named_by_all_that_decides_the_result():
+    one = scratch(compose(), 0)
+    assert scratch(compose(), 0) == one and scratch(compose("logger=csv"), 0) == one
+    assert (
+        len({one, scratch(compose(), 1), scratch(compose("budget.steps=7"), 0), scratch(compose("data=mnist_p"), 0)})
+        == 4
+    )
