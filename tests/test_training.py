@@ -136,8 +136,9 @@ def test_a_nan_loss_stops_the_run_with_one_line(workplace, tmp_path):
     assert not list(folder.glob("outputs/results/*/*.json"))
 
 
-def test_training_without_its_data_is_one_line(tmp_path):
-    assert "stn.distort data=digits_r" in one_error(run("stn.train", "data=digits_r", *QUICKLY, cwd=tmp_path))
+def test_training_without_its_stored_sets_is_one_line(workplace, tmp_path):
+    command = ["stn.train", "data=digits_r", *QUICKLY, "data.stored=nowhere"]
+    assert "stn.distort data=digits_r" in one_error(run(*command, cwd=place(workplace, tmp_path)))
 
 
 def test_outputs_that_cannot_be_written_are_one_line(workplace, tmp_path):

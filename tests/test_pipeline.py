@@ -1,0 +1,170 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import ROOT, one_error, run
+from stn.errors import UserError
+from stn.params import cells, read_params, write_params
+from stn.pipeline import workspace
+
+PARAMS = """# tiny
+budget: smoke   # a comment
+seeds: "0"      # another
+source: digits
+columns: [digits_r]
+rows: [cnn, st_cnn_affine]
+"""
+# What a cell imports and does not depend on: none of it can change a result.
+HARMLESS = {
+    "stn/__init__.py",
+    "stn/errors.py",  # how errors are told
+    "stn/config.py",  # the schema; the values are in conf/, which is a dependency
+    "stn/training/callbacks.py",  # watches
+    "stn/training/__init__.py",
+    "stn/models/__init__.py",
+    "stn/data/__init__.py",
+    "stn/data/download.py",  # reads files whose bytes are checked
+    "stn/geometry/__init__.py",
+}
+
+
+def dvc(*arguments, cwd) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(["dvc", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A workspace in which the pipeline has run once: one column, two rows, seconds."""
+    folder = tmp_path_factory.mktemp("tiny")
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    workspace(folder, ROOT, PARAMS)
+    (folder / "README.md").write_text("<!-- table1:begin -->\n<!-- table1:end -->\n")
+    result = run("stn.pipeline", "table", "--jobs", "2", cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 of 2 cells trained here" in result.stdout
+    return folder
+
+
+def stale(folder) -> set[str]:
+    return set(json.loads(dvc("status", "--json", "cell", "distort", cwd=folder)))
+
+
+def test_the_pipeline_leaves_tables_figures_and_records(tiny):
+    for name in ("table1.md", "table1.csv", "table1.tex", "figures/table1.png", "figures/table1_pose.png"):
+        assert (tiny / "reports" / name).stat().st_size > 100
+    assert "not comparable" in (tiny / "reports" / "table1.md").read_text()
+    assert "smoke" in (tiny / "README.md").read_text()
+
+
+def test_nothing_is_stale_the_second_time(tiny):
+    assert "Running stage" not in dvc("repro", cwd=tiny)
+
+
+def test_a_deleted_record_is_named_and_trained_alone(tiny):
+    record = tiny / "reports/results/smoke/table1/digits_r-cnn.json"
+    record.unlink()
+    assert "digits_r-cnn.json" in one_error(run("stn.table", cwd=tiny))
+    result = run("stn.pipeline", "table", "--jobs", "2", cwd=tiny)
+    assert "digits_r-st_cnn_affine" not in result.stdout.replace("digits_r-st_cnn_affine-smoke'", "")
+    assert "1 reused" in result.stdout or "0 of 2" in result.stdout, result.stdout + result.stderr
+    assert record.exists() and not stale(tiny)
+
+
+def test_the_report_and_unrelated_data_void_no_cell_and_a_model_voids_its_own(tiny):
+    def edited(name):
+        path = tiny / name
+        text = path.read_text()
+        path.write_text(text + "\n# edited\n")
+        found = stale(tiny)
+        path.write_text(text)
+        return found
+
+    assert not edited("src/stn/report/tables.py")
+    assert not edited("src/stn/config.py")
+    assert not edited("conf/data/digits_e.yaml")
+    assert edited("conf/model/cnn.yaml") == {"cell@digits_r-cnn-smoke"}
+    assert len(edited("src/stn/models/localisation.py")) == 2
+    assert not stale(tiny)
+
+
+def test_check_finds_a_stale_readme(tiny):
+    assert run("stn.table", "--check", cwd=tiny).returncode == 0
+    readme = tiny / "README.md"
+    text = readme.read_text()
+    readme.write_text(text.replace("smoke", "paper"))
+    assert "README.md" in one_error(run("stn.table", "--check", cwd=tiny))
+    readme.write_text(text)
+
+
+def test_the_table_refuses_a_record_of_another_config(tiny):
+    record = tiny / "reports/results/smoke/table1/digits_r-cnn.json"
+    text = record.read_text()
+    record.write_text(text.replace('"match_filters": 64', '"match_filters": 32'))
+    assert "model.match_filters: 32, not 64" in one_error(run("stn.table", cwd=tiny))
+    record.write_text(text)
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--budget", "huge"], "paper"),
+        (["--seeds", "0,x"], "0,1,2"),
+        (["--jobs", "many"], "JOBS=many"),
+        (["--table", "9"], "TABLE=9"),
+    ],
+)
+def test_a_wrong_knob_is_one_line_and_turns_nothing(tmp_path, arguments, named):
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    assert named in one_error(run("stn.pipeline", "table", *arguments, cwd=tmp_path))
+    assert (tmp_path / "params.yaml").read_text() == PARAMS
+
+
+def test_a_turned_knob_is_told_and_keeps_the_comments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    assert write_params(budget="quick", seeds="0,1") == [
+        "params.yaml: budget smoke -> quick",
+        "params.yaml: seeds 0 -> 0,1",
+    ]
+    text = (tmp_path / "params.yaml").read_text()
+    assert "# a comment" in text and "# another" in text
+    assert read_params().seeds == "0,1" and write_params(seeds="0,1") == []
+
+
+def test_a_misspelt_knob_in_the_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(PARAMS + "bugdet: quick\n")
+    with pytest.raises(UserError, match="bugdet"):
+        read_params()
+
+
+def test_the_committed_params_declare_the_32_cells_of_the_paper(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    required, optional = cells(read_params())
+    assert len(required) == 32 and len(optional) == 8
+
+
+def test_a_cell_depends_on_all_it_imports(workplace):
+    """Held against what a run really imports, so that no edit of code leaves an old record in place."""
+    code = "import sys, stn.train; from stn.train import main; main(); print(*[m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'stn'], sep='\\n')"
+    arguments = ["data=digits_r", "model=st_cnn_tps", "budget=smoke", "logger=none", "outputs=imports"]
+    result = subprocess.run([sys.executable, "-c", code, *arguments], cwd=workplace, capture_output=True, text=True)
+    imported = {f"stn/{line.split('/stn/')[-1]}" for line in result.stdout.splitlines() if line.endswith(".py")}
+    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["cell"]["deps"]
+    declared = {path.removeprefix("src/") for path in declared if path.startswith("src/")}
+    assert imported and imported - HARMLESS == declared, result.stderr
+
+
+def test_what_a_stage_depends_on_is_there():
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+        files = [path for path in stage.get("deps", []) if path.startswith(("src/", "conf/")) and "$" not in path]
+        assert all((ROOT / path).is_file() for path in files)
