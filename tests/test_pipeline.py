@@ -155,7 +155,10 @@ def test_the_committed_params_declare_the_32_cells_of_the_paper(monkeypatch):
 
 def test_a_cell_depends_on_all_it_imports(workplace):
     """Held against what a run really imports, so that no edit of code leaves an old record in place."""
-    code = "import sys, stn.train; from stn.train import main; main(); print(*[m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'stn'], sep='\\n')"
+    code = (
+        "import sys; from stn.train import main; main(); "
+        "print(*[m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'stn'], sep='\\n')"
+    )
     arguments = ["data=digits_r", "model=st_cnn_tps", "budget=smoke", "logger=none", "outputs=imports"]
     result = subprocess.run([sys.executable, "-c", code, *arguments], cwd=workplace, capture_output=True, text=True)
     imported = {f"stn/{line.split('/stn/')[-1]}" for line in result.stdout.splitlines() if line.endswith(".py")}
