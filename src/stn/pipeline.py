@@ -31,20 +31,20 @@ def bring_up_to_date(jobs: int, fresh: bool) -> None:
         shutil.rmtree(Path("outputs/runs") / params.budget, ignore_errors=True)
     before = {cell: _seconds_and_dates(path) for cell, path in required.items()}
     started = time.monotonic()
-    _dvc("repro", "distort")
+    _dvc("repro", "-q", "distort")
     names = [f"cell@{data}-{model}-{params.budget}" for data, model in required]
     if jobs == 1:
-        _dvc("repro", "--single-item", "--no-run-cache", *names)
+        _dvc("repro", "-q", "--single-item", "--no-run-cache", *names)
     else:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
         stale = _stale(names)
         with ThreadPoolExecutor(jobs) as pool:
             # Without --single-item, or without --wait-for-lock, DVC processes running side by side fail.
-            work = [pool.submit(_dvc, "--wait-for-lock", "repro", "-s", "--no-run-cache", name) for name in stale]
+            work = [pool.submit(_dvc, "--wait-for-lock", "repro", "-q", "-s", "--no-run-cache", name) for name in stale]
         for future in work:
             future.result()
     trained = [cell for cell, path in required.items() if _seconds_and_dates(path) != before[cell]]
-    _dvc("repro", "--single-item", "--force", "table1", "figures1")
+    _dvc("repro", "-q", "--single-item", "--force", "table1", "figures1")
     minutes = (time.monotonic() - started) / 60
     print(f"{len(trained)} of {len(required)} cells trained here in {minutes:.1f} min", end="")
     if len(trained) < len(required):

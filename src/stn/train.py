@@ -132,13 +132,15 @@ def make_logger(cfg: DictConfig, seed: int):
         try:
             from lightning.pytorch.loggers import WandbLogger
 
-            return WandbLogger(
+            wandb_logger = WandbLogger(
                 project=cfg.logger.project,
                 name=title(cfg, seed),
                 group=f"table{cfg.data.table}/{cfg.budget.name}",
                 save_dir=cfg.outputs,
                 config={**experiment(cfg), "seed": seed},
             )
+            wandb_logger._wandb_init.pop("anonymous", None)  # lightning passes it, wandb warns that it means nothing
+            return wandb_logger
         except ModuleNotFoundError:
             raise UserError("wandb is not installed: run `make setup`, or choose logger=csv") from None
     if cfg.logger.name == "csv":
