@@ -1,9 +1,13 @@
 """What the tests share: one thread each, no network, and small data made through the real front doors."""
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,12 +17,30 @@ os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)
 
 
-def run(*command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    """A front door as a user types it: `run("stn.train", "data=digits_r", cwd=folder)`."""
+def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    """A front door as a user types it, without the start of a process: `run("stn.train", "data=digits_r", cwd=...)`."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", [module, *arguments]),
+        patch.dict(os.environ),
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            importlib.import_module(module).main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+    return subprocess.CompletedProcess([module, *arguments], status, out.getvalue(), err.getvalue())
+
+
+def spawn(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    """The same in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", *command],
+        [sys.executable, "-m", module, *arguments],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,

@@ -1,9 +1,12 @@
+import subprocess
+import sys
+
 import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conftest import one_error, run
+from conftest import one_error, run, spawn
 from stn.config import CONF, checked, compose, experiment, one_line
 from stn.errors import UserError
 from stn.models.digits import DigitNetwork, n_parameters
@@ -101,7 +104,14 @@ def test_a_misspelt_key_in_a_file_is_one_line_that_names_it():
 
 
 def test_a_wrong_command_line_ends_with_one_line_and_status_2(tmp_path):
-    assert "filterz" in one_error(run("stn.train", "model.filterz=3", cwd=tmp_path))
+    assert "filterz" in one_error(spawn("stn.train", "model.filterz=3", cwd=tmp_path))
+
+
+def test_a_wrong_command_line_is_told_before_torch_is_loaded(tmp_path):
+    code = "import sys; from stn.train import main; main()"
+    loaded = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+    command = [sys.executable, "-c", loaded + code, "model.filterz=3"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout.strip() == "False"
 
 
 def test_help_lists_the_groups(tmp_path):
@@ -112,7 +122,4 @@ def test_help_lists_the_groups(tmp_path):
 def test_importing_stn_loads_torch_only(tmp_path):
     heavy = "{'lightning', 'hydra', 'wandb', 'scipy', 'matplotlib', 'torchvision'}"
     code = f"import sys, stn; from stn import SpatialTransformer; sys.exit(bool({heavy} & set(sys.modules)))"
-    import subprocess
-    import sys
-
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0

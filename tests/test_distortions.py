@@ -8,8 +8,10 @@ from scipy.stats import kstest
 
 from conftest import one_error, run
 from stn.config import compose
-from stn.data.digits import distortion, export_embedded, generator, load_stored, store, undistorted
+from stn.data.digits import distortion, load_stored, store, undistorted
 from stn.data.distortions import CORNERS, found_pose
+from stn.data.download import export_embedded
+from stn.data.draws import generator
 from stn.errors import UserError
 
 N = 4000
@@ -90,14 +92,14 @@ def test_a_pose_is_what_opencv_makes_of_it(name):
 def test_a_projection_is_what_opencv_makes_of_it():
     warp, _ = drawn("p", 1)
     parameters = warp.draw(20, generator(2, "test"), torch.float64).double()
-    points = torch.rand(50, 2, dtype=torch.float64) - 0.5
-    found = warp.digit_points(parameters, points).numpy()
     corners = np.array(CORNERS)
-    for row, theirs in zip(parameters.numpy(), found, strict=True):
-        moved = corners + 2 * row[1:9].reshape(4, 2) / 28
-        matrix = cv2.getPerspectiveTransform(moved.astype(np.float32), corners.astype(np.float32))
-        wanted = cv2.perspectiveTransform(points.numpy()[None], matrix)[0] / row[0]
-        np.testing.assert_allclose(theirs, wanted, atol=2e-4)
+    moved = corners + 2 * parameters[:, 1:9].view(-1, 4, 2).numpy() / 28
+    inside = np.random.default_rng(2).dirichlet(np.ones(4), size=50)  # of the quadrilateral: beyond lies the horizon
+    points = inside @ moved
+    found = warp.digit_points(parameters, torch.from_numpy(points)).numpy()
+    for row, quadrilateral, there, ours in zip(parameters.numpy(), moved, points, found, strict=True):
+        matrix = cv2.getPerspectiveTransform(quadrilateral.astype(np.float32), corners.astype(np.float32))
+        np.testing.assert_allclose(ours, cv2.perspectiveTransform(there[None], matrix)[0] / row[0], atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["r", "rts", "p", "e", "tc"])

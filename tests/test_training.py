@@ -12,8 +12,8 @@ import torch
 
 from conftest import one_error, run
 from stn.config import compose
-from stn.data.digits import data_module
-from stn.train import scratch
+from stn.training import run as runs
+from stn.training.feed import Feed
 from stn.training.learner import Learner, new_learner
 
 QUICKLY = ["budget=smoke", "logger=none", "model.width=4", "budget.precision=float32"]
@@ -97,7 +97,7 @@ def test_every_draw_is_a_function_of_seed_and_step(workplace, monkeypatch):
             root_device = torch.device("cpu")
 
     def batch(step, seed=0, world=1, rank=0):
-        data = data_module(cfg.data, cfg.budget, seed)
+        data = Feed(cfg.data, cfg.budget, seed)
         data.setup("fit")
         data.trainer = Trainer()
         data.trainer.world_size, data.trainer.global_rank = world, rank
@@ -115,7 +115,7 @@ def test_every_draw_is_a_function_of_seed_and_step(workplace, monkeypatch):
 def test_an_epoch_shows_every_digit_once(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     cfg = compose("data=digits_r", "budget.batch_size=100")
-    data = data_module(cfg.data, cfg.budget, 0)
+    data = Feed(cfg.data, cfg.budget, 0)
     data.setup("fit")
     seen = torch.cat([data.picks(step) for step in range(10)])
     assert len(seen.unique()) == 1000 and not torch.equal(seen[:100], data.picks(10))
@@ -177,10 +177,8 @@ def losses() -> list[float]:
     cfg = compose("data=digits_e", "model=st_cnn_tps", "model.width=8", "budget.batch_size=32", "budget.steps=10")
     torch.manual_seed(0)
     learner = new_learner(cfg)
-    data = data_module(cfg.data, cfg.budget, 0)
-    from stn.data.digits import undistorted
-
-    data.sets["train"] = undistorted(cfg.data)["train"]
+    data = Feed(cfg.data, cfg.budget, 0)
+    data.source.load("train")
     data.trainer = type("T", (), {"world_size": 1, "global_rank": 0})()
     data.trainer.strategy = type("S", (), {"root_device": torch.device("cpu")})
     optimiser = learner.configure_optimizers()["optimizer"]
@@ -202,9 +200,16 @@ def test_the_loss_curve_is_the_committed_one(workplace, monkeypatch):
 
 
 def test_scratch_is_named_by_all_that_decides_the_result():
-    one = scratch(compose(), 0)
-    assert scratch(compose(), 0) == one and scratch(compose("logger=csv"), 0) == one
+    one = runs.scratch(compose(), 0)
+    assert runs.scratch(compose(), 0) == one and runs.scratch(compose("logger=csv"), 0) == one
     assert (
-        len({one, scratch(compose(), 1), scratch(compose("budget.steps=7"), 0), scratch(compose("data=mnist_p"), 0)})
+        len(
+            {
+                one,
+                runs.scratch(compose(), 1),
+                runs.scratch(compose("budget.steps=7"), 0),
+                runs.scratch(compose("data=mnist_p"), 0),
+            }
+        )
         == 4
     )

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stn.errors import UserError, told
 
-# Where the data and the networks of a table live: modules with `data_module(...)` and `network(...)`.
+# Where the data and the networks of a table live: modules with `source(data)` and `network(model, data)`.
 ROOMS = {1: ("stn.data.digits", "stn.models.digits")}
 CONF = Path(__file__).parents[2] / "conf"
 

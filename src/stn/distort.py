@@ -5,10 +5,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.config import front_door
-from stn.data.digits import store, stored_folder
 
 
 def distort(cfg: DictConfig) -> None:
+    from stn.data.digits import store, stored_folder  # loads torch: not before the config stands
+
     about = store(cfg.data, Path(cfg.outputs) / "scratch")
     for split, facts in about["sets"].items():
         redrawn = f", {facts['redrawn']} drawn again" if "redrawn" in facts else ""

@@ -5,8 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.config import front_door
-from stn.data.digits import export_embedded
-from stn.data.download import fetch_mnist
+from stn.data.download import export_embedded, fetch_mnist
 
 
 def fetch(cfg: DictConfig) -> None:

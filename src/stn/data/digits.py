@@ -10,14 +10,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from stn.data.distortions import POSE, Clutter, Distortion, Elastic, Pose, Projection, found_pose
+from stn.data.draws import generator
 from stn.errors import UserError
 
 POSES = 1000  # test images whose poses are kept for the report
@@ -82,20 +81,6 @@ def _mnist(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
         for what, rank in (("images", 3), ("labels", 1))
     ]
     return np.concatenate(parts[::2]), np.concatenate(parts[1::2]).astype(np.int64), len(parts[2])
-
-
-def export_embedded(folder: Path) -> list[Path]:
-    """Write the 8x8 digits inside scikit-learn as `images.npy` and `labels.npy`: what fetching is to MNIST."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "images.npy", bunch.images.astype(np.uint8))
-        np.save(folder / "labels.npy", bunch.target.astype(np.int64))
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename or folder}: {error.strerror}; set data.raw elsewhere") from error
-    return [folder / "images.npy", folder / "labels.npy"]
 
 
 def _embedded(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
@@ -177,69 +162,43 @@ def load_stored(data: DictConfig, split: str) -> StoredSet:
     return StoredSet(*map(torch.from_numpy, parts))
 
 
-class DigitsData(L.LightningDataModule):
-    """Feeds one run. A batch leaves the loader as indices and becomes images on the model's device.
+class DistortedDigits:
+    """What a run feeds on. Batches are (images (B, 1, canvas, canvas) float in [0, 1], labels (B,)), on the device.
 
-    The training batch of step t is a function of (seed, t) alone: which digits, and how they are distorted. So a
-    resumed run sees what an uninterrupted one would have seen. With several processes each takes its slice of the
-    global batch. Batches are (images (B, 1, canvas, canvas) float in [0, 1], labels (B,)).
+    A set is moved to the device once, as uint8, and batches are picked from it there.
     """
 
-    def __init__(self, data: DictConfig, budget: DictConfig, seed: int):
-        super().__init__()
-        self.data, self.budget, self.seed = data, budget, seed
+    def __init__(self, data: DictConfig):
+        self.data = data
+        self.shape = (1, data.canvas, data.canvas)
         self.warp = distortion(data)
         self.sets: dict[str, StoredSet | Digits] = {}
 
-    def setup(self, stage: str | None = None) -> None:
-        if stage in ("fit", None) and "train" not in self.sets:
-            frozen = self.data.train.name == "frozen"
-            self.sets["train"] = load_stored(self.data, "train") if frozen else undistorted(self.data)["train"]
-            self.sets["validation"] = load_stored(self.data, "validation")
-        if stage in ("test", None) and "test" not in self.sets:
-            self.sets["test"] = load_stored(self.data, "test")
+    def load(self, split: str) -> None:
+        """Read `train`, `validation` or `test`; a UserError if it is missing or damaged."""
+        if split not in self.sets:
+            stored = split != "train" or self.data.train.name == "frozen"
+            self.sets[split] = load_stored(self.data, split) if stored else undistorted(self.data)["train"]
 
-    def train_dataloader(self) -> DataLoader:
-        """The batches up to the next validation; the trainer asks again for each such stretch."""
-        step, stretch = self.trainer.global_step, self.budget.validate_every
-        last = min(step - step % stretch + stretch, self.budget.steps)
-        return DataLoader(_Steps(self, step, last), batch_size=None)
+    def count(self, split: str) -> int:
+        return len(self.sets[split].labels)
 
-    def val_dataloader(self) -> DataLoader:
-        return self._in_order("validation")
+    def batch(self, split: str, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The stored images `index` (B,) of a split."""
+        images, labels = self._resident(split, device)
+        return images[index, None].float() / 255, labels[index]
 
-    def test_dataloader(self) -> DataLoader:
-        return self._in_order("test")
-
-    def _in_order(self, split: str) -> DataLoader:
-        return DataLoader(_Chunks(split, len(self.sets[split].labels), 4 * CHUNK), batch_size=None)
-
-    def picks(self, step: int) -> Tensor:
-        """Which training digits make up the global batch of a step: epochs in a fresh order, the rest left over."""
-        n, size = len(self.sets["train"].labels), self.budget.batch_size
-        if size > n:
-            return torch.randint(n, (size,), generator=generator(self.seed, "picks", step))
-        epoch, place = divmod(step, n // size)
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch, self._order = epoch, torch.randperm(n, generator=generator(self.seed, "order", epoch))
-        return self._order[place * size : (place + 1) * size]
-
-    def on_after_batch_transfer(self, batch: tuple, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        split, step, index = batch
-        images, labels = self._resident(split)
-        if split != "train" or self.data.train.name == "frozen":
-            return images[index, None].float() / 255, labels[index]
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        draws = generator(self.seed, "distortion", step, device=images.device)
-        parameters = self.warp.draw(self.budget.batch_size, draws)[rank::world]
-        return self.warp.render(parameters, images[index], images), labels[index]
-
-    def examples(self, n: int) -> tuple[Tensor, Tensor]:
-        """The first n validation images and labels, as the model gets them."""
-        return self.on_after_batch_transfer(("validation", 0, torch.arange(n)), 0)
+    def train_batch(
+        self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """The training digits `index` (B,), distorted; `part` says which B of the global batch of `size` they are."""
+        if self.data.train.name == "frozen":
+            return self.batch("train", index, device)
+        images, labels = self._resident("train", device)
+        return self.warp.render(self.warp.draw(size, draws)[part], images[index], images), labels[index]
 
     @torch.inference_mode()
-    def evidence(self, network: nn.Module, theta: np.ndarray | None) -> dict[str, np.ndarray]:
+    def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the report shows of a transformer on the test set; nothing for a network without one.
 
         example_input, example_grid, example_output, example_label: the first test image of each class, the grid laid
@@ -247,11 +206,11 @@ class DigitsData(L.LightningDataModule):
         points of the canvas, and at those of the transformer's output. pose_true, pose_found (POSES, D), pose_names:
         see `stn.data.distortions.found_pose`.
         """
-        if theta is None:
+        if "theta" not in arrays:
             return {}
         made, transformation = self.sets["test"], network.transformer.transformation
         device = next(network.parameters()).device
-        theta = torch.from_numpy(theta).to(device)
+        theta = torch.from_numpy(arrays["theta"]).to(device)
         first = torch.stack([(made.labels == digit).nonzero()[0, 0] for digit in range(10)]).to(made.images.device)
         images = made.images[first, None].float() / 255
         size = (self.data.canvas, self.data.canvas)
@@ -276,58 +235,17 @@ class DigitsData(L.LightningDataModule):
             "pose_names": np.array(names, dtype=str),
         }
 
-    def _resident(self, split: str) -> tuple[Tensor, Tensor]:
+    def _resident(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images and labels of a split, moved to the device once."""
-        made, device = self.sets[split], self.trainer.strategy.root_device
+        made = self.sets[split]
         if made.images.device != device:
             made.images, made.labels = made.images.to(device), made.labels.to(device)
         return made.images, made.labels
 
 
-@dataclass
-class _Steps:
-    """The picks of steps first ... last - 1, as a data set whose items are whole batches."""
-
-    module: DigitsData
-    first: int
-    last: int
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def __getitem__(self, i: int) -> tuple[str, int, Tensor]:
-        if i >= len(self):
-            raise IndexError(i)
-        trainer = self.module.trainer
-        return "train", self.first + i, self.module.picks(self.first + i)[trainer.global_rank :: trainer.world_size]
-
-
-@dataclass
-class _Chunks:
-    """A stored set in its order, as a data set whose items are whole batches."""
-
-    split: str
-    n: int
-    size: int
-
-    def __len__(self) -> int:
-        return -(-self.n // self.size)
-
-    def __getitem__(self, i: int) -> tuple[str, int, slice]:
-        if i >= len(self):
-            raise IndexError(i)
-        return self.split, i, torch.arange(i * self.size, min((i + 1) * self.size, self.n))
-
-
-def data_module(data: DictConfig, budget: DictConfig, seed: int) -> DigitsData:
+def source(data: DictConfig) -> DistortedDigits:
     """What the learner of Table 1 feeds on."""
-    return DigitsData(data, budget, seed)
-
-
-def generator(seed: int, purpose: str, step: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """Random numbers that are a function of (seed, purpose, step), whatever was drawn before."""
-    key = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(key, "little") >> 1)
+    return DistortedDigits(data)
 
 
 def _sha256(array: np.ndarray) -> str:

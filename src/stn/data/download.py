@@ -101,6 +101,20 @@ def fetch_mnist(folder: Path) -> list[Path]:
     ]
 
 
+def export_embedded(folder: Path) -> list[Path]:
+    """Write the 8x8 digits inside scikit-learn as `images.npy` and `labels.npy`: what fetching is to MNIST."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "images.npy", bunch.images.astype(np.uint8))
+        np.save(folder / "labels.npy", bunch.target.astype(np.int64))
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or folder}: {error.strerror}; set data.raw elsewhere") from error
+    return [folder / "images.npy", folder / "labels.npy"]
+
+
 def read_idx(path: Path) -> np.ndarray:
     """A gzipped IDX file as a writable uint8 array: images (n, height, width) or labels (n,).
 

@@ -68,6 +68,10 @@ class DigitNetwork(nn.Module):
         """What the classifier sees of the images: (B, 1, side, side)."""
         return self.pool(images if self.transformer is None else self.transformer(images))
 
+    def thetas(self, images: Tensor) -> dict[str, Tensor]:
+        """`theta` (B, P) of the transformer, if there is one."""
+        return {} if self.transformer is None else {"theta": self.transformer.theta(images)}
+
 
 class FirstConvolution(nn.Conv2d):
     """`nn.Conv2d(1, filters, kernel)` that takes each row's windows as channels.
@@ -84,7 +88,8 @@ class FirstConvolution(nn.Conv2d):
             return super().forward(images)
         windows = images[:, 0].unfold(2, self.kernel_size[1], 1).permute(0, 3, 1, 2)
         windows = windows.contiguous(memory_format=torch.channels_last)
-        return nn.functional.conv2d(windows, self.weight.permute(0, 3, 2, 1), self.bias)
+        weight = self.weight.permute(0, 3, 2, 1).contiguous()  # without oneDNN, as in float64, gradients need it so
+        return nn.functional.conv2d(windows, weight, self.bias)
 
 
 def cnn(side: int, filters: int, classes: int) -> nn.Sequential:

@@ -2,7 +2,6 @@
 
 import importlib
 import time
-from types import ModuleType
 
 import lightning as L
 import numpy as np
@@ -15,18 +14,18 @@ from stn.config import ROOMS, experiment
 from stn.errors import UserError
 
 
-def data_room(table: int) -> ModuleType:
-    """The module with the data of a table, imported when first asked for."""
-    return importlib.import_module(ROOMS[table][0])
-
-
 def build_network(cfg: DictConfig) -> nn.Module:
-    """The network that the model and data configs describe."""
+    """The network that the model and data configs describe, by the `network(model, data)` of the table's room."""
     return importlib.import_module(ROOMS[cfg.data.table][1]).network(cfg.model, cfg.data)
 
 
 class Learner(L.LightningModule):
     """Trains and tests the network of one experiment.
+
+    A network maps images to scores (B, classes) for labels (B,), or to (B, positions, classes) for labels (B,
+    positions): then the loss is the sum over positions, and an image counts as right when all of them are. Its
+    `thetas(images)` are what its transformers do, by name; parameters whose name starts with "transformer" learn at
+    `localisation_rate` times the rate.
 
     Args:
         experiment: the config groups data, model and budget as primitives (`stn.config.experiment`), so that a
@@ -48,7 +47,7 @@ class Learner(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        loss = F.cross_entropy(self.network(images).float(), labels)
+        loss = _loss(self.network(images), labels) / len(labels)
         step = self.global_step
         # Looking at the loss makes a GPU wait, so there it is looked at only when it is logged. A NaN stays one.
         if loss.device.type == "cpu" or step % self.log_every == 0:
@@ -67,10 +66,11 @@ class Learner(L.LightningModule):
         self._wrong, self._loss, self._seen = 0, 0.0, 0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        scores = self.network(batch[0]).float()
-        self._loss += F.cross_entropy(scores, batch[1], reduction="sum").item()
-        self._wrong += (scores.argmax(1) != batch[1]).sum().item()
-        self._seen += len(batch[1])
+        images, labels = batch
+        scores = self.network(images)
+        self._loss += _loss(scores, labels).item()
+        self._wrong += (~_right(scores, labels).all(1)).sum().item()
+        self._seen += len(labels)
 
     def on_validation_epoch_end(self) -> None:
         error, loss = 100 * self._wrong / self._seen, self._loss / self._seen
@@ -79,18 +79,20 @@ class Learner(L.LightningModule):
         self.log_dict({"validation/error": error, "validation/loss": loss})
 
     def on_test_epoch_start(self) -> None:
-        self.tested = {"correct": [], "theta": []}
+        self.tested = {}
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        scores = self.network(images)
-        self.tested["correct"].append((scores.argmax(1) == labels).cpu())
-        if getattr(self.network, "transformer", None) is not None:
-            self.tested["theta"].append(self.network.transformer.theta(images).float().cpu())
+        right = _right(self.network(images), labels)
+        found = {"correct": right.all(1), **self.network.thetas(images)}
+        if right.shape[1] > 1:
+            found["positions"] = right
+        for name, value in found.items():
+            self.tested.setdefault(name, []).append(value.cpu())
 
     def test_result(self) -> dict[str, np.ndarray]:
-        """After a test: `correct` (n,) bool and, behind a transformer, `theta` (n, P) float32."""
-        return {name: torch.cat(parts).numpy() for name, parts in self.tested.items() if parts}
+        """After a test: `correct` (n,) bool, `positions` (n, positions) bool if there are several, and every theta."""
+        return {name: torch.cat(parts).numpy() for name, parts in self.tested.items()}
 
     def configure_optimizers(self) -> dict:
         budget = self.cfg.budget
@@ -132,6 +134,16 @@ class Learner(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.validation, self.seconds = checkpoint["validation"], checkpoint["seconds"]
+
+
+def _loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy, summed over images and positions."""
+    return F.cross_entropy(scores.float().flatten(0, -2), labels.flatten(), reduction="sum")
+
+
+def _right(scores: Tensor, labels: Tensor) -> Tensor:
+    """(B, positions): which are right."""
+    return (scores.argmax(-1) == labels).view(len(labels), -1)
 
 
 def new_learner(cfg: DictConfig) -> Learner:

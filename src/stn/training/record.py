@@ -31,8 +31,15 @@ from stn.errors import UserError
 SCHEMA = 1
 
 
-def write_cell(record: Path, cfg: DictConfig, network: torch.nn.Module, results: list[dict], arrays: dict) -> None:
-    """Write `<record>.json` and `<record>.npz`; each appears whole or not at all."""
+def write_cell(
+    record: Path,
+    cfg: DictConfig,
+    network: torch.nn.Module,
+    shape: tuple[int, ...],
+    results: list[dict],
+    arrays: dict,
+) -> None:
+    """Write `<record>.json` and `<record>.npz`; each appears whole or not at all. `shape` is that of one image."""
     facts = {
         "schema": SCHEMA,
         "table": cfg.data.table,
@@ -45,7 +52,7 @@ def write_cell(record: Path, cfg: DictConfig, network: torch.nn.Module, results:
         "complete": all(result["steps"] == cfg.budget.steps for result in results),
         "part": cfg.data.part,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "multiply_adds": multiply_adds(network, cfg.data.canvas),
+        "multiply_adds": multiply_adds(network, shape),
         "n_test": results[0]["n_test"],
         "config": experiment(cfg),
         "seeds": results,
@@ -90,11 +97,11 @@ def provenance(precision: str) -> dict:
     }
 
 
-def multiply_adds(network: torch.nn.Module, canvas: int) -> int:
-    """Multiply-adds of convolutions and matrix products for one image; sampling itself is not counted."""
+def multiply_adds(network: torch.nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of convolutions and matrix products for one image of that shape; sampling itself is not counted."""
     parameter = next(network.parameters())
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(torch.zeros(1, 1, canvas, canvas, device=parameter.device))
+        network(torch.zeros(1, *shape, device=parameter.device))
     return counter.get_total_flops() // 2
 
 

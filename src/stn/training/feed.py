@@ -1,0 +1,108 @@
+"""How any data set of the project reaches a run: one LightningDataModule."""
+
+import importlib
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from stn.config import ROOMS
+from stn.data.draws import generator
+
+CHUNK = 1000  # images of a validation or test batch
+
+
+class Feed(L.LightningDataModule):
+    """Batches of a source, for one seed. A batch leaves the loader as indices and becomes images on the device.
+
+    The training batch of step t is a function of (seed, t) alone: which images, and how they are distorted or
+    augmented. So a resumed run sees what an uninterrupted one would have seen. With several processes each takes its
+    slice of the global batch.
+
+    Attributes:
+        source: what the data room of the table makes of the config, such as `stn.data.digits.DistortedDigits`.
+    """
+
+    def __init__(self, data: DictConfig, budget: DictConfig, seed: int):
+        super().__init__()
+        self.source = importlib.import_module(ROOMS[data.table][0]).source(data)
+        self.budget, self.seed = budget, seed
+
+    def setup(self, stage: str | None = None) -> None:
+        for split in {"fit": ("train", "validation"), "test": ("test",)}.get(stage, ("train", "validation", "test")):
+            self.source.load(split)
+
+    def train_dataloader(self) -> DataLoader:
+        """The batches up to the next validation; the trainer asks again for each such stretch."""
+        step, stretch = self.trainer.global_step, self.budget.validate_every
+        last = min(step - step % stretch + stretch, self.budget.steps)
+        return DataLoader(_Steps(self, step, last), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._in_order("validation")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._in_order("test")
+
+    def _in_order(self, split: str) -> DataLoader:
+        return DataLoader(_Chunks(split, self.source.count(split)), batch_size=None)
+
+    def picks(self, step: int) -> Tensor:
+        """Which training images make up the global batch of a step: epochs in a fresh order, the rest left over."""
+        n, size = self.source.count("train"), self.budget.batch_size
+        if size > n:
+            return torch.randint(n, (size,), generator=generator(self.seed, "picks", step))
+        epoch, place = divmod(step, n // size)
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch, self._order = epoch, torch.randperm(n, generator=generator(self.seed, "order", epoch))
+        return self._order[place * size : (place + 1) * size]
+
+    def on_after_batch_transfer(self, batch: tuple, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        split, step, index = batch
+        device = self.trainer.strategy.root_device
+        if split != "train":
+            return self.source.batch(split, index, device)
+        draws = generator(self.seed, "distortion", step, device=device)
+        part = slice(self.trainer.global_rank, None, self.trainer.world_size)
+        return self.source.train_batch(index, draws, self.budget.batch_size, part, device)
+
+    def examples(self, n: int) -> tuple[Tensor, Tensor]:
+        """The first n validation images and labels, as the model gets them."""
+        return self.on_after_batch_transfer(("validation", 0, torch.arange(n)), 0)
+
+
+@dataclass
+class _Steps:
+    """The picks of steps first ... last - 1, as a data set whose items are whole batches."""
+
+    feed: Feed
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, i: int) -> tuple[str, int, Tensor]:
+        if i >= len(self):
+            raise IndexError(i)
+        trainer = self.feed.trainer
+        return "train", self.first + i, self.feed.picks(self.first + i)[trainer.global_rank :: trainer.world_size]
+
+
+@dataclass
+class _Chunks:
+    """A stored set in its order, as a data set whose items are whole batches."""
+
+    split: str
+    n: int
+
+    def __len__(self) -> int:
+        return -(-self.n // CHUNK)
+
+    def __getitem__(self, i: int) -> tuple[str, int, Tensor]:
+        if i >= len(self):
+            raise IndexError(i)
+        return self.split, i, torch.arange(i * CHUNK, min((i + 1) * CHUNK, self.n))

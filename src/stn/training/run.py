@@ -1,0 +1,239 @@
+"""Runs: train the seeds of one cell and write its record; test a checkpoint."""
+
+import json
+import logging
+import os
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from stn.config import ROOMS, digest, experiment
+from stn.errors import UserError
+from stn.training.callbacks import Pictures, Watch
+from stn.training.feed import Feed
+from stn.training.learner import Learner, new_learner
+from stn.training.record import provenance, read_result, write_cell, write_result
+
+
+def train(cfg: DictConfig) -> None:
+    """Train what is not yet trained of `cfg.seeds`, then write the cell's record."""
+    quieten()
+    results, arrays = [], {}
+    for seed in cfg.seeds:
+        folder = scratch(cfg, seed)
+        if cfg.fresh and folder.exists():
+            shutil.rmtree(folder)
+        finished = read_result(folder)
+        if finished is None:
+            finished = train_seed(cfg, seed, folder)
+        else:
+            print(f"{title(cfg, seed)}: finished earlier with these settings, kept (fresh=true trains it again)")
+        result, evidence = finished
+        results.append(result)
+        arrays[f"correct_s{seed}"] = evidence.pop("correct")
+        if len(results) == 1:  # the rest is large and shows the same for every seed
+            arrays.update(evidence)
+    _write(cfg, results, arrays)
+
+
+@rank_zero_only
+def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
+    names = arrays.pop("pose_names", [])
+    record = Path(cfg.record or Path(cfg.outputs) / "results" / cfg.budget.name / f"{cfg.data.name}-{cfg.model.name}")
+    network, shape = new_learner(cfg).network, Feed(cfg.data, cfg.budget, seed=0).source.shape
+    write_cell(record, cfg, network, shape, results, {**arrays, "pose_names": [str(name) for name in names]})
+    errors = ", ".join(f"{result['error']:.2f}" for result in results)
+    print(f"{title(cfg)}: test error {errors} % of {results[0]['n_test']} images -> {record}.json")
+
+
+def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
+    """Train one seed, from its last checkpoint if there is one, and test it. Returns its result and arrays."""
+    L.seed_everything(seed, verbose=False)
+    feed = Feed(cfg.data, cfg.budget, seed)
+    feed.setup()  # a missing data set is told before anything is set up
+    learner = new_learner(cfg)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; set outputs=... elsewhere") from error
+    logger = make_logger(cfg, seed)
+    trainer = make_trainer(cfg, seed, folder, logger)
+    last = folder / "last.ckpt"
+    trainer.fit(learner, feed, ckpt_path=last if last.exists() else None, weights_only=True)
+    if trainer.global_step < cfg.budget.steps:
+        raise KeyboardInterrupt
+    trainer.test(learner, feed, verbose=False)
+    arrays = learner.test_result()
+    arrays |= feed.source.evidence(learner.network, arrays)
+    arrays |= {name: value.astype("float16") for name, value in arrays.items() if value.dtype == "float32"}
+    wrong = int((~arrays["correct"]).sum())
+    n = len(arrays["correct"])
+    result = {
+        "seed": seed,
+        "error": 100 * wrong / n,
+        "errors": wrong,
+        "n_test": n,
+        "steps": trainer.global_step,
+        "images_seen": trainer.global_step * cfg.budget.batch_size,
+        "seconds": round(learner.seconds, 1),
+        "validation": learner.validation,
+        "provenance": provenance(str(trainer.precision)),
+    }
+    if trainer.is_global_zero:
+        write_result(folder, result, arrays)
+        if cfg.logger.name == "wandb":
+            logger.experiment.summary["test/error"] = result["error"]
+            logger.experiment.finish()
+    return result, arrays
+
+
+def load(path: Path) -> Learner:
+    """The learner of a checkpoint; a missing, damaged or foreign file is a UserError."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; finished runs keep theirs below outputs/runs")
+    try:
+        return Learner.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except (KeyError, TypeError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a checkpoint of this project, or a damaged one ({reason[:120]})") from error
+
+
+def test(cfg: DictConfig) -> tuple[DictConfig, np.ndarray]:
+    """Test the network of `cfg.checkpoint` on `cfg.data`. Returns its own config, and which images (n,) are right."""
+    quieten()
+    if cfg.checkpoint is None:
+        raise UserError("no checkpoint: give one with checkpoint=outputs/runs/.../last.ckpt")
+    learner = load(Path(cfg.checkpoint))
+    made = learner.cfg
+    asked = {override.split("=")[0] for override in HydraConfig.get().overrides.task}
+    if "model" in asked and cfg.model.name != made.model.name:
+        raise UserError(f"{cfg.checkpoint} is a checkpoint of {made.model.name}, not of {cfg.model.name}: drop model=")
+    for key in ("table", "canvas"):
+        if cfg.data[key] != made.data[key]:
+            raise UserError(
+                f"{cfg.checkpoint} was trained on {made.data.name} ({key} {made.data[key]}); "
+                f"data={cfg.data.name} has {key} {cfg.data[key]}"
+            )
+    trainer = L.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=1,
+        precision=precision(cfg),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.test(learner, Feed(cfg.data, cfg.budget, seed=0), verbose=False)
+    return made, learner.test_result()["correct"]
+
+
+def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger) -> L.Trainer:
+    """The Lightning trainer of one seed; without a folder it leaves no checkpoint."""
+    callbacks = [Watch(title(cfg, seed))]
+    if folder:
+        callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
+    if cfg.logger.name == "wandb" and cfg.logger.pictures:
+        callbacks.append(Pictures(cfg.logger.pictures))
+    if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator=gpu, but torch finds no GPU here: use trainer=cpu")
+    return L.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        num_nodes=cfg.trainer.num_nodes,
+        strategy=cfg.trainer.strategy,
+        precision=precision(cfg),
+        max_steps=cfg.budget.steps,
+        max_epochs=-1,
+        reload_dataloaders_every_n_epochs=1,  # an "epoch" is the stretch to the next validation
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data set takes its process's slice itself
+        log_every_n_steps=1,  # the learner decides when to log
+        callbacks=callbacks,
+        logger=logger,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=folder is not None,
+        detect_anomaly=cfg.debug.detect_anomaly,
+        profiler=cfg.debug.profiler,
+    )
+
+
+def make_logger(cfg: DictConfig, seed: int):
+    """One wandb run, or CSV file, for each seed; None for logger=none."""
+    if cfg.logger.name == "wandb":
+        os.environ.setdefault("WANDB_MODE", "offline")
+        os.environ.setdefault("WANDB_SILENT", "true")
+        try:
+            from lightning.pytorch.loggers import WandbLogger
+
+            wandb_logger = WandbLogger(
+                project=cfg.logger.project,
+                name=title(cfg, seed),
+                group=f"table{cfg.data.table}/{cfg.budget.name}",
+                save_dir=cfg.outputs,
+                config={**experiment(cfg), "seed": seed},
+            )
+            wandb_logger._wandb_init.pop("anonymous", None)  # lightning passes it, wandb warns that it means nothing
+            return wandb_logger
+        except ModuleNotFoundError:
+            raise UserError("wandb is not installed: run `make setup`, or choose logger=csv") from None
+    if cfg.logger.name == "csv":
+        from lightning.pytorch.loggers import CSVLogger
+
+        return CSVLogger(cfg.outputs, name=f"csv/{title(cfg, seed).replace('/', '-')}")
+    return False
+
+
+def precision(cfg: DictConfig) -> str:
+    """Lightning's name for the budget's precision on this machine; float32 where bf16 would be emulated."""
+    if cfg.budget.precision.name == "float32":
+        return "32-true"
+    if cfg.trainer.accelerator == "gpu":
+        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16-mixed" if fast else "32-true"
+
+
+def scratch(cfg: DictConfig, seed: int) -> Path:
+    """Where a seed's checkpoints lie: named by all that decides its result, so that it is never taken for another."""
+    key = digest(json.dumps(experiment(cfg), sort_keys=True), *code(cfg.data.table))
+    return Path(cfg.outputs) / "runs" / cfg.budget.name / f"{cfg.data.name}-{cfg.model.name}" / f"{key}-s{seed}"
+
+
+def code(table: int) -> list[bytes]:
+    """The source of every module that can change a result of this table."""
+    package = Path(__file__).parents[1]
+    rooms = {name for other, names in ROOMS.items() if other != table for name in names}
+    files = [path for folder in ("geometry", "models", "data", "training") for path in (package / folder).glob("*.py")]
+    return [path.read_bytes() for path in sorted(files) if f"stn.{path.parent.name}.{path.stem}" not in rooms]
+
+
+def title(cfg: DictConfig, seed: int | None = None) -> str:
+    """`<data>/<model>` or `<data>/<model>/s<seed>`, as runs are named everywhere."""
+    return f"{cfg.data.name}/{cfg.model.name}" + ("" if seed is None else f"/s{seed}")
+
+
+def quieten() -> None:
+    """Silence what a user cannot act on, each for its reason."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # GPU and TPU inventories, tips, "max_steps reached"
+    for message in (
+        ".*does not have many workers.*",  # batches are index picks: there is no work for a worker
+        ".*Checkpoint directory .* exists and is not empty.*",  # resuming is meant
+        ".*The `srun` command is available.*",  # clusters go through submitit
+        ".*lr_scheduler.step.*before.*optimizer.step.*",  # order of the first step under mixed precision
+        ".*You are using a CUDA device .* that has Tensor Cores.*",  # precision is the budget's choice
+        ".*Trying to infer the `batch_size`.*",  # errors are counted, not averaged over batches
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # between lightning and torch
+    ):
+        warnings.filterwarnings("ignore", message)
