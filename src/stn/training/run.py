@@ -74,7 +74,7 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     trainer.test(learner, feed, verbose=False)
     arrays = learner.test_result()
     arrays |= feed.source.evidence(learner.network, arrays)
-    arrays |= {name: value.astype("float16") for name, value in arrays.items() if value.dtype == "float32"}
+    arrays |= {name: value.astype("float16") for name, value in arrays.items() if name.startswith("theta")}
     wrong = int((~arrays["correct"]).sum())
     n = len(arrays["correct"])
     result = {
