@@ -12,17 +12,34 @@ from stn.errors import UserError
 from stn.models.digits import DigitNetwork, n_parameters
 from stn.training.learner import build_network
 
-BASES = {"mnist", "digits"}
+BASES = {"mnist", "digits", "svhn"}
 DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml") if path.stem not in BASES)
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in BASES)
+TABLE = {name: compose(f"data={name}", *(["model=svhn_cnn"] if "svhn" in name else [])).data.table for name in DATA}
+READERS = [name for name in MODELS if name.startswith("svhn")]
+CLASSIFIERS = [name for name in MODELS if name not in READERS]
 BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("model", MODELS)
-def test_every_data_and_model_config_composes(data, model):
-    cfg = compose(f"data={data}", f"model={model}")
-    assert (cfg.data.name, cfg.model.name) == (data, model)
+def test_a_data_set_composes_with_the_networks_of_its_table_and_no_others(data, model):
+    if (model in READERS) == (TABLE[data] == 2):
+        cfg = compose(f"data={data}", f"model={model}")
+        assert (cfg.data.name, cfg.model.name) == (data, model)
+    else:
+        with pytest.raises(UserError, match=f"model={model} is a network of Table"):
+            compose(f"data={data}", f"model={model}")
+
+
+@pytest.mark.parametrize("data", [name for name in DATA if name.startswith("svhn")])
+@pytest.mark.parametrize("budget", ["smoke", "quick", "paper"])
+def test_house_numbers_have_budgets_of_their_own(data, budget):
+    here = compose(f"data={data}", "model=svhn_cnn", f"budget={budget}")
+    assert here.budget.name == budget
+    assert experiment(here)["budget"] != experiment(compose(f"budget={budget}"))["budget"]
+    assert (CONF / "budget_for" / f"{data}-{budget}.yaml").is_file()  # the pipeline depends on it
+    assert compose(f"data={data}", "model=svhn_cnn", f"budget={budget}", "budget.steps=7").budget.steps == 7
 
 
 @pytest.mark.parametrize("group", ["budget", "trainer", "logger", "debug"])
@@ -37,7 +54,7 @@ def test_a_config_is_named_like_its_file():
 
 @pytest.mark.parametrize("data", [name for name in DATA if name.startswith("mnist")])
 def test_networks_of_a_column_have_equal_parameters_within_3_percent(data):
-    totals = [n_parameters(build_network(compose(f"data={data}", f"model={model}"))) for model in MODELS]
+    totals = [n_parameters(build_network(compose(f"data={data}", f"model={model}"))) for model in CLASSIFIERS]
     assert max(totals) / min(totals) < 1.03
 
 

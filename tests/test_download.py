@@ -3,10 +3,12 @@
 import errno
 import gzip
 import hashlib
+import io
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -495,6 +497,62 @@ def test_a_terminal_gets_a_bar(host, monkeypatch, capsys):
     host.answers = [whole(body)]
     assert fetch(remote(host.url, body=body)).read_bytes() == body
     assert "━" in capsys.readouterr().err
+
+
+# Archives without a published checksum
+
+
+def packed(*names):
+    """A tar.gz with such files, too large for a reader's buffer."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz", compresslevel=0) as tar:
+        for name in names:
+            member = tarfile.TarInfo(f"train/{name}")
+            member.size = len(BODY)
+            tar.addfile(member, io.BytesIO(BODY))
+    return content.getvalue()
+
+
+def unchecked(url, body, holds="b.mat"):
+    return RemoteFile(NAME, (f"{url}/{NAME}",), None, len(body), holds)
+
+
+ARCHIVE = packed("a.png", "b.mat", "c.png")
+
+
+def test_an_archive_without_a_checksum_is_resumed_and_read_to_its_end(host):
+    part = leave_part(ARCHIVE[:123_456])
+    host.answers = [whole(ARCHIVE, stop=400_000), whole(ARCHIVE)]
+    assert fetch(unchecked(host.url, ARCHIVE)).read_bytes() == ARCHIVE and not part.exists()
+    assert host.ranges == ["bytes=123456-", "bytes=523456-"]
+    assert fetch(unchecked(CLOSED_PORT, ARCHIVE)).read_bytes() == ARCHIVE
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (packed("a.png"), "holds no b.mat"),
+        (ARCHIVE[:-400_000], "is no whole tar.gz (Compressed file ended before the end-of-stream marker was reached)"),
+        (ARCHIVE[:-8] + bytes(8), "is no whole tar.gz (CRC check failed"),
+        (BODY, "is no whole tar.gz (Not a gzipped file"),
+        (gzip.compress(BODY), "is no whole tar.gz ("),
+    ],
+)
+def test_a_broken_archive_of_the_right_size_is_refused_with_the_reason(host, body, fault):
+    host.answers = [whole(body)]
+    with pytest.raises(UserError) as caught:
+        fetch(unchecked(host.url, body))
+    assert f"{NAME} {fault}" in the_one_line(caught) and not (Path("raw") / NAME).exists()
+
+
+def test_files_of_an_archive_can_be_read_in_their_order(tmp_path):
+    (tmp_path / "x.tar.gz").write_bytes(ARCHIVE)
+    heard = []
+    with module.archive(tmp_path / "x.tar.gz", heard.append) as files:
+        assert [(name, stream.read() == BODY) for name, stream in files] == [
+            (name, True) for name in ("a.png", "b.mat", "c.png")
+        ]
+    assert heard == sorted(heard) and 0 < heard[-1] <= len(ARCHIVE)
 
 
 # MNIST

@@ -7,6 +7,7 @@ from stn.report.statistics import (
     interval,
     mcnemar,
     scatter,
+    seen,
     share_explained,
     t_interval,
     variance_undone,
@@ -126,3 +127,28 @@ def test_a_point_near_infinity_does_not_decide_the_variance():
     wild[3, 4], wild[5, 0], wild[7, 8] = 700, np.inf, np.nan
     assert scatter(wild)[0] == pytest.approx(scatter(clouds)[0], rel=0.05)
     assert not scatter(wild)[1][[3, 5, 7]].any()
+
+
+SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("window", "box", "inside", "filled"),
+    [
+        (SQUARE, (-0.5, -0.25, 0.5, 0.25), 1, 0.125),  # the whole image
+        (0.5 * SQUARE, (-0.5, -0.5, 0.5, 0.5), 1, 1),  # the box itself
+        (0.5 * SQUARE[::-1], (-0.5, -0.5, 0.5, 0.5), 1, 1),  # mirrored
+        (0.25 * SQUARE, (-0.5, -0.5, 0.5, 0.5), 0.25, 1),  # inside the box
+        (0.5 * SQUARE, (0, 0, 1, 0.5), 0.5, 0.25),  # cuts it in two
+        (0.5 * SQUARE, (0.5, 0.5, 1, 1), 0, 0),  # touches it
+        (0.5 * SQUARE, (0.6, -0.5, 1, 0.5), 0, 0),  # beside it
+        (0.5 * SQUARE @ [[1, 1], [-1, 1]], (-0.5, -0.5, 0.5, 0.5), 1, 0.25),  # a turned window is its bounding box
+        (0 * SQUARE, (-0.5, -0.5, 0.5, 0.5), 0, 0),  # collapsed
+        (np.inf * SQUARE, (-0.5, -0.5, 0.5, 0.5), 0, 0),  # flown away
+    ],
+)
+def test_share_of_the_box_inside_and_of_the_window_filled_by_hand(window, box, inside, filled):
+    windows, boxes = np.array([window, SQUARE]), np.array([box, (-1, -1, 0, 0)])
+    shares = seen(windows, boxes)
+    assert [share[0] for share in shares] == pytest.approx([inside, filled])
+    assert [share[1] for share in shares] == pytest.approx([1, 0.25])

@@ -11,10 +11,14 @@ from rich.console import Console
 from scipy.ndimage import map_coordinates, zoom
 from sklearn.datasets import load_digits
 
+import stn.table
+from conftest import one_error, run
 from stn.errors import UserError
 from stn.report import tables
+from stn.report.paper import DIGITS, NUMBERS, TABLES
 
-MODELS = {row: row.lower().replace("-", "_").replace(" ", "_").replace("aff", "affine") for row in tables.ROWS}
+STRIPS = ("64 px strips", "128 px strips")
+WHOLE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 POINTS = np.array([[x, y] for y in (-0.6, 0, 0.6) for x in (-0.6, 0, 0.6)])
 
 
@@ -114,12 +118,60 @@ def geometry(column, knows, n, turn=0.0):
     }
 
 
+@cache
+def house_numbers(size, transformers, knows, n):
+    """The arrays of an ST record whose windows go, one after the other, the share `knows` of the way to the number."""
+    rng, digits = np.random.default_rng(size), embedded_digits()
+    corner, sides = rng.uniform(-1, (0, 0.5), (n, 2)), np.array([1.0, 0.5])
+    box = np.column_stack([corner, corner + sides])
+    ends = box[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
+    shares = knows * (np.arange(transformers) + 1)[:, None, None] / transformers
+    windows = (WHOLE * (1 - shares))[None] + ends[:, None] * shares
+    labels, inputs, handed_on = np.full((10, 5), 10, np.uint8), [], []
+    for i in range(10):
+        count = i % 3 + 1
+        labels[i, :count] = rng.integers(0, 10, count)
+        at = (pixels(size) - box[i, :2]) / sides * (count, 1)  # the box in units of a digit
+        ink = np.zeros((size, size))
+        for place, digit in enumerate(labels[i, :count]):
+            ink += look(digits[digit], (at - (place, 0)) * 2 - 1) / 255
+        paper, pen = rng.uniform((90, 70, 60), 140, 3), rng.uniform(200, 255, 3)
+        image = (paper + 30 * pixels(size)[..., 1:]) * (1 - ink[..., None]) + pen * ink[..., None]
+        inputs.append(image)
+        low, high = windows[i, -1].min(0), windows[i, -1].max(0)
+        grid = low + (pixels(size) + 1) / 2 * (high - low)
+        handed_on.append(np.stack([look(channel, grid) for channel in np.moveaxis(image, -1, 0)], -1))
+    said = labels.copy()
+    said[[1, 3, 4], [1, 0, 0]] = (10, 10, 10)  # a digit lost, nothing read, a gap
+    return {
+        "example_input": np.array(inputs).round().astype(np.uint8),
+        "example_label": labels,
+        "example_said": said,
+        "example_windows": windows[:10].astype(np.float16),
+        "example_seen": np.array(handed_on).round().astype(np.uint8),
+        "window_all": windows.astype(np.float16),
+        "box": box.astype(np.float16),
+    }
+
+
+def cell_name(row, column):
+    """The data set and the model of a cell: the two halves of its file's name."""
+    if column in NUMBERS.columns:
+        size, _, *strips = column.split()
+        return "_".join(["svhn", *strips, size]), f"svhn_{row.lower().replace('st-cnn ', 'st_')}"
+    model = row.lower().replace("-", "_").replace(" ", "_").replace("aff", "affine")
+    return f"mnist_{column.lower()}", model
+
+
 def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=0.0, **changes):
     """One record under `folder`, its NPZ beside it; `errors` has one count for each seed. Returns the JSON's path."""
     rng = np.random.default_rng(7)
-    model, data = MODELS[row], f"mnist_{column.lower()}"
+    table = next(table for table in TABLES.values() if column in table.columns)
+    data, model = cell_name(row, column)
     names, arrays = [], {}
-    if row.startswith("ST-"):
+    if table is NUMBERS and row in table.baseline:
+        arrays.update(house_numbers(int(column.split()[0]), 4 if row.endswith("Multi") else 1, knows, n_test))
+    elif row in table.baseline:
         names, made = geometry(column, knows, n, turn)
         arrays.update(made)
     seeds = []
@@ -152,9 +204,13 @@ def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=
                 },
             }
         )
+    if table is NUMBERS:  # every error is one of the first place, every second one of the last as well
+        wrong = np.flatnonzero(~arrays["correct_s0"])
+        arrays["positions"] = np.ones((n_test, 5), bool)
+        arrays["positions"][wrong, 0] = arrays["positions"][wrong[::2], 4] = False
     record = {
         "schema": 1,
-        "table": 1,
+        "table": table.number,
         "budget": "quick",
         "data": data,
         "model": model,
@@ -181,11 +237,10 @@ def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=
 def write_table(folder, columns=("R", "RTS", "P", "E"), **changes):
     """All cells of the columns: every ST row halves its baseline's errors, but ST-FCN TPS on E, which does not win."""
     paths = []
-    for row in tables.ROWS:
+    table = next(table for table in TABLES.values() if columns[0] in table.columns)
+    for row in [row for row in table.rows if row not in table.cited]:
         for column in columns:
-            errors = {"FCN": 400, "CNN": 200}[row.split()[0].removeprefix("ST-")] // (
-                2 if row in tables.BASELINE else 1
-            )
+            errors = (400 if "FCN" in row else 200) // (2 if row in table.baseline else 1)
             if (row, column) == ("ST-FCN TPS", "E"):
                 errors = 420
             paths.append(write_cell(folder, row, column, [errors], n=20, **changes))
@@ -199,7 +254,24 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def records(whole):
-    return tables.load(whole)
+    return tables.load(1, whole)
+
+
+@pytest.fixture(scope="module")
+def strips(tmp_path_factory):
+    """Table 2 on two columns of stand-ins, each with its own."""
+    folder = tmp_path_factory.mktemp("table2")
+    parts = [("64 px strips", "256 strips"), ("128 px strips", "256 strips on a canvas")]
+    return [
+        path
+        for column, part in parts
+        for path in write_table(folder, [column], part=part, n_test=256, knows=0.5, parameters=8300000)
+    ]
+
+
+@pytest.fixture(scope="module")
+def numbers(strips):
+    return tables.load(2, [], strips)
 
 
 # Loading
@@ -209,28 +281,35 @@ def test_table_names_the_missing_cell(whole, tmp_path):
     lost = [tmp_path / "mnist_p-st_fcn_tps.json", tmp_path / "mnist_e-cnn.json"]
     assert tables.missing([*whole, *lost]) == lost
     with pytest.raises(UserError, match="make table") as error:
-        tables.load([*whole, *lost])
+        tables.load(1, [*whole, *lost])
     assert all(str(path) in str(error.value) for path in lost) and "\n" not in str(error.value)
     assert str(whole[0]) not in str(error.value)
 
 
-def test_absent_optional_cell_is_skipped(whole, tmp_path):
-    assert len(tables.load(whole, [tmp_path / "mnist_tc-cnn.json"])) == 32
+def test_an_optional_column_is_all_or_nothing(whole, strips, tmp_path):
+    assert len(tables.load(1, whole, [tmp_path / "mnist_tc-cnn.json", tmp_path / "mnist_tc-fcn.json"])) == 32
+    official = [tmp_path / f"svhn_64-{path.stem.partition('-')[2]}.json" for path in strips[:3]]
+    assert len(tables.load(2, [], [*official, *strips])) == 6
+    begun = write_cell(tmp_path, "CNN", "64 px", [120])
+    assert begun in official
+    with pytest.raises(UserError, match=r"2 cells have no record: .*`make table TABLE=2` trains") as error:
+        tables.load(2, [], [*official, *strips])
+    assert all(str(path) in str(error.value) for path in official if path != begun)
 
 
 def test_unfinished_record_is_refused_by_name(tmp_path):
     path = write_cell(tmp_path, "CNN", "R", [120], complete=False)
     with pytest.raises(UserError, match=r"mnist_r-cnn\.json: an unfinished run"):
-        tables.load([path])
+        tables.load(1, [path])
 
 
 def test_record_of_another_config_is_refused(tmp_path):
     path = write_cell(tmp_path, "CNN", "R", [120])
     right = {"model": {"filters": 64, "localisation": {"filters": 20}}, "seeds": [0]}
-    assert len(tables.load([path], configs={path: right})) == 1
+    assert len(tables.load(1, [path], configs={path: right})) == 1
     wrong = {"model": {"filters": 32, "localisation": {"filters": 20}}, "seeds": [0]}
     with pytest.raises(UserError, match=r"mnist_r-cnn\.json: .*model\.filters: 64, not 32"):
-        tables.load([path], configs={path: wrong})
+        tables.load(1, [path], configs={path: wrong})
 
 
 def test_config_differences_are_dotted_and_complete():
@@ -288,10 +367,10 @@ def damage_absent(path):
 )
 def test_damaged_record_is_one_line_that_names_the_file(tmp_path, damage, reason):
     path = write_cell(tmp_path, "ST-CNN Aff", "R", [120], n=20)
-    tables.load([path])
+    tables.load(1, [path])
     damage(path)
     with pytest.raises(UserError, match=reason) as error:
-        tables.load([path])
+        tables.load(1, [path])
     assert "mnist_r-st_cnn_affine.json" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -300,13 +379,31 @@ def test_record_under_another_cells_name_is_refused(tmp_path):
     other = path.with_name("mnist_e-cnn.json")
     path.rename(other)
     with pytest.raises(UserError, match=r"mnist_e-cnn\.json: .*of another cell: mnist_r-cnn"):
-        tables.load([other])
+        tables.load(1, [other])
+
+
+def test_record_of_another_table_is_refused(tmp_path):
+    path = write_cell(tmp_path, "CNN", "64 px", [120])
+    with pytest.raises(
+        UserError, match=r"svhn_64-svhn_cnn\.json: .*no cell of Table 1: table 2, row CNN, column 64 px"
+    ):
+        tables.load(1, [path])
+
+
+def test_positions_that_contradict_the_predictions_are_refused(tmp_path):
+    path = write_cell(tmp_path, "CNN", "64 px", [120])
+    with np.load(path.with_suffix(".npz")) as archive:
+        arrays = dict(archive)
+    arrays["positions"][:] = True
+    np.savez(path.with_suffix(".npz"), **arrays)
+    with pytest.raises(UserError, match=r"svhn_64-svhn_cnn\.npz whose positions"):
+        tables.load(2, [path])
 
 
 def test_cells_of_two_budgets_do_not_share_a_table(tmp_path):
     paths = [write_cell(tmp_path, "CNN", "R", [120]), write_cell(tmp_path, "CNN", "E", [120], budget="paper")]
     with pytest.raises(UserError, match="budget paper, not quick"):
-        tables.load(paths)
+        tables.load(1, paths)
 
 
 # Numbers
@@ -323,16 +420,16 @@ def test_rows_carry_interval_and_verdict(records):
 
 
 def test_part_of_the_data_gets_no_verdict(tmp_path):
-    records = tables.load([write_cell(tmp_path, "CNN", "R", [120], part="embedded digits, not MNIST")])
+    records = tables.load(1, [write_cell(tmp_path, "CNN", "R", [120], part="embedded digits, not MNIST")])
     assert tables.rows(records)[0]["verdict"] == "not comparable"
-    text = tables.to_markdown(records)
+    text = tables.to_markdown(records, 1)
     assert "on embedded digits, not MNIST: not comparable with the paper" in text
     assert not set("↓≈↑") & set(text)
 
 
 def test_paired_counts_what_only_one_has_right(tmp_path):
     paths = [write_cell(tmp_path, "CNN", "R", [200, 180]), write_cell(tmp_path, "ST-CNN Aff", "R", [100, 190], n=20)]
-    records = tables.load(paths)
+    records = tables.load(1, paths)
     by_hand = []
     for seed in (0, 1):
         without, with_st = (record["arrays"][f"correct_s{seed}"] for record in records)
@@ -349,6 +446,22 @@ def test_summary_names_the_row_that_does_not_beat_its_baseline(records):
     )
 
 
+def test_positions_and_whole_numbers_are_told_apart(numbers):
+    cell = next(cell for cell in tables.positions(numbers) if cell["row"] == "CNN")
+    assert cell["places"] == pytest.approx([100 * 200 / 256, 0, 0, 0, 100 * 100 / 256])
+    assert cell["whole"] == pytest.approx(100 * 200 / 256)
+
+
+def test_last_window_is_measured_against_the_number(numbers):
+    found = tables.last_windows(numbers)
+    assert {(cell["row"], cell["column"]) for cell in found} == {
+        (f"ST-CNN {kind}", column) for kind in ("Single", "Multi") for column in STRIPS
+    }
+    for cell in found:  # a number of 1 x 0.5 in a window half way between it and the image: 1.5 x 1.25
+        shares = [cell[name] for name in ("image", "window", "zoom", "inside")]
+        assert shares == pytest.approx([12.5, 100 * 0.5 / 1.875, 4 / 1.875, 100], rel=0.01)
+
+
 # Writers
 
 
@@ -359,7 +472,7 @@ def test_csv_header_is_the_promised_one(records):
 
 
 def test_markdown_says_what_was_run_and_what_was_not(records):
-    text = tables.to_markdown(records)
+    text = tables.to_markdown(records, 1)
     block = tables.readme_block(text)
     assert "2,000 steps of 256 images, seed 0, 10,000 test images" in block
     assert "AMD EPYC 9V74 with 2 cores (bf16-mixed); Python 3.11.7, torch 2.13.0" in block
@@ -377,41 +490,86 @@ def test_several_machines_and_seeds_are_told(tmp_path):
     record = json.loads(paths[1].read_text())
     record["seeds"][0]["provenance"].update(gpu="NVIDIA H200", precision="32-true")
     paths[1].write_text(json.dumps(record))
-    text = tables.caption(tables.load(paths))
+    text = tables.caption(tables.load(1, paths), 1)
     assert "seeds 0, 1, 2" in text and "Student's over seeds" in text and "Wilson" not in text
     assert "AMD EPYC 9V74 with 2 cores (bf16-mixed) (1 cell) and NVIDIA H200 (32-true) (1 cell)" in text
 
 
-@pytest.mark.parametrize("columns", [("R", "RTS", "P", "E"), ("R", "RTS", "P", "E", "TC")])
-def test_terminal_fits_a_hundred_columns(tmp_path, columns):
+def test_table_of_numbers_says_what_is_cited_what_is_ours_and_on_what(numbers):
+    text = tables.to_markdown(numbers, 2)
+    assert "`quick`; 64 px strips on 256 strips; 128 px strips on 256 strips on a canvas: not comparable with" in text
+    assert not set("↓≈↑") & set(text)
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
+    assert [cell.strip() for cell in rows["DRAM (Ba 2015)"][1:5]] == ["cited (3.9)", "cited (4.5)", "–", "–"]
+    multi = next(line for line in text.splitlines() if line.startswith("| ST-CNN Multi"))
+    assert [cell.strip(" |") for cell in multi.split(" | ")[1:]] == [
+        *("not run (3.6)", "not run (3.9)", "**39.06**", "**39.06**", "8,300,000")
+    ]
+    assert "Maxout CNN (Goodfellow 2013), arXiv:1312.6082" in text
+    assert "arXiv" not in tables.to_csv(numbers) and len(tables.to_csv(numbers).splitlines()) == 1 + 6
+    assert "## By position" in text and "## Where the last window looks" in text
+    assert re.search(r"\| ST-CNN Multi +\| 64 px strips +\| +12\.5 \| +26\.7 \| 2\.13× \| +100\.0 \|", text)
+
+
+def test_table_without_a_record_can_be_written(tmp_path):
+    text = tables.to_markdown([], 2)
+    assert "No cell is trained yet: `make table TABLE=2` trains them." in text and "##" not in text
+    assert text.count("not run (") == 6 and text.count(" not run |") == 6 and text.count("cited (") == 3
+    assert tables.to_csv([]).count("\n") == 1
+    assert "-- (3.6) & -- (3.9)" in tables.to_tex([], 2)
+    tables.to_terminal([], 2)
+
+
+def test_a_stand_in_for_the_papers_data_hides_what_nobody_ran(tmp_path):
+    demo = tables.to_markdown(tables.load(1, [write_cell(tmp_path, "CNN", "R", [120], part="embedded digits")]), 1)
+    assert "TC" not in demo and "FCN" not in demo and "not run" not in demo
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (("R", "RTS", "P", "E"), r" ST-FCN TPS .*2\.4 \| 4\.20 ↑†"),
+        (("R", "RTS", "P", "E", "TC"), r" ST-FCN TPS .*2\.4 \| 4\.20 ↑†"),
+        (("64 px", "128 px", *STRIPS), r" ST-CNN Multi +3\.6 \| 39\.06 ↑ +3\.9 \| 39\.06 ↑ +39\.06 +39\.06"),
+        (STRIPS, r" DRAM \(Ba 2015\) +3\.9 \| cited +4\.5 \| cited +– +– "),
+    ],
+)
+def test_terminal_fits_a_hundred_columns(tmp_path, columns, expected):
     console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
-    console.print(tables.to_terminal(tables.load(write_table(tmp_path, columns))))
+    number = 1 if columns[0] in DIGITS.columns else 2
+    paths = write_table(tmp_path, columns, **({"n_test": 256} if number == 2 else {}))
+    console.print(tables.to_terminal(tables.load(number, paths), number))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 100 and not any("…" in line for line in lines)
-    assert any(line.strip().startswith("ST-FCN TPS") and "2.4 | 4.20 ↑†" in line for line in lines)
+    assert any(re.match(expected, f" {line.strip()} ") for line in lines)
 
 
-def test_tex_is_balanced_and_escaped(records):
-    text = tables.to_tex(records)
+def test_tex_is_balanced_and_escaped(records, numbers):
+    for number, of in ((1, records), (2, numbers), (2, [])):
+        check_tex(tables.to_tex(of, number), len(TABLES[number].rows))
+
+
+def check_tex(text, rows):
     opened = re.findall(r"\\begin\{(\w+)\}", text)
     assert opened == ["table", "tabular"] and re.findall(r"\\end\{(\w+)\}", text) == opened[::-1]
     assert text.count("{") == text.count("}") and text.isascii()
     body = text.partition(r"\begin{tabular}")[2]
     cells = [line.count("&") for line in body.splitlines() if line.endswith(r"\\")]
-    assert len(cells) == 9 and len(set(cells)) == 1
+    assert len(cells) == 1 + rows and len(set(cells)) == 1
     assert not re.search(r"(?<!\\)[%_#]", "\n".join(text.splitlines()[1:])) and text.count("$") % 2 == 0
 
 
-def test_same_records_give_the_same_text(whole):
-    for write in (tables.to_markdown, tables.to_csv, tables.to_tex):
-        assert write(tables.load(whole)) == write(tables.load(whole[::-1]))
+def test_same_records_give_the_same_text(whole, strips):
+    for number, paths in ((1, whole), (2, strips)):
+        first, second = (stn.table.written(number, tables.load(number, order)) for order in (paths, paths[::-1]))
+        assert first == second
 
 
 # README
 
 
 def test_stale_readme_is_found(records, tmp_path):
-    block = tables.readme_block(tables.to_markdown(records))
+    block = tables.readme_block(tables.to_markdown(records, 1))
     readme = tmp_path / "README.md"
     readme.write_text("# STN\n<!-- table1:begin -->\nold\n<!-- table1:end -->\nmore\n")
     fresh = tables.replace_block(readme.read_text(), "table1", block)
@@ -435,3 +593,42 @@ def test_stale_readme_is_found(records, tmp_path):
 def test_readme_without_markers_is_refused(text):
     with pytest.raises(UserError, match=r"<!-- table1:begin -->"):
         tables.replace_block(text, "table1", "block")
+
+
+# Front door
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, records, numbers):
+    """A folder with a README for Table 1; `found` are the records that the front door finds."""
+    (tmp_path / "README.md").write_text("<!-- table1:begin -->\n<!-- table1:end -->\n")
+    found = {1: records, 2: []}
+    monkeypatch.setattr(stn.table, "records", found.get)
+    return tmp_path, found
+
+
+def test_check_without_a_number_checks_every_table(workplace, numbers):
+    folder, found = workplace
+    assert run("stn.table", cwd=folder).returncode == 0
+    assert run("stn.table", "--check", cwd=folder).returncode == 0  # nobody began Table 2
+    found[2] = numbers
+    assert "table2.md" in one_error(run("stn.table", "--check", cwd=folder))
+    assert run("stn.table", "--check", "--table", "1", cwd=folder).returncode == 0
+    assert "<!-- table2:begin -->" in one_error(run("stn.table", "--table", "2", cwd=folder))
+    assert not (folder / "reports/table2.md").exists()
+    with (folder / "README.md").open("a") as readme:
+        readme.write("<!-- table2:begin -->\n<!-- table2:end -->\n")
+    result = run("stn.table", "--table", "2", cwd=folder)
+    assert result.returncode == 0 and "Table 2: house numbers (SVHN)" in result.stdout
+    assert run("stn.table", "--check", cwd=folder).returncode == 0
+    page = (folder / "README.md").read_text()
+    assert "# Table" not in page and page.count("ST-CNN Multi") == 1 and page.count("ST-FCN TPS") == 2
+    (folder / "README.md").write_text(page.partition("<!-- table2:begin -->")[0])
+    assert "<!-- table2:begin -->" in one_error(run("stn.table", "--check", cwd=folder))
+
+
+def test_print_writes_nothing_and_an_unknown_table_is_one_line(workplace):
+    folder, _ = workplace
+    result = run("stn.table", "--table", "2", "--print", cwd=folder)
+    assert "not run" in result.stdout and not (folder / "reports").exists()
+    assert "--table 7: there is 1, 2" in one_error(run("stn.table", "--table", "7", cwd=folder))

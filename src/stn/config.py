@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from stn.errors import UserError, told
 
 # Where the data and the networks of a table live: modules with `source(data)` and `network(model, data)`.
-ROOMS = {1: ("stn.data.digits", "stn.models.digits")}
+ROOMS = {
+    1: ("stn.data.digits", "stn.models.digits"),
+    2: ("stn.data.numbers", "stn.models.numbers"),
+}
 CONF = Path(__file__).parents[2] / "conf"
 
 
@@ -32,10 +35,12 @@ def _choice(name: str, *values: str) -> type[Enum]:
 
 Kind = _choice("Kind", "pose", "projective", "elastic", "clutter")
 Source = _choice("Source", "mnist", "digits")
+Archive = _choice("Archive", "svhn", "svhn_strips")
 Train = _choice("Train", "stream", "frozen")
 Classifier = _choice("Classifier", "fcn", "cnn")
 Family = _choice("Family", "affine", "projective", "tps")
 Sampler = _choice("Sampler", "integer", "bilinear", "bicubic")
+Transformers = _choice("Transformers", "none", "single", "multi")
 Optimiser = _choice("Optimiser", "sgd", "adam")
 Schedule = _choice("Schedule", "step", "one_cycle")
 Precision = _choice("Precision", "float32", "bf16")
@@ -55,26 +60,60 @@ class DistortionConfig:
 
 @dataclass
 class DataConfig:
-    """A data set of Table 1."""
+    """What data sets share; those of a table add to it."""
 
     name: str
     table: int
     column: str
     part: str | None
-    source: Source
     raw: str
     stored: str
     canvas: int
+    validation: int
+    seed: int
+
+
+@dataclass
+class DigitsConfig(DataConfig):
+    """A data set of Table 1."""
+
+    source: Source
     pool: int
     train: Train
-    validation: int
     draws: int
-    seed: int
     distortion: DistortionConfig
 
 
 @dataclass
-class LocalisationConfig:
+class AugmentConfig:
+    scale: float
+    shift: float
+    contrast: float
+
+
+@dataclass
+class NumbersConfig(DataConfig):
+    """A data set of Table 2."""
+
+    source: Archive
+    extra: bool
+    expand: float
+    place: tuple[float, float] | None
+    window: int | None
+    centred: bool
+    augment: AugmentConfig
+
+
+@dataclass
+class ModelConfig:
+    """What networks share; those of a table add to it."""
+
+    name: str
+    row: str
+
+
+@dataclass
+class DigitsLocalisationConfig:
     filters: int
     features: int
     hidden: int
@@ -82,17 +121,35 @@ class LocalisationConfig:
 
 
 @dataclass
-class ModelConfig:
+class DigitsModelConfig(ModelConfig):
     """A network of Table 1."""
 
-    name: str
-    row: str
     classifier: Classifier
     width: int | None
     match_filters: int
     transformation: Family | None
     sampler: Sampler
-    localisation: LocalisationConfig
+    localisation: DigitsLocalisationConfig
+
+
+@dataclass
+class NumbersLocalisationConfig:
+    filters: int
+    features: int
+
+
+@dataclass
+class NumbersModelConfig(ModelConfig):
+    """A network of Table 2."""
+
+    transformers: Transformers
+    width: float
+    dropout: float
+    sampler: Sampler
+    localisation: NumbersLocalisationConfig
+
+
+SCHEMAS = {1: (DigitsConfig, DigitsModelConfig), 2: (NumbersConfig, NumbersModelConfig)}
 
 
 @dataclass
@@ -192,7 +249,9 @@ def compose(*overrides: str) -> DictConfig:
 
 def checked(cfg: DictConfig) -> DictConfig:
     """`cfg` held against the schema and resolved; raises omegaconf's errors and UserError."""
-    cfg = OmegaConf.merge(OmegaConf.structured(RunConfig), cfg)
+    schema = OmegaConf.structured(RunConfig)
+    schema.data, schema.model = (OmegaConf.structured(part) for part in SCHEMAS[_table(cfg)])
+    cfg = OmegaConf.merge(schema, cfg)
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise UserError(f"no value for {', '.join(sorted(missing))}: set it in conf/ or on the command line")
@@ -209,6 +268,21 @@ def checked(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
+def _table(cfg: DictConfig) -> int:
+    """The table of the data set, once it is sure that the network is one of its."""
+    table = cfg.data.get("table")
+    if table not in SCHEMAS:
+        raise UserError(f"data.table={table}: there is {', '.join(map(str, SCHEMAS))}")
+    keys = {table: {field.name for field in fields(model)} for table, (_, model) in SCHEMAS.items()}
+    for other in SCHEMAS:
+        if keys[other] <= set(cfg.model) and not keys[table] <= set(cfg.model):
+            raise UserError(
+                f"model={cfg.model.name} is a network of Table {other}, data={cfg.data.name} is of Table {table}: "
+                f"choose another of the two (`--help` lists them)"
+            )
+    return table
+
+
 _SMALLEST = {
     "budget.steps": 1,
     "budget.batch_size": 1,
@@ -216,7 +290,7 @@ _SMALLEST = {
     "budget.learning_rate": 0,
     "budget.localisation_rate": 0,
     "budget.decay_every": 1,
-    "model.width": 1,
+    "model.width": 0.01,  # filters and units of Table 1, a factor of them in Table 2
     "model.match_filters": 1,
     "model.localisation.filters": 1,
     "model.localisation.features": 1,
@@ -226,6 +300,8 @@ _SMALLEST = {
     "data.pool": 1,
     "data.draws": 1,
     "data.validation": 1,
+    "data.expand": 0,
+    "data.window": 16,
     "logger.every": 1,
     "trainer.devices": 1,
     "trainer.num_nodes": 1,

@@ -5,12 +5,18 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.config import front_door
-from stn.data.download import export_embedded, fetch_mnist
+from stn.data.download import export_embedded, fetch_mnist, fetch_numbers
 
 
 def fetch(cfg: DictConfig) -> None:
     raw = Path(cfg.data.raw)
-    files = export_embedded(raw) if cfg.data.source.name == "digits" else fetch_mnist(raw)
+    match cfg.data.source.name:
+        case "digits":
+            files = export_embedded(raw)
+        case "mnist":
+            files = fetch_mnist(raw)
+        case source:
+            files = fetch_numbers(raw, source, cfg.data.extra)
     print(f"{raw}: {', '.join(file.name for file in files)}")
 
 

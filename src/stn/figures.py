@@ -1,16 +1,23 @@
-"""Draw the figures of Table 1 from the records: `python -m stn.figures`."""
+"""Draw the figures of a table from its records: `python -m stn.figures [--table 2]`."""
+
+import argparse
 
 from stn.errors import told
 from stn.report import figures
-from stn.table import REPORTS, records
+from stn.table import REPORTS, numbered, records
+
+DRAWN = {1: {"table1": figures.pictures, "table1_pose": figures.poses}, 2: {"table2": figures.windows}}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stn.figures", description=__doc__)
+    parser.add_argument("--table", metavar="N", default="1", help="which: 1 if not given")
+    args = parser.parse_args()
     with told():
-        found = records()
-        for draw, name in ((figures.pictures, "table1.png"), (figures.poses, "table1_pose.png")):
-            path = REPORTS / "figures" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+        number = numbered(args.table)
+        found = records(number)
+        for name, draw in DRAWN[number].items():
+            path = REPORTS / "figures" / f"{name}.png"
             draw(found, path)
             print(path)
 

@@ -11,7 +11,12 @@ from stn.config import CONF, one_line
 from stn.errors import UserError
 
 PARAMS = Path("params.yaml")
+KNOBS = ("budget", "seeds", "numbers")
+TABLES = (1, 2)
 OPTIONAL = ("mnist_tc",)
+NUMBERS = ("svhn", "svhn_strips")
+SIZES = (64, 128)
+READERS = ("svhn_cnn", "svhn_st_single", "svhn_st_multi")
 
 
 @dataclass
@@ -23,6 +28,7 @@ class Params:
     source: str
     columns: list[str]
     rows: list[str]
+    numbers: str
 
 
 def read_params() -> Params:
@@ -43,6 +49,8 @@ def check(params: Params) -> Params:
         for value in values:
             if value not in known:
                 raise UserError(f"{knob}: no {value!r} in conf/{group}; there are {', '.join(known)}")
+    if params.numbers not in NUMBERS:
+        raise UserError(f"numbers: no {params.numbers!r}; there are {', '.join(NUMBERS)}")
     if not re.fullmatch(r"\d+(,\d+)*", params.seeds):
         raise UserError(f"seeds: {params.seeds!r} is no list of integers such as 0,1,2")
     return params
@@ -52,8 +60,8 @@ def write_params(**knobs: str) -> list[str]:
     """Turn knobs in `params.yaml`, comments kept. Returns a line for each that changed."""
     params = read_params()
     for knob, value in knobs.items():
-        if knob not in ("budget", "seeds"):
-            raise UserError(f"no knob {knob!r}: there are budget and seeds")
+        if knob not in KNOBS:
+            raise UserError(f"no knob {knob!r}: there are {', '.join(KNOBS)}")
         setattr(params, knob, value)
     check(params)
     text, told = PARAMS.read_text(), []
@@ -67,12 +75,21 @@ def write_params(**knobs: str) -> list[str]:
     return told
 
 
-def cells(params: Params) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path]]:
-    """The declared cells (data, model) -> record, required and optional."""
-    folder = Path("reports/results") / params.budget / "table1"
+def declared(params: Params, table: int) -> dict[tuple[str, str], Path]:
+    """The cells (data, model) -> record that the pipeline brings up to date for a table."""
+    if table == 1:
+        return _records(params, table, params.columns, params.rows)
+    return _records(params, table, [f"{params.numbers}_{size}" for size in SIZES], READERS)
 
-    def of(columns) -> dict[tuple[str, str], Path]:
-        return {(data, model): folder / f"{data}-{model}.json" for data in columns for model in params.rows}
 
-    optional = [] if params.source != "mnist" else [data for data in OPTIONAL if data not in params.columns]
-    return of(params.columns), of(optional)
+def cells(params: Params, table: int) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path]]:
+    """The cells (data, model) -> record that a table shows: those that must be there, and those that may."""
+    if table == 1:
+        optional = [] if params.source != "mnist" else [data for data in OPTIONAL if data not in params.columns]
+        return declared(params, table), _records(params, table, optional, params.rows)
+    return {}, _records(params, table, [f"{numbers}_{size}" for numbers in NUMBERS for size in SIZES], READERS)
+
+
+def _records(params: Params, table: int, columns, rows) -> dict[tuple[str, str], Path]:
+    folder = Path("reports/results") / params.budget / f"table{table}"
+    return {(data, model): folder / f"{data}-{model}.json" for data in columns for model in rows}

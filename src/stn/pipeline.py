@@ -1,4 +1,4 @@
-"""Bring a table up to date: `make table [BUDGET=..] [SEEDS=..] [JOBS=..] [FRESH=1]`, `make demo`.
+"""Bring a table up to date: `make table [TABLE=..] [BUDGET=..] [SEEDS=..] [JOBS=..] [FRESH=1]`, `make demo`.
 
 DVC decides what is stale; this turns the knobs, runs cells side by side, and says what was trained and what reused.
 """
@@ -10,29 +10,30 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from stn.config import CONF
 from stn.errors import UserError, told
-from stn.params import cells, read_params, write_params
+from stn.params import KNOBS, TABLES, declared, read_params, write_params
 
-TABLES = (1,)
+STAGES = {1: ("distort", "cell"), 2: ("crop", "cell2")}  # of `dvc.yaml`: what makes the stored sets, what trains
 
 
-def bring_up_to_date(jobs: int, fresh: bool) -> None:
-    """Fetch, distort, train what is stale, `jobs` cells at a time, and write the table and its figures."""
+def bring_up_to_date(table: int, jobs: int, fresh: bool) -> None:
+    """Fetch, distort or crop, train what is stale, `jobs` cells at a time, and write the table and its figures."""
     params = read_params()
-    required, _ = cells(params)
+    required = declared(params, table)
+    store, train = STAGES[table]
     if fresh:
         for path in required.values():
             path.unlink(missing_ok=True)
             path.with_suffix(".npz").unlink(missing_ok=True)
-        shutil.rmtree(Path("outputs/runs") / params.budget, ignore_errors=True)
+            shutil.rmtree(Path("outputs/runs") / params.budget / path.stem, ignore_errors=True)
     before = {cell: _seconds_and_dates(path) for cell, path in required.items()}
     started = time.monotonic()
-    _dvc("repro", "-q", "distort")
-    names = [f"cell@{data}-{model}-{params.budget}" for data, model in required]
+    _dvc("repro", "-q", store)
+    names = [f"{train}@{data}-{model}-{params.budget}" for data, model in required]
     if jobs == 1:
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *names)
     else:
@@ -41,10 +42,15 @@ def bring_up_to_date(jobs: int, fresh: bool) -> None:
         with ThreadPoolExecutor(jobs) as pool:
             # Without --single-item, or without --wait-for-lock, DVC processes running side by side fail.
             work = [pool.submit(_dvc, "--wait-for-lock", "repro", "-q", "-s", "--no-run-cache", name) for name in stale]
+            try:
+                wait(work)
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)  # those running have had the interrupt too
+                raise
         for future in work:
             future.result()
     trained = [cell for cell, path in required.items() if _seconds_and_dates(path) != before[cell]]
-    _dvc("repro", "-q", "--single-item", "--force", "table1", "figures1")
+    _dvc("repro", "-q", "--single-item", "--force", f"table{table}", f"figures{table}")
     minutes = (time.monotonic() - started) / 60
     print(f"{len(trained)} of {len(required)} cells trained here in {minutes:.1f} min", end="")
     if len(trained) < len(required):
@@ -61,7 +67,7 @@ def demo(jobs: int) -> None:
     shutil.rmtree(work, ignore_errors=True)
     workspace(work, root, (CONF / "demo.yaml").read_text())
     os.chdir(work)
-    bring_up_to_date(jobs, fresh=False)
+    bring_up_to_date(1, jobs, fresh=False)
     print(f"table and pictures: {work.relative_to(root)}/reports")
 
 
@@ -108,6 +114,7 @@ def main() -> None:
     parser.add_argument("--table", default="1")
     parser.add_argument("--budget")
     parser.add_argument("--seeds")
+    parser.add_argument("--numbers")
     parser.add_argument("--jobs")
     parser.add_argument("--fresh", action="store_true")
     args = parser.parse_args()
@@ -120,10 +127,10 @@ def main() -> None:
             raise UserError(f"TABLE={args.table}: there is {', '.join(map(str, TABLES))}")
         if args.what == "demo":
             return demo(int(jobs))
-        knobs = {knob: value for knob in ("budget", "seeds") if (value := getattr(args, knob)) is not None}
+        knobs = {knob: value for knob in KNOBS if (value := getattr(args, knob)) is not None}
         for line in write_params(**knobs):
             print(line)
-        bring_up_to_date(int(jobs), args.fresh)
+        bring_up_to_date(int(args.table), int(jobs), args.fresh)
 
 
 if __name__ == "__main__":

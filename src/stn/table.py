@@ -1,4 +1,4 @@
-"""Write Table 1 from the records of the declared cells: `python -m stn.table`, or `--check` that it is up to date."""
+"""Write a table from the records of its cells: `python -m stn.table [--table 2]`, or `--check` that all are fresh."""
 
 import argparse
 import shutil
@@ -8,52 +8,89 @@ from rich.console import Console
 
 from stn.config import compose, experiment
 from stn.errors import UserError, told
-from stn.params import cells, read_params
+from stn.params import TABLES, cells, read_params
 from stn.report import tables
 
 REPORTS = Path("reports")
 README = Path("README.md")
 
 
-def records() -> list[dict]:
-    """The records of the cells that `params.yaml` declares, and of those that are optional and present."""
+def numbered(text: str) -> int:
+    """The number of a table, as typed; UserError if there is no such table."""
+    if text not in map(str, TABLES):
+        raise UserError(f"--table {text}: there is {', '.join(map(str, TABLES))}")
+    return int(text)
+
+
+def records(number: int) -> list[dict]:
+    """The records of the table's cells that `params.yaml` declares, and of those that are optional and present."""
     params = read_params()
-    required, optional = cells(params)
+    required, optional = cells(params, number)
     configs = {
         path: experiment(compose(f"data={data}", f"model={model}", f"budget={params.budget}"))
         for (data, model), path in (required | optional).items()
         if path.exists()
     }
-    return tables.load(required.values(), optional.values(), configs)
+    return tables.load(number, required.values(), optional.values(), configs)
+
+
+def written(number: int, found: list[dict]) -> dict[Path, str]:
+    """What each of the table's files should hold."""
+    stem = REPORTS / f"table{number}"
+    return {
+        stem.with_suffix(".md"): tables.to_markdown(found, number),
+        stem.with_suffix(".csv"): tables.to_csv(found),
+        stem.with_suffix(".tex"): tables.to_tex(found, number),
+    }
+
+
+def readme(texts: dict[Path, str]) -> dict[Path, str]:
+    """The README with the block of each table among `texts`; nothing in a folder without one, such as the demo's."""
+    if not README.exists():
+        return {}
+    page = README.read_text(encoding="utf-8")
+    for path, text in texts.items():
+        if path.suffix == ".md":
+            page = tables.replace_block(page, path.stem, tables.readme_block(text))
+    return {README: page}
+
+
+def check(numbers: tuple[int, ...]) -> None:
+    """UserError that names the files of these tables that are not what the records say.
+
+    A table without records and without files, which nobody began, is left alone.
+    """
+    texts = {}
+    for number in numbers:
+        found = records(number)
+        files = written(number, found)
+        if found or any(path.exists() for path in files):
+            texts |= files
+    stale = tables.stale(texts | readme({path: text for path, text in texts.items() if path.exists()}))
+    if stale:
+        again = " and ".join(f"`python -m stn.table --table {number}`" for number in numbers)
+        raise UserError(f"not what the records say: {', '.join(map(str, stale))}; run {again}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stn.table", description=__doc__)
+    parser.add_argument("--table", metavar="N", help="which: 1 if not given; with --check, all")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is not what it would be")
     parser.add_argument("--print", action="store_true", dest="show", help="write nothing; print the table")
-    check, show = (getattr(parser.parse_args(), name) for name in ("check", "show"))
+    args = parser.parse_args()
     with told():
-        found = records()
-        markdown = tables.to_markdown(found)
-        texts = {
-            REPORTS / "table1.md": markdown,
-            REPORTS / "table1.csv": tables.to_csv(found),
-            REPORTS / "table1.tex": tables.to_tex(found),
-        }
-        readme = {}
-        if README.exists():  # `make demo` works in a folder that has none
-            readme[README] = tables.replace_block(README.read_text(), "table1", tables.readme_block(markdown))
-        if check:
-            stale = tables.stale(texts | readme)
-            if stale:
-                raise UserError(f"not what the records say: {', '.join(map(str, stale))}; run `python -m stn.table`")
+        number = numbered(args.table or "1")
+        if args.check:
+            check((number,) if args.table else TABLES)
             print("the tables and the README say what the records say")
             return
-        if not show:
-            for path, text in (texts | readme).items():
+        found = records(number)
+        if not args.show:
+            texts = written(number, found)
+            for path, text in (texts | readme(texts)).items():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
-        Console(width=min(100, shutil.get_terminal_size((100, 24)).columns)).print(tables.to_terminal(found))
+                path.write_text(text, encoding="utf-8")
+        Console(width=min(100, shutil.get_terminal_size((100, 24)).columns)).print(tables.to_terminal(found, number))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,17 @@ import os
 import re
 import shutil
 import sys
+import tarfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 
@@ -37,15 +40,23 @@ CHUNK = 1 << 16
 SMALL = 1 << 20  # bytes: below, no progress is shown
 SECONDS_BETWEEN_LINES = 10.0
 
+SVHN = "http://ufldl.stanford.edu/housenumbers/"
+SVHN_BYTES = {"train": 404_141_560, "test": 276_555_967, "extra": 1_955_489_752}  # no checksum is published
+DIGITS = "digitStruct.mat"  # the labels and boxes in each archive of SVHN
+
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to fetch: `urls` in the order in which to try them, `md5` of the whole file, `size` in bytes if known."""
+    """A file to fetch: `urls` in the order in which to try them, `md5` of the whole file and `size` in bytes if known.
+
+    `holds` is the name of a file that must be in it if it is a tar.gz, which is then read to its end.
+    """
 
     name: str
     urls: tuple[str, ...]
-    md5: str
+    md5: str | None
     size: int | None = None
+    holds: str | None = None
 
 
 def download(file: RemoteFile, folder: Path, mirror_folder: str) -> Path:
@@ -60,11 +71,11 @@ def download(file: RemoteFile, folder: Path, mirror_folder: str) -> Path:
     fault = _fault(target, file)
     if fault is None:
         return target
-    _say(f"{target} {fault}: fetching it")
+    say(f"{target} {fault}: fetching it")
     mirror = _mirror()
     at_mirror = f"{mirror}/{mirror_folder}/{file.name}" if mirror else None
     part = SCRATCH / mirror_folder / f"{file.name}.part"
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _alone(part):
         if _fault(target, file) is None:  # another process was faster
@@ -80,10 +91,10 @@ def download(file: RemoteFile, folder: Path, mirror_folder: str) -> Path:
             except _Failed as error:
                 failures.append(f"{_shown(url)}: {error}")
             else:
-                _move_in(part, target)
+                move_in(part, target)
                 return target
             if url == at_mirror:
-                _say(f"the mirror cannot give {file.name} ({failures[-1]}): trying the official sources")
+                say(f"the mirror cannot give {file.name} ({failures[-1]}): trying the official sources")
         at_first = f"mirror: {failures[0]}; " if at_mirror and len(failures) > 1 else ""
         raise UserError(
             f"could not download {file.name} from any of {len(failures)} sources ({at_first}last: {failures[-1]}); "
@@ -99,6 +110,57 @@ def fetch_mnist(folder: Path) -> list[Path]:
         download(RemoteFile(name, tuple(mirror + name for mirror in MNIST.mirrors), md5), folder, "mnist")
         for name, md5 in MNIST.resources
     ]
+
+
+def fetch_numbers(folder: Path, source: str, extra: bool) -> list[Path]:
+    """House numbers: `folder/train.tar.gz` or the folder that it unpacks to; so `test`, and with `extra` also `extra`.
+
+    `source` is `svhn` (format 1, whole images), which has an official URL, or a folder of the mirror in its layout.
+    """
+    return [_fetch_part(folder, source, part) for part in ("train", "test", *(["extra"] if extra else []))]
+
+
+def _fetch_part(folder: Path, source: str, part: str) -> Path:
+    packed, unpacked = folder / f"{part}.tar.gz", folder / part
+    if not packed.exists() and unpacked.is_dir():
+        fault = _folder_fault(unpacked)
+        if fault is None:
+            return unpacked
+        say(f"{unpacked} {fault}: fetching it")
+    mirror = _mirror() or ""
+    at_mirror = Path(urllib.request.url2pathname(urllib.parse.urlparse(mirror).path), source, part)
+    if mirror.startswith("file:") and at_mirror.is_dir() and not packed.exists():
+        return _copy(at_mirror, unpacked)
+    if source == "svhn":
+        file = RemoteFile(packed.name, (SVHN + packed.name,), None, SVHN_BYTES[part], holds=DIGITS)
+        return download(file, folder, source)
+    raise UserError(f"{source} has no official URL: set STN_DATA_MIRROR to a folder that holds {source}/{part}")
+
+
+def _copy(folder: Path, target: Path) -> Path:
+    """A folder of the mirror as `target`, which is there only when it is whole."""
+    fault = _folder_fault(folder)
+    if fault is not None:
+        raise UserError(f"{folder} {fault}; replace it, or correct STN_DATA_MIRROR")
+    scratch = SCRATCH / folder.parent.name / f"{folder.name}.part"
+    with _alone(scratch), writing(target):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        files = [folder / DIGITS, *folder.glob("*.png")]
+        with progress(str(target), len(files), unit="files") as tell:
+            for done, file in enumerate(files):
+                shutil.copyfile(file, scratch / file.name)
+                tell(done)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        move_in(scratch, target)
+    return target
+
+
+def _folder_fault(folder: Path) -> str | None:
+    """What is wrong with the folder that an archive of SVHN unpacks to; to be read after its name."""
+    if not (folder / DIGITS).is_file():
+        return f"holds no {DIGITS}"
+    return None if any(folder.glob("*.png")) else "holds no PNG image"
 
 
 def export_embedded(folder: Path) -> list[Path]:
@@ -127,9 +189,9 @@ def read_idx(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run `python -m stn.fetch data=mnist_r`") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is no whole gzip file ({_why(error)}); {remedy}") from None
+        raise UserError(f"{path} is no whole gzip file ({why(error)}); {remedy}") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {_why(error)}; check the path and its permissions") from None
+        raise UserError(f"cannot read {path}: {why(error)}; check the path and its permissions") from None
     magic = int.from_bytes(content[:4], "big")
     axes = {0x801: 1, 0x803: 3}.get(magic)  # 8: unsigned byte, then the number of axes
     if axes is None or len(content) < 4 + 4 * axes:
@@ -140,6 +202,35 @@ def read_idx(path: Path) -> np.ndarray:
         size = " x ".join(map(str, shape))
         raise UserError(f"{path} holds {found} bytes of data, its header promises {size} = {expected}; {remedy}")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
+
+
+class BrokenArchive(Exception):
+    """A tar.gz that does not read to its end. Reads on from its name."""
+
+
+@contextmanager
+def archive(path: Path, tell: Callable[[int], None] = lambda done: None) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
+    """The files in a tar.gz as pairs of name (without folders) and stream, in their order, each to be read at once.
+
+    `tell` hears how many bytes of the archive are done. Raises BrokenArchive, at the end of the block also for a
+    checksum that does not fit; OSError as `open` does.
+    """
+
+    def files() -> Iterator[tuple[str, IO[bytes]]]:
+        while member := tar.next():
+            tar.members.clear()  # else they pile up: 200,000 of them in `extra`
+            tell(packed.tell())
+            if member.isfile():
+                yield PurePosixPath(member.name).name, tar.extractfile(member)
+
+    with path.open("rb") as packed:
+        try:
+            with gzip.open(packed) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+                yield files()
+                while stream.read(CHUNK):  # the checksum stands at the very end
+                    pass
+        except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
+            raise BrokenArchive(f"is no whole tar.gz ({why(error)})") from None
 
 
 class _Failed(Exception):
@@ -182,7 +273,7 @@ def _fetch(file: RemoteFile, url: str, part: Path) -> None:
                 furthest, attempt = _size(part), 1
             if attempt == ATTEMPTS:
                 raise
-            _say(f"{file.name}: {error}; trying again")
+            say(f"{file.name}: {error}; trying again")
             time.sleep(PAUSE * 2 ** (attempt - 1))
             attempt += 1
             continue
@@ -209,9 +300,9 @@ def _receive(file: RemoteFile, url: str, part: Path) -> None:
         again = error.code in (408, 425, 429) or error.code >= 500
         raise (_Interrupted if again else _Failed)(f"HTTP {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise (_Failed if url.startswith("file:") else _Interrupted)(_why(error)) from None
+        raise (_Failed if url.startswith("file:") else _Interrupted)(why(error)) from None
     except ValueError as error:  # no URL at all, which only STN_DATA_MIRROR can bring
-        raise _Failed(_why(error)) from None
+        raise _Failed(why(error)) from None
 
     with response:
         start, total = _extent(response)
@@ -219,7 +310,7 @@ def _receive(file: RemoteFile, url: str, part: Path) -> None:
             raise _Failed(f"sent the bytes from {start}, asked for those from {offset}")
         if file.size is not None and total not in (None, file.size):
             raise _WrongContent(f"is {total} bytes long, expected {file.size}")
-        with _writing(part), part.open("ab") as out, _progress(file.name, total, start) as tell:
+        with writing(part), part.open("ab") as out, progress(file.name, total, start) as tell:
             if start < offset:
                 out.truncate(start)
             done = start
@@ -246,14 +337,21 @@ def _read(response) -> bytes:
     try:
         return response.read(CHUNK)
     except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(_why(error)) from None
+        raise _Interrupted(why(error)) from None
 
 
-def _move_in(part: Path, target: Path) -> None:
-    """`data/` may lie on another disk than `outputs/`, where no rename reaches: move beside the target first."""
+def move_in(part: Path, target: Path) -> None:
+    """Put a whole file or folder in place of what is at `target`.
+
+    `data/` may lie on another disk than `outputs/`, where no rename reaches: move beside the target first.
+    """
     beside = target.with_name(f".{target.name}.part")
-    with _writing(target):
+    with writing(target):
+        if part.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
         shutil.move(part, beside)
+        if beside.is_dir():
+            shutil.rmtree(target, ignore_errors=True)  # no rename replaces a folder that holds something
         beside.replace(target)
 
 
@@ -264,26 +362,37 @@ def _fault(path: Path, file: RemoteFile) -> str | None:
             size = os.fstat(stream.fileno()).st_size
             if file.size is not None and size != file.size:
                 return f"is {size} bytes long, expected {file.size}"
-            md5 = hashlib.file_digest(stream, "md5").hexdigest()
+            md5 = hashlib.file_digest(stream, "md5").hexdigest() if file.md5 else None
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"
     except OSError as error:
-        raise UserError(f"cannot read {path}: {_why(error)}; check the path and its permissions") from None
-    return None if md5 == file.md5 else f"has MD5 {md5}, expected {file.md5}"
+        raise UserError(f"cannot read {path}: {why(error)}; check the path and its permissions") from None
+    if md5 != file.md5:
+        return f"has MD5 {md5}, expected {file.md5}"
+    return _archive_fault(path, file.holds) if file.holds else None
+
+
+def _archive_fault(path: Path, holds: str) -> str | None:
+    try:
+        with progress(f"checking {path.name}", path.stat().st_size) as tell, archive(path, tell) as files:
+            names = {name for name, _ in files}
+    except BrokenArchive as error:
+        return str(error)
+    return None if holds in names else f"holds no {holds}"
 
 
 @contextmanager
 def _alone(part: Path) -> Iterator[None]:
     """Keep other processes from `part`: one that still appends to it would spoil the file after it has moved in."""
     lock = part.with_suffix(".lock")
-    with _writing(lock):
+    with writing(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         stream = lock.open("w")
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"{part.stem}: waiting for another process that downloads it")
+            say(f"{part.stem}: waiting for another process that downloads it")
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
@@ -298,36 +407,36 @@ _REMEDIES = {
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses to write, at `path` or a file it names itself, becomes a UserError."""
     try:
         yield
     except OSError as error:
         remedy = _REMEDIES.get(error.errno, "make it writable")
-        raise UserError(f"cannot write {error.filename or path}: {_why(error)}; {remedy} and run this again") from None
+        raise UserError(f"cannot write {error.filename or path}: {why(error)}; {remedy} and run this again") from None
 
 
 @contextmanager
-def _progress(name: str, total: int | None, done: int) -> Iterator[Callable[[int], None]]:
-    """Yields a function to be told the bytes so far: a bar in a terminal, elsewhere a line now and then."""
-    if total is not None and total < SMALL:
+def progress(name: str, total: int | None, done: int = 0, unit: str = "MB") -> Iterator[Callable[[int], None]]:
+    """Yields a function to be told what is done so far: a bar in a terminal, elsewhere a line now and then.
+
+    `total` and what is told are bytes if the unit is MB, else they count units.
+    """
+    if unit == "MB" and total is not None and total < SMALL:
         yield lambda done: None
     elif sys.stderr.isatty():
-        from rich import progress
+        from rich import progress as bars
         from rich.console import Console
 
-        columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
-            progress.TimeRemainingColumn(),
-        )
-        with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        amounts = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit == "MB" else (bars.MofNCompleteColumn(),)
+        columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), *amounts, bars.TimeRemainingColumn())
+        with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(name, total=total, completed=done)
             yield lambda done: bar.update(task, completed=done)
     else:
         first, begun = done, time.monotonic()
         last_line = begun
+        scale = 1e6 if unit == "MB" else 1
 
         def tell(done: int) -> None:
             nonlocal last_line
@@ -335,11 +444,11 @@ def _progress(name: str, total: int | None, done: int) -> Iterator[Callable[[int
             if now - last_line < SECONDS_BETWEEN_LINES:
                 return
             last_line = now
-            line = f"{name}: {done / 1e6:.0f} MB"
+            line = f"{name}: {done / scale:.0f} {unit}"
             if total is not None and done > first:
                 minutes, seconds = divmod(round((total - done) * (now - begun) / (done - first)), 60)
-                line = f"{name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB, ETA {minutes}:{seconds:02}"
-            _say(line)
+                line = f"{name}: {done / scale:.0f} of {total / scale:.0f} {unit}, ETA {minutes}:{seconds:02}"
+            say(line)
 
         yield tell
 
@@ -348,7 +457,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
     """The system's own words, on one line, without error numbers and the names of classes."""
     reason = getattr(error, "reason", None) or error
     return " ".join(str(getattr(reason, "strerror", None) or reason or type(reason).__name__).split())
@@ -358,5 +467,5 @@ def _shown(url: str) -> str:
     return url.removeprefix("file://")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

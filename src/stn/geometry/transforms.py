@@ -68,7 +68,7 @@ class MatrixTransformation(Transformation):
 
     def _points(self, theta: Tensor, points: Tensor) -> Tensor:
         matrix = self.matrix(theta)
-        return points @ matrix[:, :2, :2].mT + matrix[:, None, :2, 2]
+        return _combined(points, matrix[:, :2, :2].mT) + matrix[:, None, :2, 2]
 
 
 class Translation(MatrixTransformation):
@@ -149,7 +149,7 @@ class Projective(MatrixTransformation):
 
     def _points(self, theta: Tensor, points: Tensor) -> Tensor:
         matrix = self.matrix(theta)
-        homogeneous = points @ matrix[:, :, :2].mT + matrix[:, None, :, 2]
+        homogeneous = _combined(points, matrix[:, :, :2].mT) + matrix[:, None, :, 2]
         w = homogeneous[..., 2:]
         w = torch.where(w.abs() < HORIZON, torch.full_like(w, HORIZON).copysign(w), w)
         return homogeneous[..., :2] / w
@@ -173,11 +173,11 @@ class ThinPlateSpline(Transformation):
         return control_points(self.k).float().flatten()
 
     def _points(self, theta: Tensor, points: Tensor) -> Tensor:
-        return _spline_weights(self.k, points) @ theta.view(-1, self.k**2, 2)
+        return _combined(_spline_weights(self.k, points), theta.view(-1, self.k**2, 2))
 
     def _grid(self, theta: Tensor, size: tuple[int, int]) -> Tensor:
         weights = _spline_weights_of_pixels(self.k, size, theta.dtype, theta.device)
-        return weights @ theta.view(-1, self.k**2, 2)
+        return _combined(weights, theta.view(-1, self.k**2, 2))
 
     def __repr__(self) -> str:
         return f"ThinPlateSpline(k={self.k})"
@@ -247,6 +247,16 @@ def _spline_weights(k: int, points: Tensor) -> Tensor:
 def _spline_weights_of_pixels(k: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return _spline_weights(k, pixel_centres(size, torch.float64, torch.device("cpu"))).to(device, dtype)
+
+
+def _combined(weights: Tensor, values: Tensor) -> Tensor:
+    """weights (N, K) or (B, N, K) @ values (B, K, D): shape (B, N, D).
+
+    Weights that all images share take one product for the whole batch; a batch of thin ones is slow.
+    """
+    if weights.ndim == 3:
+        return weights @ values
+    return (values.mT.flatten(0, 1) @ weights.mT).unflatten(0, (len(values), values.shape[2])).mT
 
 
 def _full(like: Tensor, value: float) -> Tensor:

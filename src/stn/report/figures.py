@@ -1,22 +1,27 @@
-"""Two pictures from records: what a transformer looks at, and how much of the distortion it undoes.
+"""Pictures from records: what a transformer looks at, and how much of a distortion it undoes.
 
-Both take what `stn.report.tables.load` returns and draw the ST-CNN rows of it. Same records, same bytes: the style is
+All take what `stn.report.tables.load` returns and draw the ST-CNN rows of it. Same records, same bytes: the style is
 set here, whatever the user's matplotlib is told, and the PNG carries no metadata.
 """
 
-from collections.abc import Sequence
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Polygon, Rectangle
+from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator
+from PIL import Image
 
 from stn.errors import UserError
+from stn.report.paper import TABLES
 from stn.report.statistics import at_size_of, scatter, share_explained, variance_undone, without_constant
-from stn.report.tables import COLUMNS
 
 COLOURS = {"Aff": "#0072B2", "Proj": "#D55E00", "TPS": "#009E73"}  # Okabe and Ito: told apart by colour-blind readers
 DISTORTIONS = {
@@ -27,8 +32,11 @@ DISTORTIONS = {
     "TC": "translation, clutter",
 }
 DIGITS = (2, 4, 7)  # no symmetry, so that their pose is seen
+WINDOWS = ("#F0E442", "#56B4E9", "#CC79A7", "#D55E00")  # the transformers of a network in order; the last one is strong
+SHOWN, NONE = 8, 10  # test images in a row; the answer "no digit here"
 INK, GREY, PALE = "#222222", "#767676", "#D9D9D9"
-PLATE = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.2}  # keeps numbers legible over dots
+WRONG = "#B0125B"
+LETTER, LINE = 0.066, 0.18  # inches: a letter of a text, and from one line to the next
 STYLE = {
     "font.family": "DejaVu Sans",  # ships inside matplotlib
     "font.size": 9,
@@ -54,32 +62,22 @@ STYLE = {
 
 def pictures(records: Sequence[dict], path: Path) -> None:
     """Writes, per data set, three test digits: the canvas under each family's sampling grid, and what is made of it."""
-    cells, columns, families = _st_cnn(records)
+    cells, columns, families = _st_cnn(records, 1)
     unit = 0.30  # inches for half a canvas
     across, low, high = 2 * 1.4 * unit, 2 * 1.08 * unit, 2 * 1.42 * unit  # a tile's width; its height, with a grid
     gap, left, top, block_gap, bottom = 0.24, 1.12, 0.72, 0.14, 0.42
     block = high + low + block_gap
     width = left + len(columns) * (3 * across + gap) - gap + 0.1
     height = top + low + block_gap + len(families) * block - block_gap + bottom
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        figure = Figure((width, height), facecolor="white")
+    with _sheet(width, height, path) as sheet:
 
         def tile(x: float, y: float, tall: float) -> mpl.axes.Axes:
-            """Axes whose upper left corner is (x, y) inches from the figure's; the canvas spans [-1, 1] in them."""
-            made = figure.add_axes((x / width, 1 - (y + tall) / height, across / width, tall / height))
-            made.set_axis_off()
-            made.set(xlim=(-across / 2 / unit, across / 2 / unit), ylim=(tall / 2 / unit, -tall / 2 / unit))
-            return made
-
-        def text(x: float, y: float, words: str, **style) -> None:
-            figure.text(x / width, 1 - y / height, words, **style)
+            return sheet.tile(x, y, across, tall, unit)
 
         for i, column in enumerate(columns):
             x0 = left + i * (3 * across + gap)
-            text(x0 + 0.36 * unit, 0.32, column, size=13, weight="bold", va="baseline")
-            text(x0 + 0.36 * unit, 0.54, DISTORTIONS[column], color=GREY, va="baseline")
+            sheet.text(x0 + 0.36 * unit, 0.32, column, size=13, weight="bold", va="baseline")
+            sheet.text(x0 + 0.36 * unit, 0.54, DISTORTIONS[column], color=GREY, va="baseline")
             present = [family for family in families if (family, column) in cells]
             for j, digit in enumerate(DIGITS):
                 x = x0 + j * across
@@ -93,20 +91,20 @@ def pictures(records: Sequence[dict], path: Path) -> None:
                     _picture(laid, arrays["example_input"][at], PALE, strength=0.62)
                     _grid(laid, arrays["example_grid"][at], COLOURS[family])
                     _picture(tile(x, y + high, low), arrays["example_output"][at], COLOURS[family])
-        text(left - 0.05, top + low / 2, "input", ha="right", va="center")
+        sheet.text(left - 0.05, top + low / 2, "input", ha="right", va="center")
         for k, family in enumerate(families):
             y = top + low + block_gap + k * block
-            text(0.12, y + high / 2, family, size=11, weight="bold", color=COLOURS[family], va="center")
-            text(left - 0.05, y + high / 2, "grid", ha="right", va="center")
-            text(left - 0.05, y + high + low / 2, "output", ha="right", va="center")
-        source = _source(cells, "a 2, a 4 and a 7 of each test set; the output is what the classifier sees")
-        text(left + 0.36 * unit, height - 0.15, source, size=7.5, color=GREY)
-        _save(figure, path)
+            sheet.text(0.12, y + high / 2, family, size=11, weight="bold", color=COLOURS[family], va="center")
+            sheet.text(left - 0.05, y + high / 2, "grid", ha="right", va="center")
+            sheet.text(left - 0.05, y + high + low / 2, "output", ha="right", va="center")
+        words = "a 2, a 4 and a 7 of each test set; the output is what the classifier sees"
+        source = _source(cells, words + _stand_in(cells))
+        sheet.text(left + 0.36 * unit, height - 0.15, source, size=7.5, color=GREY)
 
 
 def poses(records: Sequence[dict], path: Path) -> None:
     """Writes found against true pose of the first test images, and where nine points of the canvas land in them."""
-    cells, columns, families = _st_cnn(records)
+    cells, columns, families = _st_cnn(records, 1)
     panels = [
         (column, name)
         for column in columns
@@ -116,79 +114,184 @@ def poses(records: Sequence[dict], path: Path) -> None:
     side, gap, left, cloud_gap = 1.72, 0.62, 0.95, 0.34
     step = side + gap
     width = left + max(len(panels), len(columns) + 1) * step - gap + 0.25
-    title = 0.92
+    title = 1.40
     top_height = title + side + 0.62 if panels else 0.0
     cloud_top = top_height + 1.28
     height = cloud_top + len(families) * (side + cloud_gap) + 0.20
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        figure = Figure((width, height), facecolor="white")
+    with _sheet(width, height, path) as sheet:
 
         def axes(x: float, y: float) -> mpl.axes.Axes:
-            return figure.add_axes((x / width, 1 - (y + side) / height, side / width, side / height))
-
-        def text(x: float, y: float, words: str, **style) -> None:
-            figure.text(x / width, 1 - y / height, words, **style)
+            return sheet.axes(x, y, side, side)
 
         if panels:
-            text(0.2, 0.32, "What the transformer finds, against what was done to the image", size=12, weight="bold")
+            sheet.text(
+                0.2, 0.32, "What the transformer finds, against what was done to the image", size=12, weight="bold"
+            )
             words = "a network may choose the pose that it brings digits to: that one constant is removed"
-            text(0.2, 0.56, f"Dots: {families[0]}; {words}. RMS is of what remains.", color=GREY)
+            sheet.text(0.2, 0.56, f"Dots: {families[0]}; {words}. RMS is of what remains.", color=GREY)
         for i, (column, name) in enumerate(panels):
             of = {family: cells[family, column] for family in families if (family, column) in cells}
             _pose(axes(left + i * step, title), of, column, name)
 
-        text(0.2, top_height + 0.32, "How much of the pose is undone", size=12, weight="bold")
+        sheet.text(0.2, top_height + 0.32, "How much of the pose is undone", size=12, weight="bold")
         words = "Where nine points of the canvas fall on the undistorted digit, image by image."
-        text(0.2, top_height + 0.56, words, color=GREY)
+        sheet.text(0.2, top_height + 0.56, words, color=GREY)
         for i, column in enumerate(columns):
             x = left + i * step
-            text(x, cloud_top - 0.34, column, size=11, weight="bold")
+            sheet.text(x, cloud_top - 0.34, column, size=11, weight="bold")
             for k, family in enumerate(families):
                 if (family, column) in cells:
                     _cloud(axes(x, cloud_top + k * (side + cloud_gap)), cells[family, column], COLOURS[family])
         x = left + len(columns) * step
-        text(x, cloud_top, "grey: without transformer", color=GREY, va="top")
-        text(x, cloud_top + 0.20, "colour: with it", color=COLOURS[families[0]], va="top")
+        sheet.text(x, cloud_top, "grey: without transformer", color=GREY, va="top")
+        sheet.text(x, cloud_top + 0.20, "colour: with it", color=COLOURS[families[0]], va="top")
         words = (
             "Undone: the share of the\npoints' variance over images\nthat is gone, once a constant\n"
             "zoom is taken out, without\nthe 5 % of images that lie\nfarthest. At 100 % every image\n"
             "is seen in one pose."
         )
-        text(x, cloud_top + 0.56, words, size=8, color=GREY, va="top", linespacing=1.45)
+        sheet.text(x, cloud_top + 0.56, words, size=8, color=GREY, va="top", linespacing=1.45)
         for k, family in enumerate(families):
             y = cloud_top + k * (side + cloud_gap) + side / 2
-            text(0.2, y, family, size=11, weight="bold", color=COLOURS[family], va="center")
-        text(0.2, height - 0.14, _source(cells, f"the first {n:,} test images of each set"), size=7.5, color=GREY)
-        _save(figure, path)
+            sheet.text(0.2, y, family, size=11, weight="bold", color=COLOURS[family], va="center")
+        source = _source(cells, f"the first {n:,} test images of each set{_stand_in(cells)}")
+        sheet.text(0.2, height - 0.14, source, size=7.5, color=GREY)
 
 
-def _st_cnn(records: Sequence[dict]) -> tuple[dict[tuple[str, str], dict], list[str], list[str]]:
+def windows(records: Sequence[dict], path: Path) -> None:
+    """Writes, per column and network, the first test images: windows on them, what the last hands on, what is read."""
+    cells, columns, networks = _st_cnn(records, 2)
+    n = min(SHOWN, *(len(record["arrays"]["example_input"]) for record in cells.values()))
+    unit = 0.47  # inches for half an image
+    across, high, low = 2 * 1.18 * unit, 2 * 1.16 * unit, 2 * 1.06 * unit  # a tile's width; its height with windows
+    left, top, title, words, gap, bottom = 1.50, 0.86, 0.44, 0.46, 0.16, 0.40
+    width = left + max(n, 5) * across + 0.1
+    edge = left + 0.18 * unit
+    parts, tops, height = {}, {}, top  # what each column's images are; where the block of each cell begins
+    for column in columns:
+        present = [network for network in networks if (network, column) in cells]
+        part = cells[present[0], column]["part"] or ""
+        parts[column] = textwrap.wrap(part, int((width - edge) / LETTER))
+        height += title + LINE * len(parts[column])
+        for network in present:
+            tops[network, column] = height
+            height += high + low + words
+        height += gap
+    height += bottom
+    with _sheet(width, height, path, photos=True) as sheet:
+        sheet.text(0.2, 0.32, "Where the transformers look", size=12, weight="bold")
+        _key(sheet, 0.2, 0.56, max(record["arrays"]["example_windows"].shape[1] for record in cells.values()))
+        for column, lines in parts.items():
+            y = min(tops[key] for key in tops if key[1] == column) - 0.11 - LINE * len(lines)
+            sheet.text(edge, y, column, size=13, weight="bold", va="baseline")
+            for i, line in enumerate(lines):
+                sheet.text(edge, y + 0.03 + LINE * (i + 1), line, color=GREY, va="baseline")
+        for (network, column), y in tops.items():
+            arrays = cells[network, column]["arrays"]
+            sheet.text(0.2, y + high / 2, network, size=11, weight="bold", va="center")
+            sheet.text(left - 0.05, y + high / 2, "windows", ha="right", va="center")
+            sheet.text(left - 0.05, y + high + low / 2, "handed on", ha="right", va="center")
+            sheet.text(left - 0.05, y + high + low + 0.13, "label", ha="right", va="center")
+            for i in range(n):
+                x = left + i * across
+                laid = sheet.tile(x, y, across, high, unit)
+                _picture(laid, arrays["example_input"][i], PALE)
+                _outlines(laid, arrays["example_windows"][i].astype(float))
+                _picture(sheet.tile(x, y + high, across, low, unit), arrays["example_seen"][i], WINDOWS[-1])
+                label, said = (_number(arrays[name][i]) for name in ("example_label", "example_said"))
+                middle = {"ha": "center", "va": "center"}
+                sheet.text(x + across / 2, y + high + low + 0.13, label, **middle)
+                if said != label:
+                    sheet.text(x + across / 2, y + high + low + 0.30, f"read {said}", color=WRONG, **middle)
+        sheet.text(edge, height - 0.15, _source(cells, f"the first {n} test images of each set"), size=7.5, color=GREY)
+
+
+def _st_cnn(records: Sequence[dict], number: int) -> tuple[dict[tuple[str, str], dict], list[str], list[str]]:
+    """The ST-CNN records by (kind of network, column), and the columns and kinds there are, in the paper's order."""
+    table = TABLES[number]
     cells = {
-        (record["row"].split()[1], record["column"]): record
+        (record["row"].removeprefix("ST-CNN "), record["column"]): record
         for record in records
         if record["row"].startswith("ST-CNN ")
     }
     if not cells:
-        raise UserError("no ST-CNN record to draw: `make table` trains the cells")
-    columns = [column for column in COLUMNS if any(key[1] == column for key in cells)]
-    return cells, columns, [family for family in COLOURS if any(key[0] == family for key in cells)]
+        raise UserError(f"no ST-CNN record to draw: `{table.make}` trains the cells")
+    columns = [column for column in table.columns if any(key[1] == column for key in cells)]
+    kinds = [row.removeprefix("ST-CNN ") for row in table.rows if row.startswith("ST-CNN ")]
+    return cells, columns, [kind for kind in kinds if any(key[0] == kind for key in cells)]
 
 
 def _source(cells: dict, images: str) -> str:
     record = next(iter(cells.values()))
     seeds = sorted({cell["seeds"][0]["seed"] for cell in cells.values()})
-    part = f"; {record['part']}" if record["part"] else ""
-    return f"ST-CNN, budget {record['budget']}, seed {', '.join(map(str, seeds))}; {images}{part}"
+    return f"ST-CNN, budget {record['budget']}, seed {', '.join(map(str, seeds))}; {images}"
+
+
+def _stand_in(cells: dict) -> str:
+    part = next(iter(cells.values()))["part"]
+    return f"; {part}" if part else ""
+
+
+# ------------------------------------------------------------------------------------------------- sheets
+
+
+class _Sheet:
+    """A white figure laid out in inches from its upper left corner."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        self.figure = Figure((width, height), facecolor="white")
+
+    def text(self, x: float, y: float, words: str, **style) -> None:
+        self.figure.text(x / self.width, 1 - y / self.height, words, **style)
+
+    def axes(self, x: float, y: float, wide: float, tall: float) -> mpl.axes.Axes:
+        """Axes whose upper left corner is (x, y)."""
+        return self.figure.add_axes(
+            (x / self.width, 1 - (y + tall) / self.height, wide / self.width, tall / self.height)
+        )
+
+    def tile(self, x: float, y: float, wide: float, tall: float, unit: float) -> mpl.axes.Axes:
+        """Such axes for an image, unseen, in whose middle the frame [-1, 1] measures two units."""
+        made = self.axes(x, y, wide, tall)
+        made.set_axis_off()
+        made.set(xlim=(-wide / 2 / unit, wide / 2 / unit), ylim=(tall / 2 / unit, -tall / 2 / unit))
+        return made
+
+
+@contextmanager
+def _sheet(width: float, height: float, path: Path, photos: bool = False) -> Iterator[_Sheet]:
+    """A sheet to draw on, in this module's style; written to `path` at the end."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        sheet = _Sheet(width, height)
+        yield sheet
+        _save(sheet.figure, path, photos)
+
+
+def _save(figure: Figure, path: Path, photos: bool) -> None:
+    """A PNG small enough for git: with photos of fewer dots, else of 256 colours, which nobody tells from all."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120 if photos else 160, format="png")
+    image = Image.open(drawn).convert("RGB")
+    if not photos:
+        image = image.quantize(256, dither=Image.Dither.NONE)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, optimize=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 # ------------------------------------------------------------------------------------------------- pictures
 
 
 def _picture(axes: mpl.axes.Axes, image: np.ndarray, frame: str, strength: float = 1.0) -> None:
+    """A grey image (H, W) as ink on paper, a colour photo (H, W, 3) as it is."""
     limits = axes.get_xlim(), axes.get_ylim()
-    axes.imshow(255 - image.astype(float) * strength, cmap="gray", vmin=0, vmax=255, extent=(-1, 1, 1, -1))
+    shown = 255 - image.astype(float) * strength if image.ndim == 2 else image
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=(-1, 1, 1, -1))
     axes.add_patch(Rectangle((-1, -1), 2, 2, fill=False, edgecolor=frame, linewidth=0.8 if frame == PALE else 1.1))
     axes.set(xlim=limits[0], ylim=limits[1], aspect="auto")
 
@@ -213,6 +316,37 @@ def _grid(axes: mpl.axes.Axes, grid: np.ndarray, colour: str, cells: int = 7) ->
     axes.add_collection(LineCollection(outline, colors=colour, linewidths=1.3, capstyle="round"))
 
 
+def _outlines(axes: mpl.axes.Axes, windows: np.ndarray) -> None:
+    """The windows (K, 4 corners, 2) of K transformers one after the other, the last one strong."""
+    for window, colour in zip(windows, WINDOWS[-len(windows) :], strict=True):
+        axes.add_patch(Polygon(window, **_line(colour)))
+
+
+def _line(colour: str) -> dict:
+    """A line that is seen on any photo: on a dark edge."""
+    width = 1.9 if colour == WINDOWS[-1] else 1.1
+    edge = [Stroke(linewidth=width + 1.1, foreground=INK, alpha=0.75), Normal()]
+    return {"fill": False, "edgecolor": colour, "linewidth": width, "joinstyle": "miter", "path_effects": edge}
+
+
+def _key(sheet: _Sheet, x: float, y: float, count: int) -> None:
+    """Says which colour is which of up to `count` windows."""
+    words = "windows of the transformers, in order:" if count > 1 else "window of the transformer:"
+    sheet.text(x, y, words, color=GREY, va="center")
+    x += len(words) * LETTER + 0.1
+    for colour, name in zip(WINDOWS[-count:], [*("first", "second", "third")[: count - 1], "last"], strict=True):
+        sheet.tile(x, y - 0.1, 0.2, 0.2, 0.06).add_patch(Rectangle((-1, -1), 2, 2, **_line(colour)))
+        if count > 1:
+            sheet.text(x + 0.24, y, name, color=GREY, va="center")
+        x += 0.24 + len(name) * LETTER + 0.18
+
+
+def _number(answers: np.ndarray) -> str:
+    """Five answers as one reads them: "1 9 4"; a gap inside is a dash."""
+    digits = [f"{answer}" if answer != NONE else "–" for answer in answers.tolist()]
+    return " ".join(digits).rstrip("– ") or "nothing"
+
+
 # ------------------------------------------------------------------------------------------------- poses
 
 NAMES = {"angle": ("rotation", "°"), "scale": ("scale", "%"), "x": ("x", "px"), "y": ("y", "px")}
@@ -232,8 +366,8 @@ def _pose(axes: mpl.axes.Axes, of: dict[str, dict], column: str, name: str) -> N
         space = "" if unit == "°" else " "
         lines.append((family, f"R² {share_explained(true, residual, name):.3f}  RMS {rms:.1f}{space}{unit}{lost}"))
         if i == 0:
-            low, high = true.min(), true.max()
-            pad = 0.12 * (high - low)
+            low, high = min(true.min(), np.quantile(shown, 0.005)), max(true.max(), np.quantile(shown, 0.995))
+            pad = 0.06 * (high - low)
             axes.plot([low - pad, high + pad], [low - pad, high + pad], color=GREY, linewidth=0.7, zorder=1)
             axes.scatter(true, shown, s=3.2, color=COLOURS[family], alpha=0.45, linewidths=0, zorder=2)
             axes.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + pad))
@@ -242,13 +376,13 @@ def _pose(axes: mpl.axes.Axes, of: dict[str, dict], column: str, name: str) -> N
     axes.set_ylabel("found ÷ constant" if name == "scale" else "found − constant", labelpad=1)
     angles = [-90, 0, 90] if np.ptp(axes.get_xlim()) > 150 else [-45, 0, 45]
     far = np.abs(axes.get_xlim()).max()
-    ticks = {"angle": angles, "scale": [0.8, 1.0, 1.2]}.get(name, [-10, 0, 10] if far > 12 else [-5, 0, 5])
+    ticks = {"angle": angles, "scale": [0.8, 1.0, 1.2]}.get(name, [-10, 0, 10] if far > 10 else [-5, 0, 5])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(FixedLocator(ticks))
-    axes.set_title(f"{column}: {label}", size=9.5, loc="left", weight="bold", pad=5)
+    axes.set_title(f"{column}: {label}", size=9.5, loc="left", weight="bold", pad=11 + 10.5 * len(lines))
     for i, (family, words) in enumerate(reversed(lines)):
-        style = {"color": COLOURS[family], "size": 6.8, "ha": "right", "transform": axes.transAxes, "bbox": PLATE}
-        axes.text(0.985, 0.035 + 0.088 * i, f"{family}  {words}", **style)
+        place = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 7 + 10.5 * i), "textcoords": "offset points"}
+        axes.annotate(f"{family}  {words}", **place, color=COLOURS[family], size=7)
 
 
 def _cloud(axes: mpl.axes.Axes, record: dict, colour: str) -> None:
@@ -272,12 +406,4 @@ def _cloud(axes: mpl.axes.Axes, record: dict, colour: str) -> None:
     axes.set_box_aspect(1)
     for spine in axes.spines.values():
         spine.set(visible=True, color=PALE)
-    axes.set_title(f"{100 * share:.0f} % undone", size=8.5, color=colour, loc="left", pad=4)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160, format="png", metadata={"Software": None})
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    axes.set_title(f"{100 * share:.0f} % undone".replace("-", "−"), size=8.5, color=colour, loc="left", pad=4)

@@ -132,3 +132,17 @@ def variance_undone(cloud_before: np.ndarray, cloud_after: np.ndarray) -> float:
     taken out first: a transformer that merely zooms in shrinks a rotated cloud and undoes nothing.
     """
     return 1 - scatter(at_size_of(cloud_before, cloud_after))[0] / scatter(cloud_before)[0]
+
+
+def seen(windows: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How windows (N, 4 corners, 2) show boxes (N, x0 y0 x1 y1), all in one frame: two shares of areas, each (N,).
+
+    The first is the share of the box that lies inside the window's bounding box, the second the share of that bounding
+    box which is box. A window without area, or that is not finite, shows nothing: 0 and 0.
+    """
+    windows, boxes = np.asarray(windows, float), np.asarray(boxes, float)
+    windows = np.where(np.isfinite(windows).all((1, 2), keepdims=True), windows, 0)
+    low, high = windows.min(1), windows.max(1)
+    common = (np.minimum(high, boxes[:, 2:]) - np.maximum(low, boxes[:, :2])).clip(0).prod(1)
+    area = (high - low).prod(1)
+    return common / (boxes[:, 2:] - boxes[:, :2]).prod(1), np.divide(common, area, np.zeros_like(area), where=area > 0)

@@ -1,7 +1,8 @@
 """Tables from records: every number but the paper's is read from `reports/results/`, none is typed by hand.
 
 A record is the dict of a cell's JSON plus `path` (of that JSON) and `arrays` (of the NPZ beside it). `load` is the
-gate: what passes it is whole, is its own cell's, and adds up, so the writers below take its records as they are.
+gate: what passes it is whole, is its own cell's, and adds up, so the writers below take its records as they are. All
+records of one call are of one table; where there may be none, the table's number comes with them.
 """
 
 import csv
@@ -21,22 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stn.errors import UserError
-from stn.report.statistics import interval, mcnemar, verdict
-
-# Paper, Table 1, and for TC the running text of section 4.1, which names no family: those stand in the Aff rows.
-PAPER1 = {
-    "FCN": {"R": 2.1, "RTS": 5.2, "P": 3.1, "E": 3.2, "TC": 13.2},
-    "CNN": {"R": 1.2, "RTS": 0.8, "P": 1.5, "E": 1.4, "TC": 3.5},
-    "ST-FCN Aff": {"R": 1.2, "RTS": 0.8, "P": 1.5, "E": 2.7, "TC": 2.0},
-    "ST-FCN Proj": {"R": 1.3, "RTS": 0.9, "P": 1.4, "E": 2.6},
-    "ST-FCN TPS": {"R": 1.1, "RTS": 0.8, "P": 1.4, "E": 2.4},
-    "ST-CNN Aff": {"R": 0.7, "RTS": 0.5, "P": 0.8, "E": 1.2, "TC": 1.7},
-    "ST-CNN Proj": {"R": 0.8, "RTS": 0.6, "P": 0.8, "E": 1.3},
-    "ST-CNN TPS": {"R": 0.7, "RTS": 0.5, "P": 0.8, "E": 1.1},
-}
-ROWS = tuple(PAPER1)
-COLUMNS = ("R", "RTS", "P", "E", "TC")
-BASELINE = {row: row.split()[0].removeprefix("ST-") for row in ROWS if row.startswith("ST-")}
+from stn.report.paper import TABLES, PaperTable
+from stn.report.statistics import interval, mcnemar, seen, verdict
 
 CSV_COLUMNS = (
     *("table", "budget", "row", "column", "metric", "paper", "ours", "ci_low", "ci_high"),
@@ -46,6 +33,7 @@ MARKS = {"better": "↓", "within": "≈", "worse": "↑", "not comparable": ""}
 COLOURS = {"better": "green", "within": "cyan", "worse": "yellow", "not comparable": ""}
 NOT_BEATEN, NOT_CLEARLY = "†", "‡"
 SIGNIFICANT = 0.05
+IMAGE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])  # the window that shows all of it
 
 SCHEMA = 1
 KEYS = (
@@ -53,10 +41,6 @@ KEYS = (
     *("multiply_adds", "n_test", "config", "seeds", "pose_names"),
 )
 SEED_KEYS = ("seed", "error", "errors", "n_test", "steps", "images_seen", "seconds", "provenance")
-ST_ARRAYS = (
-    *("theta", "example_input", "example_grid", "example_output", "example_label"),
-    *("pose_true", "pose_found", "cloud_before", "cloud_after"),
-)
 
 
 # ------------------------------------------------------------------------------------------------- records
@@ -68,32 +52,39 @@ def missing(paths: Iterable[Path]) -> list[Path]:
 
 
 def load(
-    required: Iterable[Path], optional: Iterable[Path] = (), configs: Mapping[Path, Mapping] | None = None
+    number: int,
+    required: Iterable[Path],
+    optional: Iterable[Path] = (),
+    configs: Mapping[Path, Mapping] | None = None,
 ) -> list[dict]:
-    """The records of the declared cells, in the paper's order; an absent optional cell is skipped.
+    """The records of the declared cells of one table, in the paper's order.
 
-    `configs` gives, for any of the paths, the resolved config that this cell is declared to have. Raises UserError, one
-    line that names the files, for a required cell without record, a damaged or unfinished record, one whose config is
-    not its cell's, or records of several budgets.
+    An optional column, the cells of one data set, is all or nothing: absent as a whole it is skipped, and once one of
+    its cells has a record the others are required. `configs` gives, for any of the paths, the resolved config that this
+    cell is declared to have. Raises UserError, one line that names the files, for a required cell without record, a
+    damaged or unfinished record, one whose config is not its cell's, or records of several budgets.
     """
-    required = [Path(path) for path in required]
-    absent = missing(required)
+    table = TABLES[number]
+    paths, optional = [Path(path) for path in required], [Path(path) for path in optional]
+    begun = {_data(path) for path in optional if path.is_file()}
+    paths += [path for path in optional if _data(path) in begun]
+    absent = missing(paths)
     if absent:
         cells = "1 cell has" if len(absent) == 1 else f"{len(absent)} cells have"
-        raise UserError(f"{cells} no record: {', '.join(map(str, absent))}; `make table` trains what is missing")
-    records = [_read(path) for path in required + [Path(path) for path in optional if Path(path).is_file()]]
+        raise UserError(f"{cells} no record: {', '.join(map(str, absent))}; `{table.make}` trains what is missing")
+    records = [_read(path, table) for path in paths]
     for record in records:
         differences = config_differences(record["config"], (configs or {}).get(record["path"], record["config"]))
         if differences:
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise UserError(
                 f"{record['path']}: made with another config ({'; '.join(differences[:3])}{more}); "
-                "`make table` trains the cell again"
+                f"`{table.make}` trains the cell again"
             )
     if len({record["budget"] for record in records}) > 1:
         other = next(record for record in records if record["budget"] != records[0]["budget"])
         raise UserError(f"{other['path']}: budget {other['budget']}, not {records[0]['budget']} like the other cells")
-    return sorted(records, key=lambda record: (ROWS.index(record["row"]), COLUMNS.index(record["column"])))
+    return sorted(records, key=lambda record: (table.rows.index(record["row"]), table.columns.index(record["column"])))
 
 
 def config_differences(config: Mapping, expected: Mapping, prefix: str = "") -> list[str]:
@@ -114,9 +105,14 @@ def config_differences(config: Mapping, expected: Mapping, prefix: str = "") -> 
     return differences
 
 
-def _read(path: Path) -> dict:
+def _data(path: Path) -> str:
+    """The data set of a cell's path, `<data>-<model>.json`."""
+    return path.stem.partition("-")[0]
+
+
+def _read(path: Path, table: PaperTable) -> dict:
     def damaged(reason: str) -> UserError:
-        return UserError(f"{path}: damaged record, {reason}; delete it and `make table` trains the cell again")
+        return UserError(f"{path}: damaged record, {reason}; delete it and `{table.make}` trains the cell again")
 
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -130,9 +126,10 @@ def _read(path: Path) -> dict:
     if record["schema"] != SCHEMA:
         raise damaged(f"schema {record['schema']}, not {SCHEMA}")
     if not record["complete"]:
-        raise UserError(f"{path}: an unfinished run, not a result; `make table` trains the cell to its end")
-    if record["row"] not in ROWS or record["column"] not in COLUMNS:
-        raise damaged(f"no cell of Table 1: row {record['row']}, column {record['column']}")
+        raise UserError(f"{path}: an unfinished run, not a result; `{table.make}` trains the cell to its end")
+    if record["table"] != table.number or record["row"] not in table.rows or record["column"] not in table.columns:
+        told = f"table {record['table']}, row {record['row']}, column {record['column']}"
+        raise damaged(f"no cell of Table {table.number}: {told}")
     if path.stem != f"{record['data']}-{record['model']}":
         raise damaged(f"of another cell: {record['data']}-{record['model']}")
     if not record["seeds"]:
@@ -150,19 +147,28 @@ def _read(path: Path) -> dict:
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise damaged(f"{path.with_suffix('.npz').name} cannot be read") from error
     wanted = [f"correct_s{seed['seed']}" for seed in record["seeds"]]
-    lacking = [name for name in wanted + (list(ST_ARRAYS) if record["row"] in BASELINE else []) if name not in arrays]
+    if record["row"] in table.baseline:
+        wanted += table.arrays
+    lacking = [name for name in wanted if name not in arrays]
     if lacking:
         raise damaged(f"{path.with_suffix('.npz').name} without {', '.join(lacking)}")
-    for seed, name in zip(record["seeds"], wanted, strict=True):
-        n, errors = seed["n_test"], seed["errors"]
-        counted = int((~arrays[name].astype(bool)).sum())
+    for seed in record["seeds"]:
+        n, errors, correct = seed["n_test"], seed["errors"], arrays[f"correct_s{seed['seed']}"].astype(bool)
+        counted = int((~correct).sum())
         adds_up = counted == errors and math.isclose(seed["error"], 100 * errors / n, abs_tol=5e-3)
-        if not adds_up or not n == len(arrays[name]) == record["n_test"]:
+        if not adds_up or not n == len(correct) == record["n_test"]:
             raise damaged(
                 f"seed {seed['seed']} claims {errors} errors ({seed['error']} %) of {n} images, "
-                f"its predictions have {counted} of {len(arrays[name])}"
+                f"its predictions have {counted} of {len(correct)}"
             )
+    if "positions" in arrays and not np.array_equal(arrays["positions"].all(1), _first(record, arrays)):
+        raise damaged(f"{path.with_suffix('.npz').name} whose positions are not those of its predictions")
     return {**record, "path": path, "arrays": arrays}
+
+
+def _first(record: Mapping, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which test image the first seed has right, bool (n_test,)."""
+    return arrays[f"correct_s{record['seeds'][0]['seed']}"].astype(bool)
 
 
 # ------------------------------------------------------------------------------------------------- numbers
@@ -172,7 +178,7 @@ def rows(records: Sequence[dict]) -> list[dict]:
     """One dict for each cell: the CSV's columns plus `verdict`. `ours` is the mean over seeds, `seconds` their sum."""
     table = []
     for record in records:
-        seeds, paper = record["seeds"], PAPER1[record["row"]].get(record["column"])
+        seeds, paper = record["seeds"], TABLES[record["table"]].paper[record["row"]].get(record["column"])
         lo, hi = interval(seeds)
         table.append(
             {
@@ -204,7 +210,7 @@ def paired(records: Sequence[dict]) -> list[dict]:
     cells = {(record["row"], record["column"]): record for record in records}
     comparisons = []
     for (row, column), record in cells.items():
-        baseline = cells.get((BASELINE.get(row, ""), column))
+        baseline = cells.get((TABLES[record["table"]].baseline.get(row), column))
         if baseline is None:
             continue
         names = [
@@ -232,6 +238,42 @@ def paired(records: Sequence[dict]) -> list[dict]:
     return comparisons
 
 
+def positions(records: Sequence[dict]) -> list[dict]:
+    """For each cell with an array `positions` (n_test, K): the error (%) at each of K places, and of the whole number.
+
+    All of the first seed. True is a place read right; behind the last digit the right answer is "none".
+    """
+    return [
+        {
+            "row": record["row"],
+            "column": record["column"],
+            "places": [100 * float(share) for share in 1 - record["arrays"]["positions"].mean(0)],
+            "whole": record["seeds"][0]["error"],
+        }
+        for record in records
+        if "positions" in record["arrays"]
+    ]
+
+
+def last_windows(records: Sequence[dict]) -> list[dict]:
+    """For each cell that keeps windows and boxes of the test images: what the last window shows of the number.
+
+    Medians over the test images, of the first seed. `image` and `window` are the number's shares (%) of their areas,
+    `zoom` is the ratio of the two, `inside` the share (%) of the number that the window shows. A window is its bounding
+    box.
+    """
+    found = []
+    for record in records:
+        arrays = record["arrays"]
+        if "window_all" in arrays and "box" in arrays:
+            inside, window = seen(arrays["window_all"][:, -1], arrays["box"])
+            _, image = seen(np.broadcast_to(IMAGE, (len(window), 4, 2)), arrays["box"])
+            shares = {"image": 100 * image, "window": 100 * window, "zoom": window / image, "inside": 100 * inside}
+            medians = {name: float(np.median(values)) for name, values in shares.items()}
+            found.append({"row": record["row"], "column": record["column"], **medians})
+    return found
+
+
 def summary(records: Sequence[dict]) -> list[str]:
     """Two or three plain sentences: how many cells agree with the paper, and where an ST does not beat its baseline."""
     counts = Counter(row["verdict"] for row in rows(records))
@@ -256,10 +298,13 @@ def summary(records: Sequence[dict]) -> list[str]:
     return lines
 
 
-def caption(records: Sequence[dict]) -> str:
+def caption(records: Sequence[dict], number: int) -> str:
     """What was measured, on what, for how long, where: one paragraph of markdown, all of it from the records."""
+    table = TABLES[number]
+    text = f"{table.measure}, **ours** (the paper's)"
+    if not records:
+        return f"{text}. No cell is trained yet: `{table.make}` trains them."
     seeds = [seed for record in records for seed in record["seeds"]]
-    parts = sorted({record["part"] for record in records if record["part"]})
     batches = _span(round(seed["images_seen"] / seed["steps"]) for seed in seeds if seed["steps"])
     names = sorted({tuple(sorted(seed["seed"] for seed in record["seeds"])) for record in records})
     sets = " or ".join(", ".join(map(str, group)) for group in names)
@@ -281,10 +326,7 @@ def caption(records: Sequence[dict]) -> str:
             )
         ] += 1
     seconds = sum(seed["seconds"] for seed in seeds)
-    text = [f"Test error in %, **ours** (the paper's), budget `{records[0]['budget']}`"]
-    if parts:
-        text[0] += f", on {' and '.join(parts)}: not comparable with the paper"
-    text[0] += "."
+    text = [f"{text}, budget `{records[0]['budget']}`{_parts(records, table)}."]
     text.append(f"Each cell: {_span(seed['steps'] for seed in seeds)} steps of {batches} images, {plural} {sets},")
     text.append(f"{_span(record['n_test'] for record in records)} test images.")
     text.append(f"Trained on {_several(where)}; {_several(versions)}; {_duration(seconds)} of training in all.")
@@ -293,6 +335,20 @@ def caption(records: Sequence[dict]) -> str:
     if any(len(record["seeds"]) == 1 for record in records):
         text.append("Intervals are at 95 %, Wilson's over test images: one seed cannot tell how far seeds differ.")
     return " ".join(text)
+
+
+def _parts(records: Sequence[dict], table: PaperTable) -> str:
+    """What stands in for the paper's data, column by column unless it is the same in all."""
+    parts: dict[str, list[str]] = {}
+    for column in table.columns:
+        for part in sorted({record["part"] or "" for record in records if record["column"] == column}):
+            parts.setdefault(part, []).append(column)
+    if set(parts) == {""}:
+        return ""
+    if len(parts) == 1:
+        return f", on {next(iter(parts))}: not comparable with the paper"
+    named = [f"; {', '.join(columns)} on {part}" for part, columns in parts.items() if part]
+    return f"{''.join(named)}: not comparable with the paper"
 
 
 def _span(values: Iterable[float]) -> str:
@@ -313,7 +369,7 @@ def _duration(seconds: float) -> str:
 
 
 def _matrix(
-    records: Sequence[dict],
+    records: Sequence[dict], table: PaperTable
 ) -> tuple[list[str], list[str], dict[tuple[str, str], dict], list[tuple[str, dict]]]:
     """Rows and columns to show, cells by (row, column), and the parameter counts by (columns that share them, row)."""
     cells = {(row["row"], row["column"]): row for row in rows(records)}
@@ -322,10 +378,10 @@ def _matrix(
         beaten = marks.get(key)
         cell["mark"] = MARKS[cell["verdict"]]
         cell["against"] = "" if not beaten or beaten["clear"] else NOT_CLEARLY if beaten["beats"] else NOT_BEATEN
-    shown = [row for row in ROWS if any(key[0] == row for key in cells)]
-    # A column nobody trained is still a column of the paper, unless nothing here is to be compared with the paper.
-    whole = any(record["part"] is None for record in records)
-    columns = [column for column in COLUMNS if whole or any(key[1] == column for key in cells)]
+    shown = [row for row in table.rows if not cells or row in table.cited or any(key[0] == row for key in cells)]
+    # A column nobody trained is still a column, unless all that is here are stand-ins in the paper's own columns.
+    whole = not records or any(record["part"] is None or table.is_ours(record["column"]) for record in records)
+    columns = [column for column in table.columns if whole or any(key[1] == column for key in cells)]
     groups: list[tuple[list[str], dict[str, int]]] = []
     for column in columns:
         counts = {row: cells[row, column]["n_params"] for row in shown if (row, column) in cells}
@@ -343,24 +399,20 @@ def _matrix(
 # ------------------------------------------------------------------------------------------------- writers
 
 
-def to_markdown(records: Sequence[dict]) -> str:
-    """The whole report: caption and matrix (which the README takes over), then paired tests, then one line per cell."""
-    shown, columns, cells, parameters = _matrix(records)
+def to_markdown(records: Sequence[dict], number: int) -> str:
+    """The whole report: caption and matrix (which the README takes over), then a section for each thing measured."""
+    table = TABLES[number]
+    shown, columns, cells, parameters = _matrix(records, table)
     body = []
     for row in shown:
-        line = [row]
-        for column in columns:
-            paper, cell = PAPER1[row].get(column), cells.get((row, column))
-            theirs = f"({paper:.1f})" if paper is not None else ""
-            ours = f"**{cell['ours']:.2f}**" if cell else "not run" if paper is not None else "–"
-            marks = f"{cell['mark']}{cell['against']}" if cell else ""
-            line.append(" ".join(filter(None, (ours, theirs, marks))))
-        body.append(line + [f"{counts[row]:,}" if row in counts else "–" for _, counts in parameters])
+        line = [_entry(table, row, column, cells.get((row, column)), "**{}**") for column in columns]
+        body.append([row, *line, *(f"{counts[row]:,}" if row in counts else "–" for _, counts in parameters)])
     head = ["model", *columns, *(f"parameters ({names})" for names, _ in parameters)]
-    text = ["# Table 1: distorted MNIST", caption(records)]
-    text += [
+    text = [
+        f"# Table {number}: {table.title}",
+        caption(records, number),
         _markdown_table(head, body, "l" + "r" * (len(head) - 1)),
-        _legend(cells, columns),
+        _legend(cells, shown, columns, table),
         " ".join(summary(records)),
     ]
 
@@ -387,6 +439,7 @@ def to_markdown(records: Sequence[dict]) -> str:
         ]
         head = "model,column,without ST,with ST,difference,only without right,only with right,p,beats its baseline"
         text.append(_markdown_table(head.split(","), body, "llrrrrrrl"))
+    text += _by_position(records) + _by_window(records)
 
     body = [
         [
@@ -403,22 +456,81 @@ def to_markdown(records: Sequence[dict]) -> str:
         for cell in cells.values()
     ]
     head = ["row", "column", "paper", "ours", "95 % interval", "n seeds", "n test", "parameters", "verdict"]
-    text += ["## Every cell", _markdown_table(head, body, "llrrrrrrl")]
-    return "\n\n".join(text) + "\n"
+    if body:
+        text += ["## Every cell", _markdown_table(head, body, "llrrrrrrl")]
+    return "\n\n".join(filter(None, text)) + "\n"
 
 
-def _legend(cells: Mapping, columns: Sequence[str]) -> str:
-    """Explains the marks that are there, and no others."""
+def _absent(table: PaperTable, row: str, column: str) -> str:
+    """What stands where a cell has no record: it is cited, could have been run, or is no cell of the table."""
+    if row in table.cited:
+        return "cited" if column in table.paper[row] else "–"
+    return "not run" if column in table.paper[row] or table.is_ours(column) else "–"
+
+
+def _entry(table: PaperTable, row: str, column: str, cell: Mapping | None, bold: str) -> str:
+    """One place of the matrix: ours in `bold`, the paper's in brackets, marks."""
+    paper = table.paper[row].get(column)
+    ours = bold.format(f"{cell['ours']:.2f}") if cell else _absent(table, row, column)
+    marks = f"{cell['mark']}{cell['against']}" if cell else ""
+    return " ".join(filter(None, (ours, "" if paper is None else f"({paper:.1f})", marks)))
+
+
+def _by_position(records: Sequence[dict]) -> list[str]:
+    found = positions(records)
+    if not found:
+        return []
+    places = range(1, 1 + max(len(cell["places"]) for cell in found))
+    head = ["model", "column", *(f"place {place}" for place in places), "whole number"]
+    body = [
+        [cell["row"], cell["column"], *(f"{error:.2f}" for error in (*cell["places"], cell["whole"]))] for cell in found
+    ]
+    return [
+        "## By position",
+        "Error in % at each place of the number, counted from the left, first seed. Behind the last digit the right "
+        "answer is “none”.",
+        _markdown_table(head, body, "ll" + "r" * (len(head) - 2)),
+    ]
+
+
+def _by_window(records: Sequence[dict]) -> list[str]:
+    found = last_windows(records)
+    if not found:
+        return []
+    body = [
+        [
+            *(cell["row"], cell["column"]),
+            *(f"{cell[name]:.1f}" for name in ("image", "window")),
+            *(f"{cell['zoom']:.2f}×", f"{cell['inside']:.1f}"),
+        ]
+        for cell in found
+    ]
+    head = ["model", "column", "number in image, %", "number in window, %", "zoom", "inside, %"]
+    return [
+        "## Where the last window looks",
+        "How much of the image's area, and of the last window's, the number takes up; the ratio of the two, the zoom "
+        "(1 for a transformer that does nothing); and how much of the number lies inside the window (less than 100 "
+        "where something is cut off). The number is its box, the window its bounding box; medians over the test "
+        "images, first seed.",
+        _markdown_table(head, body, "ll" + "r" * (len(head) - 2)),
+    ]
+
+
+def _legend(cells: Mapping, shown: Sequence[str], columns: Sequence[str], table: PaperTable) -> str:
+    """Explains the marks and words that are there, and no others."""
     used = {cell["verdict"] for cell in cells.values()} | {cell["against"] for cell in cells.values()}
     text = []
     if used & {"better", "within", "worse"}:
         text.append("↓ better than, ≈ within, ↑ worse than the paper's value ± 0.05, by our 95 % interval.")
     if NOT_BEATEN in used:
-        text.append(f"{NOT_BEATEN} does not beat its baseline (ST-FCN: FCN, ST-CNN: CNN).")
+        baselines = dict.fromkeys(f"{row.split()[0]}: {baseline}" for row, baseline in table.baseline.items())
+        text.append(f"{NOT_BEATEN} does not beat its baseline ({', '.join(baselines)}).")
     if NOT_CLEARLY in used:
         text.append(f"{NOT_CLEARLY} beats its baseline without significance (p ≥ {SIGNIFICANT}, paired test).")
-    if "TC" in columns:
-        text.append("For TC the paper names no family: its ST numbers stand in the Aff rows.")
+    sources = [f"{row}, {source}" for row, source in table.cited.items() if row in shown]
+    if sources:
+        text.append(f"Cited by the paper, not run: {'; '.join(sources)}.")
+    text += [note for column, note in table.notes.items() if column in columns]
     return " ".join(text)
 
 
@@ -440,7 +552,10 @@ def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], align: s
 
 
 def to_csv(records: Sequence[dict]) -> str:
-    """One line for each cell under the columns that DESIGN.md fixes; empty where the paper has no value."""
+    """One line for each cell that was run, under the columns that DESIGN.md fixes; `paper` is empty where it has none.
+
+    Cited rows have no line: a line is a measurement.
+    """
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -451,32 +566,35 @@ def to_csv(records: Sequence[dict]) -> str:
     return out.getvalue()
 
 
-def to_tex(records: Sequence[dict]) -> str:
-    r"""A floating table for `\input`; the document needs `\usepackage{booktabs}` and nothing else."""
-    shown, columns, cells, parameters = _matrix(records)
-    columns = [column for column in columns if any(key[1] == column for key in cells)]
-    body, kind = [], BASELINE.get(shown[0])
+def to_tex(records: Sequence[dict], number: int) -> str:
+    r"""A floating table for `\input`; the document needs `\usepackage{booktabs}` and nothing else.
+
+    A column that nobody trained is left out, unless it shows a cited row.
+    """
+    table = TABLES[number]
+    shown, columns, cells, parameters = _matrix(records, table)
+    wanted = {key[1] for key in cells} | {column for row in table.cited for column in table.paper[row]}
+    columns = [column for column in columns if column in wanted]
+    body, kind = [], table.baseline.get(shown[0])
     for row in shown:
-        if kind != BASELINE.get(row):
+        if kind != table.baseline.get(row):
             body.append(r"\addlinespace")
-            kind = BASELINE.get(row)
+            kind = table.baseline.get(row)
         line = [row]
         for column in columns:
-            paper, cell = PAPER1[row].get(column), cells.get((row, column))
-            theirs = f"({paper:.1f})" if paper is not None else ""
-            ours = rf"\textbf{{{cell['ours']:.2f}}}" if cell else "--"
-            marks = _tex(f"{cell['mark']}{cell['against']}") if cell else ""
-            line.append(" ".join(filter(None, (ours, theirs, marks))))
-        line += [f"{counts[row] / 1000:.0f}k" if row in counts else "--" for _, counts in parameters]
+            entry = _entry(table, row, column, cells.get((row, column)), r"\textbf{{{}}}")
+            line.append(_tex_signs(entry.replace("not run", "–")))
+        line += [_rounded(counts[row]) if row in counts else "--" for _, counts in parameters]
         body.append(" & ".join(line) + r" \\")
+    legend = _legend(cells, shown, columns, table)
     head = ["model", *columns, *(rf"\shortstack[r]{{params\\({names})}}" for names, _ in parameters)]
     return "\n".join(
         [
             r"% Needs \usepackage{booktabs}. Written by `python -m stn.table`: do not edit.",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_tex(' '.join(filter(None, (caption(records), _legend(cells, columns)))))}}}",
-            r"\label{tab:table1}",
+            rf"\caption{{{_tex(' '.join(filter(None, (caption(records, number), legend))))}}}",
+            rf"\label{{tab:{table.name}}}",
             r"\footnotesize",
             r"\setlength{\tabcolsep}{3pt}",
             rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
@@ -492,46 +610,58 @@ def to_tex(records: Sequence[dict]) -> str:
     )
 
 
+def _rounded(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f}M" if parameters >= 1e6 else f"{parameters / 1e3:.0f}k"
+
+
 def _tex(text: str) -> str:
     text = re.sub(r"([%&#_$])", r"\\\1", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
-    text = re.sub(r"`(.+?)`", r"\\texttt{\1}", text)
+    return _tex_signs(re.sub(r"`(.+?)`", r"\\texttt{\1}", text))
+
+
+def _tex_signs(text: str) -> str:
     signs = {"↓": "downarrow", "≈": "approx", "↑": "uparrow", "±": "pm", "≥": "geq", "†": "dagger", "‡": "ddagger"}
     for sign, name in signs.items():
         text = text.replace(sign, f"$^\\{name}$" if sign in "†‡" else f"$\\{name}$")
     return text.replace("–", "--")
 
 
-def to_terminal(records: Sequence[dict]) -> Group:
+def to_terminal(records: Sequence[dict], number: int) -> Group:
     """The matrix and its summary for a rich console, at most 100 columns wide; marks carry what colours repeat."""
-    shown, columns, cells, _ = _matrix(records)
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("\nmodel", no_wrap=True)
+    table = TABLES[number]
+    shown, columns, cells, _ = _matrix(records, table)
+    matrix = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    matrix.add_column("\nmodel", no_wrap=True)
     lines = [[Text(row)] for row in shown]
     for column in columns:
-        papers = {row: "–" if (paper := PAPER1[row].get(column)) is None else f"{paper:.1f}" for row in shown}
+        papers = {row: "–" if (paper := table.paper[row].get(column)) is None else f"{paper:.1f}" for row in shown}
         width = max(map(len, papers.values()))
         run = any(key[1] == column for key in cells)
         # Padded by hand, so that the bars stand in one line whatever marks follow.
-        table.add_column(Text(f"{column.center(width + 7)}\n{'paper | ours' if run else 'paper'}"), no_wrap=True)
+        head = "ours" if table.is_ours(column) else "paper | ours" if run else "paper"
+        matrix.add_column(Text(f"{column.center(width + 7)}\n{head}"), no_wrap=True)
         for line, row in zip(lines, shown, strict=True):
-            cell = cells.get((row, column))
-            text = Text.assemble((papers[row].rjust(5 if width < 6 else width), "dim"))
+            cell, absent = cells.get((row, column)), _absent(table, row, column)
+            text = Text()
+            if not table.is_ours(column):
+                text.append(papers[row].rjust(5 if width < 6 else width), "dim")
+                if cell or absent != "–":
+                    text.append(" | ")
             if cell:
-                text.append(" | ").append(f"{cell['ours']:5.2f}".removeprefix(" "), "bold")
+                text.append(f"{cell['ours']:5.2f}".removeprefix(" "), "bold")
                 text.append(f" {cell['mark']}{cell['against']}", COLOURS[cell["verdict"]])
-            elif papers[row] != "–":
-                text.append(" | not run", "dim")
+            elif absent != "–" or table.is_ours(column):
+                text.append(absent, "dim")
             line.append(text)
     for line, row, following in zip(lines, shown, [*shown[1:], shown[-1]], strict=True):
-        table.add_row(*line)
-        if BASELINE.get(row) != BASELINE.get(following):
-            table.add_row()
-    told = caption(records).replace("**ours** (the paper's)", "paper | ours").replace("`", "")
-    notes = [Text(note, style="dim") for note in (told, _legend(cells, columns)) if note]
-    return Group(
-        Text("Table 1: distorted MNIST", style="bold"), Text(), table, Text(), *notes, *map(Text, summary(records))
-    )
+        matrix.add_row(*line)
+        if table.baseline.get(row) != table.baseline.get(following):
+            matrix.add_row()
+    told = caption(records, number).replace("**ours** (the paper's)", "paper | ours").replace("`", "")
+    notes = [Text(note, style="dim") for note in (told, _legend(cells, shown, columns, table)) if note]
+    title = Text(f"Table {number}: {table.title}", style="bold")
+    return Group(title, Text(), matrix, Text(), *notes, *map(Text, summary(records)))
 
 
 # -------------------------------------------------------------------------------------------------- README

@@ -102,10 +102,10 @@ class Learner(L.LightningModule):
         rate, inner = budget.learning_rate, budget.learning_rate * budget.localisation_rate
         groups = [{"params": p, "lr": lr} for p, lr in ((rest, rate), (localisation, inner)) if p]
         if budget.optimiser == "sgd":
-            optimiser = torch.optim.SGD(groups, momentum=budget.momentum, weight_decay=budget.weight_decay)
+            optimiser = torch.optim.SGD(groups, momentum=budget.momentum, weight_decay=budget.weight_decay, fused=True)
         else:
             betas = (budget.momentum, 0.999)
-            optimiser = torch.optim.AdamW(groups, betas=betas, weight_decay=budget.weight_decay)
+            optimiser = torch.optim.AdamW(groups, betas=betas, weight_decay=budget.weight_decay, fused=True)
         if budget.schedule == "one_cycle":
             schedule = torch.optim.lr_scheduler.OneCycleLR(
                 optimiser,

@@ -68,9 +68,10 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     logger = make_logger(cfg, seed)
     trainer = make_trainer(cfg, seed, folder, logger)
     last = folder / "last.ckpt"
-    trainer.fit(learner, feed, ckpt_path=last if last.exists() else None, weights_only=True)
-    if trainer.global_step < cfg.budget.steps:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(learner, feed, ckpt_path=last if last.exists() else None, weights_only=True)
+    except SystemExit as end:  # how Lightning answers an interrupt
+        raise KeyboardInterrupt from end
     trainer.test(learner, feed, verbose=False)
     arrays = learner.test_result()
     arrays |= feed.source.evidence(learner.network, arrays)

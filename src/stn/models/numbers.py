@@ -1,0 +1,131 @@
+"""The networks of Table 2 (paper, section 4.2, appendix A.5): the CNN for house numbers, ST-CNN Single and Multi."""
+
+import torch
+from torch import Tensor, nn
+
+from stn.geometry.sampling import bicubic, bilinear, integer
+from stn.geometry.transforms import pixel_centres
+from stn.models.transformer import SpatialTransformer
+
+FILTERS = (48, 64, 128, 160, 192, 192, 192, 192)
+POOLED = (0, 2, 4, 6)  # after these convolutions a max-pool halves the maps
+UNITS = 3072
+POSITIONS, CLASSES = 5, 11  # ten digits and "none"
+SAMPLERS = {"integer": integer, "bilinear": bilinear, "bicubic": bicubic}
+BEFORE = {"none": 0, "single": 1, "multi": 4}  # transformers: one before each of the first so many convolutions
+OUTLINE = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))  # a frame's corners, clockwise from the top left
+
+
+class NumbersNetwork(nn.Module):
+    """Eight convolutions and three fully connected layers, then a softmax for each of five positions.
+
+    A call maps images (B, 3, side, side) to class scores (B, 5, 11). Frames as in `stn.geometry.transforms`: pooling
+    and padded convolutions keep the frame of their input, so every map spans [-1, 1] of what its transformer handed on.
+
+    Args:
+        side: of the images in pixels.
+        transformers: how many of the first convolutions have an affine transformer before them (paper: 0, 1 or 4).
+        width: times the paper's filters and units.
+        dropout: of all layers but the first convolution and the localisation networks (paper: 0.5).
+        localisation: its `filters` (before the first convolution, if that is the only one) and `features`.
+    """
+
+    def __init__(
+        self,
+        side: int,
+        transformers: int = 0,
+        width: float = 1.0,
+        dropout: float = 0.5,
+        sampler: str = "bilinear",
+        localisation: dict | None = None,
+    ):
+        super().__init__()
+        filters = [max(1, round(width * n)) for n in FILTERS]
+        units = max(1, round(width * UNITS))
+        self.transformers, self.convolutions = nn.ModuleList(), nn.ModuleList()
+        channels = 3
+        for i, n in enumerate(filters):
+            if i < transformers:
+                body = _localisation(channels, side, **localisation, convolve=transformers == 1)
+                self.transformers.append(SpatialTransformer(body, localisation["features"], None, SAMPLERS[sampler]))
+            layers = [nn.Conv2d(channels, n, 5, padding=2)]
+            if i in POOLED:
+                layers.append(nn.MaxPool2d(2))  # before the ReLU: the two commute, and it is less work
+                side //= 2
+            layers.append(nn.ReLU(inplace=True))
+            if i > 0 and dropout:
+                layers.append(nn.Dropout(dropout))
+            self.convolutions.append(nn.Sequential(*layers))
+            channels = n
+        layers, features = [nn.Flatten()], channels * side**2
+        for _ in range(3):
+            layers += [nn.Linear(features, units), nn.ReLU(inplace=True)] + [nn.Dropout(dropout)] * bool(dropout)
+            features = units
+        self.classifier = nn.Sequential(*layers, nn.Linear(features, POSITIONS * CLASSES))
+        for name, module in self.named_modules():
+            # Eleven layers without normalisation: PyTorch's default would shrink the signal at each (He et al., 2015).
+            if isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith("transformers"):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = images
+        for i, convolution in enumerate(self.convolutions):
+            if i < len(self.transformers):
+                maps = self.transformers[i](maps)
+            maps = convolution(maps)
+        return self.classifier(maps).unflatten(1, (POSITIONS, CLASSES))
+
+    def thetas(self, images: Tensor) -> dict[str, Tensor]:
+        """`theta1` ... of each transformer in depth, (B, 6) each."""
+        found, maps = {}, images
+        for i, (transformer, convolution) in enumerate(zip(self.transformers, self.convolutions, strict=False), 1):
+            maps, found[f"theta{i}"] = transformer(maps, return_theta=True)
+            maps = convolution(maps)
+        return found
+
+    def windows(self, images: Tensor) -> Tensor:
+        """(B, K, 4, 2): the corners of each transformer's window on the images, through those before it."""
+        corners = images.new_tensor(OUTLINE).expand(len(images), 4, 2)
+        thetas = list(self.thetas(images).values())
+        return torch.stack([self._traced(thetas[: i + 1], corners) for i in range(len(thetas))], 1)
+
+    def seen(self, images: Tensor) -> Tensor:
+        """The images (B, 3, side, side) sampled where the last transformer looks."""
+        size = tuple(images.shape[2:])
+        centres = pixel_centres(size, torch.float32, images.device).expand(len(images), -1, 2)
+        return bilinear(images, self._traced(list(self.thetas(images).values()), centres).unflatten(1, size))
+
+    def _traced(self, thetas: list[Tensor], points: Tensor) -> Tensor:
+        """Points (B, N, 2) of the last one's output, followed back to the images."""
+        for theta, transformer in reversed(list(zip(thetas, self.transformers, strict=False))):
+            points = transformer.transformation.points(theta, points)
+        return points
+
+
+def _localisation(channels: int, side: int, filters: int, features: int, convolve: bool) -> nn.Sequential:
+    """Single: two 5x5 convolutions with a max-pool between; Multi: none. Then two fully connected layers."""
+    layers: list[nn.Module] = []
+    if convolve:
+        layers += [nn.Conv2d(channels, filters, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(filters, filters, 5, padding=2), nn.ReLU(inplace=True)]
+        channels, side = filters, side // 2
+    layers += [nn.Flatten(), nn.Linear(channels * side**2, features), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(features, features), nn.ReLU(inplace=True))
+
+
+def network(model, data) -> NumbersNetwork:
+    """The network that a model config describes on the images of a data config."""
+    return NumbersNetwork(
+        side=data.window or data.canvas,
+        transformers=BEFORE[_name(model.transformers)],
+        width=model.width,
+        dropout=model.dropout,
+        sampler=_name(model.sampler),
+        localisation=dict(model.localisation),
+    )
+
+
+def _name(choice) -> str:
+    """The name of a choice, be it from a checked config (an enum) or from a checkpoint (a string)."""
+    return getattr(choice, "name", choice)

@@ -1,0 +1,692 @@
+"""House numbers from archive to batch, on small archives in the exact form of SVHN; on real images where there are."""
+
+import itertools
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import nn
+
+from conftest import one_error, run
+from stn.config import compose
+from stn.data import download
+from stn.data import numbers as module
+from stn.data.draws import generator
+from stn.data.numbers import HouseNumbers, digits_in, store
+from stn.errors import UserError
+from svhn_archive import pack, ramp, write_digit_struct, write_part
+
+COUNTS = {"train": 20, "test": 7, "extra": 16}
+VALIDATION = 6
+SVHN = ("data=svhn_64", "model=svhn_cnn", f"data.validation={VALIDATION}")
+CPU = torch.device("cpu")
+MIRROR = os.environ.get("STN_DATA_MIRROR", "")
+STRIPS = Path(MIRROR, "svhn_strips").resolve() if MIRROR and "://" not in MIRROR else None
+real = pytest.mark.skipif(STRIPS is None or not STRIPS.is_dir(), reason="STN_DATA_MIRROR has no svhn_strips")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with the folders `parts/train` ... and the mirror `mirror/svhn/train.tar.gz` ...; what is in them."""
+    root = tmp_path_factory.mktemp("made")
+    entries = {}
+    for seed, (part, n) in enumerate(COUNTS.items()):
+        entries[part] = write_part(root / "parts" / part, n, seed)
+        pack(root / "parts" / part, root / "mirror/svhn" / f"{part}.tar.gz")
+    return root, entries
+
+
+@pytest.fixture(scope="module")
+def base():
+    return compose(*SVHN).data
+
+
+@pytest.fixture(scope="module")
+def cropped(made, base, tmp_path_factory):
+    """A folder in which the archives are fetched and cropped through the front doors."""
+    root, _ = made
+    folder = tmp_path_factory.mktemp("cropped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STN_DATA_MIRROR", str(root / "mirror"))
+        patch.setattr(download, "SVHN_BYTES", sizes(root / "mirror/svhn"))
+        for command in ("stn.fetch", "stn.crop"):
+            result = run(command, *SVHN, cwd=folder)
+            assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STN_DATA_MIRROR", raising=False)
+
+
+def sizes(folder):
+    return {part: (folder / f"{part}.tar.gz").stat().st_size for part in COUNTS}
+
+
+def changed(data: DictConfig, **changes) -> DictConfig:
+    return OmegaConf.merge(data, changes)
+
+
+def numbers(folder, base, **changes) -> HouseNumbers:
+    """The opened sets of a folder."""
+    source = HouseNumbers(changed(base, stored=str(folder / "data/cropped/svhn_64"), **changes))
+    for split in ("train", "validation", "test"):
+        source.load(split)
+    return source
+
+
+def raw(root, *parts) -> Path:
+    """`data/raw/svhn` with copies of these archives or folders."""
+    folder = Path("data/raw/svhn")
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        source = root / part
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, folder / source.name)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# digitStruct.mat
+
+
+ENTRIES = [
+    ("1.png", [(10.0, 2.5, 7.0, 20.0, 10.0)]),
+    ("22.png", [(1.0, 2.0, 3.0, 4.0, 1.0), (5.0, -1.0, 7.0, 8.0, 9.0), (0.0, 1.0, 2.0, 3.0, 5.0)]),
+    ("202353.png", [(1.0, 2.0, 3.0, 4.0, 2.0), (5.0, 6.0, 7.0, 8.0, 10.0)]),
+]
+
+
+@pytest.mark.parametrize("followed", [True, False])
+@pytest.mark.parametrize("written", [{}, {"times": False}, {"chunks": (1, 1)}])
+def test_digit_struct_is_read_as_written(tmp_path, monkeypatch, written, followed):
+    write_digit_struct(tmp_path / "digitStruct.mat", ENTRIES, **written)
+    if not followed:
+        monkeypatch.setattr(module, "_header", lambda raw, start: None)
+    table = digits_in(tmp_path / "digitStruct.mat")
+    assert table.names.tolist() == [name for name, _ in ENTRIES]
+    assert table.start.tolist() == [0, 1, 4, 6]
+    digits = np.array([digit for _, digits in ENTRIES for digit in digits])
+    np.testing.assert_array_equal(table.boxes, digits[:, :4])
+    np.testing.assert_array_equal(table.labels, digits[:, 4])
+
+
+@pytest.mark.parametrize("times", [True, False])
+def test_scalars_are_followed_without_opening_them(tmp_path, monkeypatch, times):
+    write_digit_struct(tmp_path / "digitStruct.mat", ENTRIES, times)
+    found, scalars = [], module._scalars
+    monkeypatch.setattr(module, "_scalars", lambda *given: found.append(scalars(*given)) or found[-1])
+    digits_in(tmp_path / "digitStruct.mat")
+    assert found[0][1].shape == (5, 5) and found[0][1].all()
+
+
+def test_what_is_no_digit_struct_is_named(tmp_path):
+    path = tmp_path / "digitStruct.mat"
+    for content in (b"", b"MATLAB 5.0 MAT-file", bytes(2000)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"digitStruct.mat is no digitStruct.mat of SVHN \(.*\); delete it and run"):
+            digits_in(path)
+    with h5py.File(path, "w") as file:
+        file["other"] = 1
+    with pytest.raises(UserError, match=r"is no digitStruct.mat of SVHN"):
+        digits_in(path)
+    write_digit_struct(path, ENTRIES)
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(UserError, match=r"is no digitStruct.mat of SVHN"):
+        digits_in(path)
+
+
+# Fetch
+
+
+def test_archives_come_from_the_mirror_and_stay_packed(cropped, made):
+    root, _ = made
+    fetched = contents(cropped / "data/raw/svhn")
+    assert fetched == contents(root / "mirror/svhn") and len(fetched) == 3
+
+
+def test_extra_can_be_left_out(made, monkeypatch, tmp_path):
+    root, _ = made
+    monkeypatch.setenv("STN_DATA_MIRROR", str(root / "mirror"))
+    monkeypatch.setattr(download, "SVHN_BYTES", sizes(root / "mirror/svhn"))
+    for command in ("stn.fetch", "stn.crop"):
+        result = run(command, *SVHN, "data.extra=false", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    assert sorted(contents(Path("data/raw/svhn"))) == ["test.tar.gz", "train.tar.gz"]
+    about = json.loads(Path("data/cropped/svhn_64/sets.json").read_text())
+    assert about["sets"]["train"]["images"] == COUNTS["train"] - VALIDATION
+
+
+def test_folders_of_the_mirror_are_copied_whole_and_crop_alike(made, cropped, base, monkeypatch, tmp_path):
+    root, _ = made
+    shutil.copytree(root / "parts", "mirror/svhn")
+    monkeypatch.setenv("STN_DATA_MIRROR", "mirror")
+    for _ in "once", "again":
+        assert run("stn.fetch", *SVHN, cwd=tmp_path).returncode == 0
+    for part in COUNTS:
+        assert contents(Path("data/raw/svhn", part)) == contents(root / "parts" / part)
+    assert {path.name for path in Path("data/raw/svhn").iterdir()} == set(COUNTS)
+    store(base, Path("outputs/scratch"))
+    assert contents(Path("data/cropped/svhn_64")) == contents(cropped / "data/cropped/svhn_64")
+
+
+def test_a_folder_of_the_mirror_without_its_boxes_is_refused(made, monkeypatch, tmp_path):
+    root, _ = made
+    shutil.copytree(root / "parts", "mirror/svhn")
+    Path("mirror/svhn/test/digitStruct.mat").unlink()
+    monkeypatch.setenv("STN_DATA_MIRROR", "mirror")
+    line = one_error_after_notices(run("stn.fetch", *SVHN, cwd=tmp_path))
+    assert "svhn/test holds no digitStruct.mat; replace it, or correct STN_DATA_MIRROR" in line
+    assert not Path("data/raw/svhn/test").exists()
+
+
+def test_an_interrupted_copy_leaves_nothing_that_looks_whole(made, monkeypatch, tmp_path):
+    root, _ = made
+    shutil.copytree(root / "parts", "mirror/svhn")
+    monkeypatch.setenv("STN_DATA_MIRROR", "mirror")
+    copyfile, copied = shutil.copyfile, []
+
+    def interrupted(*paths):
+        copied.append(paths)
+        if len(copied) == 5:
+            raise KeyboardInterrupt
+        copyfile(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", interrupted)
+        assert run("stn.fetch", *SVHN, cwd=tmp_path).returncode == 130
+    assert not Path("data/raw/svhn/train").exists()
+    assert run("stn.fetch", *SVHN, cwd=tmp_path).returncode == 0
+    assert contents(Path("data/raw/svhn/train")) == contents(root / "parts/train")
+
+
+@pytest.mark.parametrize("harm", ["truncated", "without its boxes"])
+def test_an_archive_of_the_right_size_that_is_broken_is_refused(made, monkeypatch, tmp_path, harm):
+    root, _ = made
+    shutil.copytree(root / "mirror/svhn", "mirror/svhn")
+    broken = Path("mirror/svhn/train.tar.gz")
+    if harm == "truncated":
+        broken.write_bytes(broken.read_bytes()[:-2000])
+    else:
+        shutil.copytree(root / "parts/train", "train", ignore=shutil.ignore_patterns("*.mat"))
+        pack(Path("train"), broken)
+    monkeypatch.setenv("STN_DATA_MIRROR", "mirror")
+    monkeypatch.setattr(download, "SVHN_BYTES", sizes(Path("mirror/svhn")))
+    line = one_error_after_notices(run("stn.fetch", *SVHN, cwd=tmp_path))
+    fault = "is no whole tar.gz (Compressed file ended" if harm == "truncated" else "holds no digitStruct.mat"
+    assert f"svhn/train.tar.gz {fault}" in line and "replace it, or correct STN_DATA_MIRROR" in line
+
+
+def test_strips_without_a_mirror_are_one_line(tmp_path):
+    line = one_error(run("stn.fetch", "data=svhn_strips_64", "model=svhn_cnn", cwd=tmp_path))
+    assert line.endswith("set STN_DATA_MIRROR to a folder that holds svhn_strips/train")
+
+
+def one_error_after_notices(result):
+    """The error of a command that has told of its progress before."""
+    assert result.returncode == 2, result.stderr
+    *notices, line = result.stderr.splitlines()
+    assert line.startswith("error: ") and not any(notice.startswith(("error", "Trace")) for notice in notices)
+    return line
+
+
+# Crop
+
+
+def test_each_number_is_cropped_once_with_its_label(cropped, made, base):
+    _, entries = made
+    source, seen = numbers(cropped, base), {}
+    for split, stored in source.sets.items():
+        names = np.load(cropped / f"data/cropped/svhn_64/{split}_names.npy")
+        assert len(names) == source.count(split)
+        for name, label, image in zip(names.tolist(), stored.labels.tolist(), stored.images, strict=True):
+            assert name not in seen
+            seen[name] = split
+            part, file = name.split("/")
+            digits = dict(entries[part])[file]
+            assert label == [int(digit[4]) % 10 for digit in digits] + [10] * (5 - len(digits))
+            assert (image[..., 2] == int(file.removesuffix(".png"))).all()  # blue tells which image it is
+    assert len(seen) == sum(COUNTS.values()) and source.count("validation") == VALIDATION
+    assert {name for name, split in seen.items() if split == "test"} == {f"test/{i + 1}.png" for i in range(7)}
+
+
+@pytest.mark.parametrize("expand", [0.3, 1.0])
+def test_the_crop_is_the_box_round_all_digits_grown_and_cut_at_the_image(made, cropped, base, expand):
+    root, entries = made
+    source = numbers(cropped, base) if expand == 0.3 else None
+    if source is None:
+        raw(root / "parts", *COUNTS)
+        store(changed(base, expand=expand), Path("outputs/scratch"))
+        source = numbers(Path(), base, expand=expand)
+    for name, image, box in zip(*named(source, "test"), strict=True):
+        digits = np.array(dict(entries["test"])[name])
+        x0, y0 = digits[:, 0].min(), digits[:, 1].min()
+        x1, y1 = (digits[:, 0] + digits[:, 2]).max(), (digits[:, 1] + digits[:, 3]).max()
+        width, height = Image.open(root / "parts/test" / name).size
+        left, right = max(0, x0 - expand / 2 * (x1 - x0)), min(width, x1 + expand / 2 * (x1 - x0))
+        top, bottom = max(0, y0 - expand / 2 * (y1 - y0)), min(height, y1 + expand / 2 * (y1 - y0))
+        centre = (np.arange(64) + 0.5) / 64
+        inner = slice(9, -9)  # near the border the filter meets the image's end
+        red, green = left + centre * (right - left) - 0.5, top + centre * (bottom - top) - 0.5
+        np.testing.assert_allclose(image[32, inner, 0], red[inner], atol=0.75)
+        np.testing.assert_allclose(image[inner, 32, 1], green[inner], atol=0.75)
+        x, y = (np.array([x0, x1]) - left) / (right - left), (np.array([y0, y1]) - top) / (bottom - top)
+        np.testing.assert_allclose(box, 2 * np.array([x[0], y[0], x[1], y[1]]) - 1, atol=1e-5)
+
+
+def named(source, split):
+    stored = source.sets[split]
+    names = np.load(Path(source.data.stored) / f"{split}_names.npy").tolist()
+    return [name.split("/")[1] for name in names], stored.images, stored.boxes
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_crops_have_the_same_bytes_whatever_the_number_of_workers(made, cropped, base, workers):
+    root, _ = made
+    raw(root / "mirror/svhn", *(f"{part}.tar.gz" for part in COUNTS))
+    store(base, Path("outputs/scratch"), workers)
+    assert contents(Path("data/cropped/svhn_64")) == contents(cropped / "data/cropped/svhn_64")
+
+
+def test_an_interrupted_crop_leaves_nothing_and_ends_with_the_same_bytes(made, cropped, base, monkeypatch, tmp_path):
+    root, _ = made
+    raw(root / "mirror/svhn", *(f"{part}.tar.gz" for part in COUNTS))
+    crop, calls = module.crop, itertools.count()
+
+    def interrupted(*given):
+        if next(calls) == 25:
+            raise KeyboardInterrupt
+        return crop(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "crop", interrupted)
+        assert run("stn.crop", *SVHN, cwd=tmp_path).returncode == 130
+    assert not Path("data/cropped").exists()
+    assert run("stn.crop", *SVHN, cwd=tmp_path).returncode == 0
+    assert contents(Path("data/cropped/svhn_64")) == contents(cropped / "data/cropped/svhn_64")
+
+
+def test_the_boxes_are_read_once_and_again_when_the_archive_changes(made, base, monkeypatch):
+    root, _ = made
+    folder = raw(root / "mirror/svhn", *(f"{part}.tar.gz" for part in COUNTS))
+    store(base, Path("outputs/scratch"))
+    read = []
+    monkeypatch.setattr(module, "digits_in", lambda path: read.append(path) or digits_in(path))
+    store(changed(base, canvas=128), Path("outputs/scratch"))
+    assert not read
+    shutil.copyfile(root / "mirror/svhn/test.tar.gz", folder / "extra.tar.gz")
+    store(base, Path("outputs/scratch"))
+    assert len(read) == 1
+
+
+BAD = {
+    "2.png": "more than five digits",
+    "3.png": "a box of size zero",
+    "4.png": "its box outside the image",
+    "5.png": "unreadable",
+    "6.png": "unreadable",
+    "7.png": "without an image",
+    "9.png": "a label that is not 1 to 10",
+    "99.png": "without an entry in digitStruct.mat",
+}
+
+
+def spoilt(root, folder):
+    """A training part with every fault there is, and one box that the image only cuts (8.png)."""
+    entries = dict(write_part(folder, 20, seed=0))
+    for name, digits in {
+        "2.png": [(1.0, 1.0, 2.0, 5.0, 1.0)] * 6,
+        "3.png": [(5.0, 5.0, 0.0, 9.0, 1.0)],
+        "4.png": [(250.0, 5.0, 9.0, 9.0, 1.0), (260.0, 5.0, 9.0, 9.0, 1.0)],
+        "8.png": [(-6.0, 3.0, 12.0, 20.0, 4.0)],
+        "9.png": [(5.0, 5.0, 9.0, 9.0, 11.0)],
+    }.items():
+        entries[name] = digits
+    write_digit_struct(folder / "digitStruct.mat", list(entries.items()))
+    (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:200])
+    (folder / "6.png").write_text("<html>")
+    (folder / "7.png").unlink()
+    ramp(30, 30, 99).save(folder / "99.png")
+    return entries
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_cannot_be_cropped_is_named_counted_and_left_out(made, base, tmp_path, packed):
+    root, _ = made
+    raw(root / "mirror/svhn", "test.tar.gz")
+    spoilt(root, tmp_path / "train")
+    if packed:
+        pack(tmp_path / "train", Path("data/raw/svhn/train.tar.gz"))
+    else:
+        shutil.move(tmp_path / "train", "data/raw/svhn/train")
+    result = run("stn.crop", *SVHN, "data.extra=false", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    about = json.loads(Path("data/cropped/svhn_64/sets.json").read_text())
+    expected = {}
+    for name, reason in BAD.items():
+        expected.setdefault(reason, []).append(f"train/{name}")
+        assert f"left out, {reason}: " in result.stdout and f"train/{name}" in result.stdout
+    assert about["left_out"] == {"train": expected, "test": {}}
+    source = numbers(Path(), base, extra=False)
+    assert sum(source.count(split) for split in ("train", "validation")) == 20 + 1 - len(BAD)
+    for split in ("train", "validation"):  # the gaps are closed: each row still is the image of its name
+        names, images, boxes = named(source, split)
+        assert [f"{image[0, 0, 2]}.png" for image in images] == names
+        assert (np.abs(boxes) <= 1).all()
+
+
+def test_a_closed_gap_leaves_the_file_as_if_the_row_had_never_been(tmp_path):
+    rows = np.arange(7 * 4 * 4 * 3, dtype=np.uint8).reshape(7, 4, 4, 3)
+    kept = np.array([1, 0, 1, 1, 0, 1, 0], bool)
+    for name, shown in (("all", rows), ("some", rows[kept])):
+        stored = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.uint8, shown.shape)
+        stored[:] = shown
+        stored.flush()
+    module._close_gaps(tmp_path / "all.npy", kept)
+    assert (tmp_path / "all.npy").read_bytes() == (tmp_path / "some.npy").read_bytes()
+
+
+def test_a_truncated_archive_is_named(made, tmp_path):
+    root, _ = made
+    folder = raw(root / "mirror/svhn", *(f"{part}.tar.gz" for part in COUNTS))
+    (folder / "extra.tar.gz").write_bytes((folder / "extra.tar.gz").read_bytes()[:-3000])
+    line = one_error(run("stn.crop", *SVHN, cwd=tmp_path))
+    assert "data/raw/svhn/extra.tar.gz is no whole tar.gz (Compressed file ended" in line
+    assert "delete it and run `python -m stn.fetch` again" in line and not Path("data/cropped").exists()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_part_without_its_boxes_is_named(made, tmp_path, packed):
+    root, _ = made
+    folder = raw(root / "parts", *COUNTS)
+    (folder / "test/digitStruct.mat").unlink()
+    if packed:
+        pack(folder / "test", folder / "test.tar.gz")
+    line = one_error(run("stn.crop", *SVHN, cwd=tmp_path))
+    assert f"data/raw/svhn/test{'.tar.gz' * packed} holds no digitStruct.mat; delete it" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("data.canvas=96", "data.canvas=96: house numbers are cropped to 64 or 128 pixels"),
+        ("data.validation=36", "data.validation=36 leaves nothing of 36 numbers to train on"),
+        ("data.raw=data/none", "data/none/train.tar.gz is missing: run `python -m stn.fetch data=svhn_64`"),
+    ],
+)
+def test_a_config_that_cannot_be_cropped_is_one_line(made, tmp_path, change, told):
+    root, _ = made
+    raw(root / "parts", *COUNTS)
+    assert told in one_error(run("stn.crop", *SVHN, change, cwd=tmp_path))
+
+
+def test_a_missing_extra_says_that_it_can_be_left_out(made, base):
+    root, _ = made
+    raw(root / "parts", "train", "test")
+    with pytest.raises(UserError, match=r"svhn/extra.tar.gz is missing.* or leave it out with data.extra=false"):
+        store(base, Path("outputs/scratch"))
+
+
+def test_a_disk_without_room_is_told_before_anything_is_cropped(made, base, monkeypatch):
+    root, _ = made
+    raw(root / "parts", *COUNTS)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 100_000))
+    with pytest.raises(UserError, match=r"the crops need 0.0 GB, outputs/scratch has 0.0 GB: make room"):
+        store(base, Path("outputs/scratch"))
+
+
+def test_a_placed_number_stands_whole_on_the_canvas_at_a_random_place(made, base):
+    root, entries = made
+    raw(root / "parts", *COUNTS)
+    place = {"place": [0.3, 0.7], "canvas": 128}
+    for folder in ("once", "again"):
+        store(changed(base, **place, stored=f"{folder}/data/cropped/svhn_64"), Path("outputs/scratch"))
+    assert contents(Path("once/data/cropped/svhn_64")) == contents(Path("again/data/cropped/svhn_64"))
+    source = numbers(Path("once"), base, **place)
+    names, images, boxes = named(source, "train")
+    shares = (boxes[:, 2:] - boxes[:, :2]).max(1) / 2
+    assert (shares > 0.28).all() and (shares < 0.72).all() and shares.std() > 0.05
+    assert (np.abs(boxes) <= 1 + 1e-6).all() and (((boxes[:, :2] + boxes[:, 2:]) / 2).std(0) > 0.15).all()
+    parts = [name.split("/")[0] for name in np.load("once/data/cropped/svhn_64/train_names.npy").tolist()]
+    for part, name, image, box in zip(parts, names, images, boxes, strict=True):
+        digits = np.array(dict(entries[part])[name])
+        x0, x1 = digits[:, 0].min(), (digits[:, 0] + digits[:, 2]).max()
+        left, top, right, bottom = (box + 1) * 64
+        column, row = int((left + right) / 2), int((top + bottom) / 2)
+        expected = x0 + (column + 0.5 - left) / (right - left) * (x1 - x0) - 0.5  # red is the image's column
+        assert abs(float(image[row, column, 0]) - expected) < 1.5
+        assert (image[..., 2] == int(name.removesuffix(".png"))).all()  # surroundings of the image's own colour
+
+
+# Training starts
+
+
+def test_crops_that_are_missing_damaged_or_of_another_config_name_the_command(cropped, base):
+    folder = Path("data/cropped/svhn_64")
+    mend = "run `python -m stn.crop data=svhn_64`"
+
+    def refused(**changes) -> str:
+        with pytest.raises(UserError) as caught:
+            HouseNumbers(changed(base, **changes)).load("train")
+        assert mend in str(caught.value) and "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "data/cropped/svhn_64/sets.json is missing" in refused()
+    shutil.copytree(cropped / folder, folder)
+    assert "was cropped with expand=0.3 (not 1.0), validation=6 (not 7)" in refused(expand=1.0, validation=7)
+    images = folder / "train_images.npy"
+    whole = images.read_bytes()
+    images.write_bytes(whole[:-100])
+    assert "data/cropped/svhn_64 is damaged" in refused()
+    images.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    assert "train_images.npy is not what was written there" in refused()
+    images.unlink()
+    assert "train_images.npy is missing" in refused()
+    (folder / "sets.json").write_text("{")
+    assert "data/cropped/svhn_64 is damaged" in refused()
+
+
+def test_a_window_larger_than_the_crop_is_refused(base):
+    with pytest.raises(UserError, match=r"data.window=65 is no part of a crop of 64 pixels"):
+        HouseNumbers(changed(base, window=65))
+
+
+# Batches
+
+
+def test_batches_are_the_stored_pixels_and_images_stay_on_the_disk(cropped, base):
+    source = numbers(cropped, base)
+    assert source.shape == (3, 64, 64)
+    index = torch.tensor([5, 0, 5, 3])
+    images, labels = source.batch("train", index, CPU)
+    stored = source.sets["train"]
+    assert isinstance(stored.images, np.memmap)
+    assert images.dtype == torch.float32 and images.is_contiguous(memory_format=torch.channels_last)
+    expected = torch.from_numpy(stored.images[index.numpy()]).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(images, expected, rtol=0, atol=0)
+    assert labels.dtype == torch.int64 and torch.equal(labels, stored.labels[index])
+    drawn, _ = source.train_batch(index, generator(0, "x"), 4, slice(None), CPU)
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
+
+
+def test_windows_are_random_in_training_and_central_in_tests(cropped, base):
+    source = numbers(cropped, base, window=54)
+    assert source.shape == (3, 54, 54)
+    index = torch.zeros(400, dtype=torch.long)
+    stored = torch.from_numpy(np.array(source.sets["train"].images[0])).permute(2, 0, 1) / 255
+    windows = stored.unfold(1, 54, 1).unfold(2, 54, 1).permute(1, 2, 0, 3, 4)  # (11, 11, 3, 54, 54)
+    assert torch.equal(source.batch("train", index[:1], CPU)[0][0], windows[5, 5])
+    drawn, _ = source.train_batch(index, generator(0, "x"), 400, slice(None), CPU)
+    found = {divmod((windows.flatten(0, 1) == image).flatten(1).all(1).nonzero()[0, 0].item(), 11) for image in drawn}
+    assert {y for y, _ in found} == {x for _, x in found} == set(range(11))
+
+
+def test_centred_images_have_a_mean_of_zero(cropped, base):
+    index = torch.arange(4)
+    plain, centred = numbers(cropped, base).batch("test", index, CPU)[0], numbers(cropped, base, centred=True)
+    images = centred.batch("test", index, CPU)[0]
+    torch.testing.assert_close(images, plain - plain.mean((1, 2, 3), keepdim=True))
+    drawn = centred.train_batch(index, generator(0, "x"), 4, slice(None), CPU)[0]
+    assert drawn.mean((1, 2, 3)).abs().max() < 1e-5
+
+
+AUGMENT = {"scale": 0.1, "shift": 0.06, "contrast": 0.3}
+
+
+def test_augmentation_zooms_shifts_and_changes_contrast_within_its_bounds(cropped, base):
+    ramps = np.asarray(ramp(64, 64, blue=127))[None] * 2
+    drawn = {}
+    for kind, size in AUGMENT.items():
+        source = numbers(cropped, base, augment=dict.fromkeys(AUGMENT, 0) | {kind: size})
+        source.sets["train"].images = ramps
+        index = torch.zeros(300, dtype=torch.long)
+        images, _ = source.train_batch(index, generator(0, "x"), 300, slice(None), CPU)
+        assert images.min() >= 0 and images.max() <= 1
+        drawn[kind] = images * 255 / 2  # red is the column, green the row
+
+    def between(values, low, high):
+        """Drawn from all of U(low, high), and from nothing else."""
+        assert (
+            low - 1e-3 < values.min() < low + (high - low) / 30
+            and high - (high - low) / 30 < values.max() < high + 1e-3
+        )
+
+    for channel in 0, 1:
+        between(drawn["shift"][:, channel, 32, 32] - 32, -0.06 * 64, 0.06 * 64)
+    for kind, low, high in (("scale", 0.9, 1.1), ("contrast", 0.7, 1.3)):
+        between((drawn[kind][:, 0, 32, 40] - drawn[kind][:, 0, 32, 24]) / 16, low, high)
+
+
+@pytest.mark.parametrize("window", [None, 54])
+def test_a_batch_is_a_function_of_the_draws_and_processes_share_it(cropped, base, window):
+    source = numbers(cropped, base, window=window, augment=AUGMENT)
+    index = torch.arange(8)
+
+    def batch(step, part=slice(None)):
+        return source.train_batch(index[part], generator(3, "distortion", step), 8, part, CPU)
+
+    whole, labels = batch(1)
+    assert torch.equal(whole, batch(1)[0]) and not torch.equal(whole, batch(2)[0])
+    for rank in range(2):
+        part = slice(rank, None, 2)
+        images, of_part = batch(1, part)
+        torch.testing.assert_close(images, whole[part])
+        assert torch.equal(of_part, labels[part])
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+
+
+# What the report shows
+
+
+class Looker(nn.Module):
+    """Says zeros everywhere and looks at the left half, then at the upper part of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        return nn.functional.one_hot(torch.zeros(len(images), 5, dtype=torch.long), 11).float()
+
+    def windows(self, images):
+        left = torch.tensor([[-1.0, -1.0], [0.0, -1.0], [0.0, 1.0], [-1.0, 1.0]])
+        return torch.stack([left, left * torch.tensor([1.0, 0.5])]).expand(len(images), 2, 4, 2)
+
+    def seen(self, images):
+        return images.flip(3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"window": 54, "centred": True}])
+def test_evidence_shows_windows_boxes_and_wrongly_read_numbers(cropped, base, changes):
+    source = numbers(cropped, base, **changes)
+    side = source.side
+    correct = np.ones(7, bool)
+    found = source.evidence(Looker(), {"theta1": np.zeros((7, 6)), "correct": correct})
+    assert {name: (array.shape, str(array.dtype)) for name, array in found.items()} == {
+        "example_input": ((7, side, side, 3), "uint8"),
+        "example_label": ((7, 5), "uint8"),
+        "example_said": ((7, 5), "uint8"),
+        "example_seen": ((7, side, side, 3), "uint8"),
+        "example_windows": ((7, 2, 4, 2), "float16"),
+        "window_all": ((7, 2, 4, 2), "float16"),
+        "box": ((7, 4), "float16"),
+    }
+    start = (64 - side) // 2
+    stored = source.sets["test"]
+    np.testing.assert_array_equal(found["example_input"], stored.images[:, start : start + side, start : start + side])
+    np.testing.assert_allclose(found["example_seen"], found["example_input"][:, :, ::-1], atol=1)
+    assert (found["example_said"] == 0).all() and (found["window_all"][:, 0, 1, 0] == 0).all()
+    left = (stored.boxes[:, 0] + 1) * 32 - start  # in pixels of the window
+    np.testing.assert_allclose(found["box"][:, 0], 2 * left / side - 1, atol=2e-3)
+    assert source.evidence(Looker(), {"correct": correct}) == {}
+
+
+def test_evidence_adds_four_wrongly_read_numbers(cropped, base):
+    source = numbers(cropped, base)
+    source.sets["test"] = source.sets["train"]
+    correct = np.arange(source.count("test")) % 2 == 0
+    found = source.evidence(Looker(), {"theta1": np.zeros(1), "correct": correct})
+    chosen = [*range(8), 9, 11, 13, 15]
+    np.testing.assert_array_equal(found["example_label"], source.sets["test"].labels[chosen])
+
+
+# Real images
+
+
+@real
+def test_the_boxes_of_extra_would_be_read_within_two_minutes():
+    begun = time.process_time()
+    table = digits_in(STRIPS / "train/digitStruct.mat")
+    seconds = time.process_time() - begun
+    assert len(table.names) == 5033 and len(table.labels) == table.start[-1] == 10_000
+    assert seconds * 202_353 / 5033 < 120
+
+
+@real
+def test_real_images_are_fetched_and_cropped(monkeypatch, tmp_path, base):
+    monkeypatch.setenv("STN_DATA_MIRROR", "mirror")
+    mirror = Path("mirror/svhn_strips")
+    mirror.mkdir(parents=True)
+    (mirror / "train").symlink_to(STRIPS / "test")  # whole original images, few enough for a test
+    (mirror / "test").symlink_to(STRIPS / "test")
+    overrides = ("data=svhn_strips_128", "model=svhn_cnn", "data.validation=56")
+    for command in ("stn.fetch", "stn.crop"):
+        result = run(command, *overrides, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    data = compose(*overrides).data
+    source = HouseNumbers(data)
+    for split, n in {"train": 200, "validation": 56, "test": 256}.items():
+        source.load(split)
+        assert source.count(split) == n
+    images, labels = source.train_batch(torch.arange(32), generator(0, "x"), 32, slice(None), CPU)
+    assert images.shape == (32, 3, 128, 128) and images.std() > 0.1
+    assert ((labels[:, 1:] == 10) >= (labels[:, :-1] == 10)).all() and (labels[:, 0] < 10).all()
+    assert (np.abs(source.sets["test"].boxes) <= 1 + 1e-6).all()
+    assert json.loads(Path(data.stored, "sets.json").read_text())["left_out"] == {"train": {}, "test": {}}
+
+
+@real
+def test_real_images_crop_alike_from_a_folder_and_from_an_archive(base):
+    for name in ("folder", "archive"):
+        folder = Path(name)
+        folder.mkdir()
+        for part in ("train", "test"):
+            if name == "folder":
+                (folder / part).symlink_to(STRIPS / "test")
+            else:
+                pack(STRIPS / "test", folder / f"{part}.tar.gz")
+        data = changed(base, raw=name, stored=f"{name}/cropped", extra=False)
+        store(data, Path("outputs/scratch"))
+    assert contents(Path("folder/cropped")) == contents(Path("archive/cropped"))
