@@ -29,7 +29,7 @@ table: setup  ## TABLE=1 (or 2): fetch, distort, train what is missing, print pa
 		$(if $(SEEDS),--seeds "$(SEEDS)") $(if $(NUMBERS),--numbers "$(NUMBERS)") $(if $(JOBS),--jobs "$(JOBS)") $(if $(FRESH),--fresh)
 
 figures: setup  ## draw the figures again from the records
-	@python -m stn.figures
+	@python -m stn.figures --table $(or $(TABLE),1)
 
 test: setup  ## the test suite: no network; real MNIST if STN_DATA_MIRROR holds it
 	@python -m pytest -n 2

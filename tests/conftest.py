@@ -11,8 +11,23 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import yaml
 
 ROOT = Path(__file__).parents[1]
+# What a cell imports and does not depend on: none of it can change a result.
+HARMLESS = {
+    "stn/__init__.py",
+    "stn/train.py",  # the front door
+    "stn/errors.py",  # how errors are told
+    "stn/config.py",  # the schema; the values are in conf/, which is a dependency
+    "stn/training/callbacks.py",  # watches
+    "stn/training/__init__.py",
+    "stn/models/__init__.py",
+    "stn/data/__init__.py",
+    "stn/data/download.py",  # reads files whose bytes are checked
+    "stn/data/svhn.py",  # makes the crops, which are a dependency
+    "stn/geometry/__init__.py",
+}
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)
 
@@ -53,6 +68,24 @@ def one_error(result: subprocess.CompletedProcess) -> str:
     lines = [line for line in result.stderr.splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
     return lines[0]
+
+
+def imports(folder: Path, *overrides: str) -> set[str]:
+    """The project's files that a training run imports and that can change its result."""
+    code = (
+        "import sys; from stn.train import main; main(); "
+        "print(*[m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'stn'], sep='\\n')"
+    )
+    command = [sys.executable, "-c", code, *overrides, "budget=smoke", "logger=none"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return {f"stn/{line.split('/stn/')[-1]}" for line in result.stdout.splitlines() if line.endswith(".py")} - HARMLESS
+
+
+def dependencies(stage: str) -> set[str]:
+    """The project's files that a stage of dvc.yaml depends on."""
+    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    return {path.removeprefix("src/") for path in declared if path.startswith("src/")}
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import nn
 
-from conftest import one_error, run
+from conftest import dependencies, imports, one_error, run
 from stn.config import compose
-from stn.data import download
-from stn.data import numbers as module
+from stn.data import crops, download, svhn
+from stn.data.crops import store
 from stn.data.draws import generator
-from stn.data.numbers import HouseNumbers, digits_in, store
+from stn.data.numbers import HouseNumbers
+from stn.data.svhn import digits_in
 from stn.errors import UserError
+from stn.report import figures
 from svhn_archive import pack, ramp, write_digit_struct, write_part
 
 COUNTS = {"train": 20, "test": 7, "extra": 16}
@@ -114,7 +116,7 @@ ENTRIES = [
 def test_digit_struct_is_read_as_written(tmp_path, monkeypatch, written, followed):
     write_digit_struct(tmp_path / "digitStruct.mat", ENTRIES, **written)
     if not followed:
-        monkeypatch.setattr(module, "_header", lambda raw, start: None)
+        monkeypatch.setattr(svhn, "_header", lambda raw, start: None)
     table = digits_in(tmp_path / "digitStruct.mat")
     assert table.names.tolist() == [name for name, _ in ENTRIES]
     assert table.start.tolist() == [0, 1, 4, 6]
@@ -126,8 +128,8 @@ def test_digit_struct_is_read_as_written(tmp_path, monkeypatch, written, followe
 @pytest.mark.parametrize("times", [True, False])
 def test_scalars_are_followed_without_opening_them(tmp_path, monkeypatch, times):
     write_digit_struct(tmp_path / "digitStruct.mat", ENTRIES, times)
-    found, scalars = [], module._scalars
-    monkeypatch.setattr(module, "_scalars", lambda *given: found.append(scalars(*given)) or found[-1])
+    found, scalars = [], svhn._scalars
+    monkeypatch.setattr(svhn, "_scalars", lambda *given: found.append(scalars(*given)) or found[-1])
     digits_in(tmp_path / "digitStruct.mat")
     assert found[0][1].shape == (5, 5) and found[0][1].all()
 
@@ -303,7 +305,7 @@ def test_crops_have_the_same_bytes_whatever_the_number_of_workers(made, cropped,
 def test_an_interrupted_crop_leaves_nothing_and_ends_with_the_same_bytes(made, cropped, base, monkeypatch, tmp_path):
     root, _ = made
     raw(root / "mirror/svhn", *(f"{part}.tar.gz" for part in COUNTS))
-    crop, calls = module.crop, itertools.count()
+    crop, calls = crops.crop, itertools.count()
 
     def interrupted(*given):
         if next(calls) == 25:
@@ -311,7 +313,7 @@ def test_an_interrupted_crop_leaves_nothing_and_ends_with_the_same_bytes(made, c
         return crop(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "crop", interrupted)
+        patch.setattr(crops, "crop", interrupted)
         assert run("stn.crop", *SVHN, cwd=tmp_path).returncode == 130
     assert not Path("data/cropped").exists()
     assert run("stn.crop", *SVHN, cwd=tmp_path).returncode == 0
@@ -323,7 +325,7 @@ def test_the_boxes_are_read_once_and_again_when_the_archive_changes(made, base, 
     folder = raw(root / "mirror/svhn", *(f"{part}.tar.gz" for part in COUNTS))
     store(base, Path("outputs/scratch"))
     read = []
-    monkeypatch.setattr(module, "digits_in", lambda path: read.append(path) or digits_in(path))
+    monkeypatch.setattr(svhn, "digits_in", lambda path: read.append(path) or digits_in(path))
     store(changed(base, canvas=128), Path("outputs/scratch"))
     assert not read
     shutil.copyfile(root / "mirror/svhn/test.tar.gz", folder / "extra.tar.gz")
@@ -394,7 +396,7 @@ def test_a_closed_gap_leaves_the_file_as_if_the_row_had_never_been(tmp_path):
         stored = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.uint8, shown.shape)
         stored[:] = shown
         stored.flush()
-    module._close_gaps(tmp_path / "all.npy", kept)
+    crops._close_gaps(tmp_path / "all.npy", kept)
     assert (tmp_path / "all.npy").read_bytes() == (tmp_path / "some.npy").read_bytes()
 
 
@@ -690,3 +692,36 @@ def test_real_images_crop_alike_from_a_folder_and_from_an_archive(base):
         data = changed(base, raw=name, stored=f"{name}/cropped", extra=False)
         store(data, Path("outputs/scratch"))
     assert contents(Path("folder/cropped")) == contents(Path("archive/cropped"))
+
+
+# Training
+
+
+@pytest.mark.parametrize(("model", "transformers"), [("svhn_cnn", 0), ("svhn_st_single", 1), ("svhn_st_multi", 4)])
+def test_a_run_leaves_a_record_with_windows(cropped, tmp_path, model, transformers):
+    record = tmp_path / f"svhn_64-{model}"
+    sizes = ("model.width=0.05", "budget.steps=3", "budget.batch_size=4", "budget.validate_every=3")
+    command = (*SVHN[::2], f"model={model}", "budget=smoke", "logger=none", f"record={record}", f"outputs={tmp_path}")
+    result = run("stn.train", *command, *sizes, cwd=cropped)
+    assert result.returncode == 0, result.stderr
+    facts, arrays = json.loads(record.with_suffix(".json").read_text()), np.load(record.with_suffix(".npz"))
+    assert (facts["table"], facts["row"], facts["column"]) == (2, compose(*command[:3]).model.row, "64 px")
+    assert facts["n_test"] == COUNTS["test"] and facts["multiply_adds"] > 0
+    np.testing.assert_array_equal(arrays["positions"].all(1), arrays["correct_s0"])
+    assert [name for name in arrays.files if name.startswith("theta")] == [
+        f"theta{i}" for i in range(1, transformers + 1)
+    ]
+    if transformers:
+        assert arrays["window_all"].shape == (COUNTS["test"], transformers, 4, 2)
+        assert arrays["box"].shape == (COUNTS["test"], 4) and arrays["example_seen"].shape[1:] == (64, 64, 3)
+        figures.windows([{**facts, "path": record, "arrays": dict(arrays)}], tmp_path / "table2.png")
+        assert (tmp_path / "table2.png").stat().st_size > 1000
+
+
+def test_a_cell_depends_on_all_it_imports(cropped, tmp_path):
+    found = imports(cropped, *SVHN[::2], "model=svhn_st_multi", "model.width=0.05", f"outputs={tmp_path}")
+    assert found == dependencies("cell2")
+
+
+def test_data_needs_no_network_of_its_table(tmp_path):
+    assert "stn.fetch" in one_error(run("stn.crop", "data=svhn_64", cwd=tmp_path))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, one_error, run, spawn
+from conftest import ROOT, dependencies, imports, one_error, run, spawn
 from stn.errors import UserError
 from stn.params import cells, read_params, write_params
 from stn.pipeline import workspace
@@ -19,19 +19,6 @@ source: digits
 columns: [digits_r]
 rows: [cnn, st_cnn_affine]
 """
-# What a cell imports and does not depend on: none of it can change a result.
-HARMLESS = {
-    "stn/__init__.py",
-    "stn/train.py",  # the front door
-    "stn/errors.py",  # how errors are told
-    "stn/config.py",  # the schema; the values are in conf/, which is a dependency
-    "stn/training/callbacks.py",  # watches
-    "stn/training/__init__.py",
-    "stn/models/__init__.py",
-    "stn/data/__init__.py",
-    "stn/data/download.py",  # reads files whose bytes are checked
-    "stn/geometry/__init__.py",
-}
 
 
 def dvc(*arguments, cwd) -> str:
@@ -155,16 +142,7 @@ def test_the_committed_params_declare_the_32_cells_of_the_paper(monkeypatch):
 
 def test_a_cell_depends_on_all_it_imports(workplace):
     """Held against what a run really imports, so that no edit of code leaves an old record in place."""
-    code = (
-        "import sys; from stn.train import main; main(); "
-        "print(*[m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'stn'], sep='\\n')"
-    )
-    arguments = ["data=digits_r", "model=st_cnn_tps", "budget=smoke", "logger=none", "outputs=imports"]
-    result = subprocess.run([sys.executable, "-c", code, *arguments], cwd=workplace, capture_output=True, text=True)
-    imported = {f"stn/{line.split('/stn/')[-1]}" for line in result.stdout.splitlines() if line.endswith(".py")}
-    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["cell"]["deps"]
-    declared = {path.removeprefix("src/") for path in declared if path.startswith("src/")}
-    assert imported and imported - HARMLESS == declared, result.stderr
+    assert imports(workplace, "data=digits_r", "model=st_cnn_tps", "outputs=imports") == dependencies("cell")
 
 
 def test_what_a_stage_depends_on_is_there():

@@ -86,7 +86,7 @@ def test_a_killed_run_ends_bit_for_bit_where_an_uninterrupted_one_ends(workplace
     assert records[0]["errors"] == records[1]["errors"] and records[0]["validation"] == records[1]["validation"]
 
 
-def test_an_interrupted_run_says_that_it_resumes(workplace, tmp_path):
+def test_an_interrupted_run_says_so_in_one_line(workplace, tmp_path):
     folder = place(workplace, tmp_path)
     command = [sys.executable, "-m", "stn.train", "data=digits_r", *QUICKLY, "model=fcn", "budget.steps=100000"]
     with subprocess.Popen(
@@ -100,7 +100,7 @@ def test_an_interrupted_run_says_that_it_resumes(workplace, tmp_path):
         next(line for line in process.stdout if "step 10/" in line)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate()
-    assert process.returncode == 130 and told.strip() == "interrupted; the same command resumes"
+    assert process.returncode == 130 and told.strip() == "interrupted; run the same command again"
 
 
 def test_every_draw_is_a_function_of_seed_and_step(workplace, monkeypatch):

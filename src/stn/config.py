@@ -197,7 +197,7 @@ class RunConfig:
     """What `stn.train` and the other front doors of a cell take."""
 
     data: DataConfig
-    model: ModelConfig
+    model: ModelConfig | None
     budget: BudgetConfig
     trainer: TrainerConfig
     logger: LoggerConfig
@@ -210,8 +210,10 @@ class RunConfig:
     fresh: bool
 
 
-def front_door(work: Callable[[DictConfig], Any]) -> Callable[[], None]:
+def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Callable[[], None]:
     """A `main()` that composes `conf/train.yaml` with the command line, checks it and calls `work(cfg)`.
+
+    What makes data needs no model: `with_model=False` leaves it out, so that it need not be one of the data's table.
 
     What the user can mend ends as one line on stderr and exit status 2; `HYDRA_FULL_ERROR=1` shows the traceback.
     """
@@ -233,7 +235,7 @@ def front_door(work: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
         def run(cfg: DictConfig) -> None:
             with one_line_errors():  # inside, because Hydra would print the overrides before our line
-                work(checked(cfg))
+                work(checked(cfg, with_model))
 
         with one_line_errors():
             run()
@@ -247,8 +249,10 @@ def compose(*overrides: str) -> DictConfig:
         return checked(hydra.compose("train", overrides=list(overrides)))
 
 
-def checked(cfg: DictConfig) -> DictConfig:
+def checked(cfg: DictConfig, with_model: bool = True) -> DictConfig:
     """`cfg` held against the schema and resolved; raises omegaconf's errors and UserError."""
+    if not with_model:
+        cfg = OmegaConf.merge(cfg, {"model": None})
     schema = OmegaConf.structured(RunConfig)
     schema.data, schema.model = (OmegaConf.structured(part) for part in SCHEMAS[_table(cfg)])
     cfg = OmegaConf.merge(schema, cfg)
@@ -275,7 +279,7 @@ def _table(cfg: DictConfig) -> int:
         raise UserError(f"data.table={table}: there is {', '.join(map(str, SCHEMAS))}")
     keys = {table: {field.name for field in fields(model)} for table, (_, model) in SCHEMAS.items()}
     for other in SCHEMAS:
-        if keys[other] <= set(cfg.model) and not keys[table] <= set(cfg.model):
+        if cfg.model and keys[other] <= set(cfg.model) and not keys[table] <= set(cfg.model):
             raise UserError(
                 f"model={cfg.model.name} is a network of Table {other}, data={cfg.data.name} is of Table {table}: "
                 f"choose another of the two (`--help` lists them)"

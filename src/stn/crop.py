@@ -5,11 +5,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.config import front_door
+from stn.data.crops import store
 
 
 def crop(cfg: DictConfig) -> None:
-    from stn.data.numbers import store  # loads torch: not before the config stands
-
     about = store(cfg.data, Path(cfg.outputs) / "scratch")
     for split, facts in about["sets"].items():
         print(f"{cfg.data.stored}/{split}: {facts['images']} images of {cfg.data.canvas} pixels a side")
@@ -19,7 +18,7 @@ def crop(cfg: DictConfig) -> None:
             print(f"{part}: {len(names)} left out, {reason}: {shown} (all in {cfg.data.stored}/sets.json)")
 
 
-main = front_door(crop)
+main = front_door(crop, with_model=False)
 
 if __name__ == "__main__":
     main()

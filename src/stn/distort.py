@@ -16,7 +16,7 @@ def distort(cfg: DictConfig) -> None:
         print(f"{stored_folder(cfg.data)}/{split}: {facts['images']} images of {about['distortion']}{redrawn}")
 
 
-main = front_door(distort)
+main = front_door(distort, with_model=False)
 
 if __name__ == "__main__":
     main()

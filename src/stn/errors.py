@@ -17,5 +17,5 @@ def told():
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
+        print("interrupted; run the same command again", file=sys.stderr)
         sys.exit(130)

@@ -20,7 +20,7 @@ def fetch(cfg: DictConfig) -> None:
     print(f"{raw}: {', '.join(file.name for file in files)}")
 
 
-main = front_door(fetch)
+main = front_door(fetch, with_model=False)
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,329 @@
+"""Crops of house numbers, made once. Loads no torch, so that a worker starts at once.
+
+A number is cropped as Goodfellow et al. (2013) did: the box round all its digits, grown by `expand`, becomes the whole
+canvas. With `place` it becomes a part of it at a random place and scale. Frame of every stored box: [-1, 1] spans the
+canvas from outer edge to outer edge, as in `stn.geometry.transforms`.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import struct
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image, ImageFilter
+
+from stn.data.download import DIGITS, archive, move_in, progress, writing
+from stn.data.svhn import Table, table_of, whole
+from stn.errors import UserError
+
+POSITIONS, NONE = 5, 10  # digits at most, and the class of a position without one
+KINDS = ("images", "labels", "boxes")  # of a stored set
+BATCH = 100  # images that a worker crops at a time
+MANY = 3000  # images from which on it pays to start several
+SPOT = 4096  # images of a set, evenly spaced, that are held against what was stored when a run starts
+
+# Why a number is left out
+LONG, LABEL, ZERO = "more than five digits", "a label that is not 1 to 10", "a box of size zero"
+OUTSIDE, UNREADABLE = "its box outside the image", "unreadable"
+TWICE = f"named twice in {DIGITS}"
+NO_IMAGE, NO_ENTRY = "without an image", f"without an entry in {DIGITS}"
+
+
+@dataclass
+class Number:
+    """A number to be cropped: its box (4,) as x0, y0, x1, y1 in pixels, its labels (5,), and where the crop goes."""
+
+    name: str
+    box: np.ndarray
+    labels: np.ndarray
+    split: str = ""
+    row: int = 0
+
+
+def recipe(data: DictConfig) -> dict:
+    """The part of a data config that decides what the crops are."""
+    keys = ("source", "extra", "canvas", "expand", "place", "validation", "seed")
+    whole = OmegaConf.to_container(data, enum_to_str=True)
+    return {key: whole[key] for key in keys}
+
+
+def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
+    """Crop every number, and write the sets `train`, `validation` and `test`; returns what `sets.json` says of them.
+
+    {split}_images.npy (n, canvas, canvas, 3) uint8, _labels.npy (n, 5) uint8, 10 for none, _boxes.npy (n, 4) float32
+    (x0, y0, x1, y1 of the number in the canvas), _names.npy. The order of train and validation is a permutation that
+    depends on the seed alone, and so do all the bytes: not on the machine, the number of workers or interruptions.
+    Written to `scratch` and moved to `data.stored` when whole.
+    """
+    if data.canvas not in (64, 128):
+        raise UserError(f"data.canvas={data.canvas}: house numbers are cropped to 64 or 128 pixels")
+    parts = {name: _part(data, name) for name in ("train", *(["extra"] if data.extra else []), "test")}
+    numbers, left_out = {}, {}
+    for name, part in parts.items():
+        numbers[name], left_out[name] = _candidates(name, *table_of(part, scratch))
+    pool = [number for name in parts if name != "test" for number in numbers[name]]
+    if not 0 < data.validation < len(pool):
+        raise UserError(f"data.validation={data.validation} leaves nothing of {len(pool)} numbers to train on")
+    # The legacy generator's streams are frozen for good, so the split is too.
+    pool = [pool[i] for i in np.random.RandomState(data.seed).permutation(len(pool))]
+    sets = {"train": pool[data.validation :], "validation": pool[: data.validation], "test": numbers["test"]}
+    target, work = Path(data.stored), scratch / f"{Path(data.stored).name}.part"
+    with writing(target):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        needed, room = sum(map(len, sets.values())) * data.canvas**2 * 3, shutil.disk_usage(work).free
+        if needed > room:  # else the kernel ends a process that writes to a mapped file on a full disk, without a word
+            raise UserError(f"the crops need {needed / 1e9:.1f} GB, {work.parent} has {room / 1e9:.1f} GB: make room")
+        boxes = {}
+        for split, members in sets.items():
+            shape = (len(members), data.canvas, data.canvas, 3)
+            np.lib.format.open_memmap(work / f"{split}_images.npy", "w+", np.uint8, shape)
+            boxes[split] = np.full((len(members), 4), np.nan, np.float32)
+            for row, number in enumerate(members):
+                number.split, number.row = split, row
+        workers = workers or (os.cpu_count() if sum(map(len, sets.values())) > MANY else 1)
+        with _crew(workers) as crew:
+            for name, part in parts.items():
+                wanted = {number.name.partition("/")[2]: number for number in numbers[name]}
+                for number, box in _cropped(part, wanted, recipe(data), work, crew, workers):
+                    if isinstance(box, str):
+                        left_out[name].setdefault(box, []).append(number.name)
+                    else:
+                        boxes[number.split][number.row] = box
+        about = {"recipe": recipe(data), "part": data.part, "sets": {}, "left_out": {}}
+        for split, members in sets.items():
+            kept = ~np.isnan(boxes[split][:, 0])
+            members = [member for member, stays in zip(members, kept, strict=True) if stays]
+            if not members:
+                raise UserError(
+                    f"{data.raw} leaves nothing for {split}: every number is left out ({_counted(left_out)})"
+                )
+            _close_gaps(work / f"{split}_images.npy", kept)
+            np.save(work / f"{split}_labels.npy", np.stack([member.labels for member in members]))
+            np.save(work / f"{split}_boxes.npy", boxes[split][kept])
+            np.save(work / f"{split}_names.npy", np.array([member.name for member in members]))
+            with (work / f"{split}_images.npy").open("rb") as stream:
+                whole = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest_of_some = spot(*(np.load(work / f"{split}_{kind}.npy", mmap_mode="r") for kind in KINDS))
+            about["sets"][split] = {"images": len(members), "sha256": whole, "spot": digest_of_some}
+        for name, reasons in left_out.items():
+            about["left_out"][name] = {reason: sorted(reasons[reason]) for reason in sorted(reasons)}
+        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        move_in(work, target)
+    return about
+
+
+def _counted(left_out: dict[str, dict[str, list[str]]]) -> str:
+    return ", ".join(f"{part} {len(names)} {reason}" for part in left_out for reason, names in left_out[part].items())
+
+
+def _part(data: DictConfig, name: str) -> Path:
+    """The archive or folder of `train`, `test` or `extra`."""
+    for part in (Path(data.raw, f"{name}.tar.gz"), Path(data.raw, name)):
+        if part.exists():
+            return part
+    fewer = " or leave it out with data.extra=false" if name == "extra" else ""
+    raise UserError(f"{data.raw}/{name}.tar.gz is missing: run `python -m stn.fetch data={data.name}`{fewer}")
+
+
+def _candidates(part: str, table: Table, images: set[str]) -> tuple[list[Number], dict[str, list[str]]]:
+    """The numbers of a part that can be cropped, in the order of its table, and the names of the others by reason."""
+    numbers, left_out, seen = [], {}, set()
+    entries = set(map(str, table.names))
+    for reason, names in ((NO_IMAGE, entries - images), (NO_ENTRY, images - entries)):
+        if names:
+            left_out[reason] = [f"{part}/{name}" for name in names]
+    for name, start, end in zip(map(str, table.names), table.start[:-1], table.start[1:], strict=True):
+        boxes, labels = table.boxes[start:end].astype(np.float64), table.labels[start:end]
+        if name not in images:
+            continue
+        if name in seen:
+            reason = TWICE
+        elif end - start > POSITIONS:
+            reason = LONG
+        elif not ((labels >= 1) & (labels <= 10)).all() or start == end:
+            reason = LABEL
+        elif not (boxes[:, 2:] > 0).all():
+            reason = ZERO
+        else:
+            padded = np.full(POSITIONS, NONE, np.uint8)
+            padded[: end - start] = labels % 10  # a digit labelled 10 is a zero
+            corners = np.concatenate([boxes[:, :2].min(0), (boxes[:, :2] + boxes[:, 2:]).max(0)])
+            numbers.append(Number(f"{part}/{name}", corners, padded))
+            seen.add(name)
+            continue
+        left_out.setdefault(reason, []).append(f"{part}/{name}")
+    return numbers, left_out
+
+
+@contextmanager
+def _crew(workers: int) -> Iterator[Executor]:
+    """Processes, because Pillow holds the interpreter's lock for most of so small an image; one worker needs none."""
+    if workers == 1:
+        crew = ThreadPoolExecutor(1)
+    else:
+        ignore = (signal.SIGINT, signal.SIG_IGN)  # an interrupt is told once, by the process that was started
+        crew = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, ignore)
+    try:
+        yield crew
+    finally:
+        crew.shutdown(cancel_futures=True)
+
+
+def _cropped(
+    part: Path, wanted: dict[str, Number], plan: dict, work: Path, crew: Executor, workers: int
+) -> Iterator[tuple[Number, np.ndarray | str]]:
+    """Crop the wanted images of a part into the files below `work`; yields each one's box, or why it is left out."""
+
+    def sources() -> Iterator[tuple[Number, Path | bytes]]:
+        if part.is_dir():
+            yield from ((number, part / name) for name, number in wanted.items())
+            return
+        with whole(part), archive(part) as files:
+            yield from ((wanted[name], stream.read()) for name, stream in files if name in wanted)
+
+    with progress(f"cropping {part}", len(wanted), unit="images") as tell:
+        under_way, waiting, done = deque(), sources(), 0
+        while (batch := list(itertools.islice(waiting, BATCH))) or under_way:
+            if batch:
+                under_way.append((batch, crew.submit(_crop_all, batch, plan, work)))
+            if not batch or len(under_way) > 2 * workers:
+                batch, job = under_way.popleft()
+                yield from zip((number for number, _ in batch), job.result(), strict=True)
+                done += len(batch)
+                tell(done)
+
+
+def _crop_all(batch: list[tuple[Number, Path | bytes]], plan: dict, work: Path) -> list[np.ndarray | str]:
+    """Write the crops of a batch; their boxes, or why one is left out."""
+    images = {
+        split: np.load(work / f"{split}_images.npy", mmap_mode="r+") for split in {number.split for number, _ in batch}
+    }
+    found = []
+    for number, source in batch:
+        try:
+            images[number.split][number.row], box = crop(source, number, plan)
+            found.append(box)
+        except _LeftOut as error:
+            found.append(str(error))
+    return found
+
+
+class _LeftOut(Exception):
+    """Why a number is left out."""
+
+
+def crop(source: Path | bytes, number: Number, plan: dict) -> tuple[np.ndarray, np.ndarray]:
+    """The crop (canvas, canvas, 3) uint8 of a number, and its box (4,) in the canvas; `plan` is a `recipe`.
+
+    Pillow resizes in integers, so the bytes are the same on every machine.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError):
+        raise _LeftOut(UNREADABLE) from None
+    box = np.clip(number.box, 0, [image.width, image.height] * 2)
+    if (box[2:] <= box[:2]).any():
+        raise _LeftOut(OUTSIDE)
+    if plan["place"] is not None:
+        return _placed(image, box, plan["canvas"], *plan["place"], _random(plan["seed"], number.name))
+    grown = np.tile((number.box[2:] - number.box[:2]) * plan["expand"] / 2, 2) * [-1, -1, 1, 1]
+    # Paper and Goodfellow are silent on what lies beyond the image: the crop ends where the image does.
+    window = np.clip(number.box + grown, 0, [image.width, image.height] * 2)
+    pixels = image.resize((plan["canvas"], plan["canvas"]), Image.Resampling.BILINEAR, tuple(window.tolist()))
+    return np.asarray(pixels), in_frame(box, window)
+
+
+def in_frame(box: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """A box (..., 4) in the frame in which a window (4,) spans [-1, 1]; both in the same pixels."""
+    first, size = np.tile(window[:2], 2), np.tile(window[2:] - window[:2], 2)
+    return (2 * (box - first) / size - 1).astype(np.float32)
+
+
+def _random(seed: int, name: str) -> np.random.RandomState:
+    """Random numbers that are a function of the seed and an image's name."""
+    return np.random.RandomState(np.frombuffer(hashlib.blake2b(f"{seed}/{name}".encode()).digest(), "<u4"))
+
+
+def _placed(
+    image: Image.Image, box: np.ndarray, canvas: int, low: float, high: float, draws: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray]:
+    """The number's longer side takes a share U(low, high) of the canvas, at a random place where it fits whole."""
+    scale = draws.uniform(low, high) * canvas / (box[2:] - box[:2]).max()
+    size = np.maximum(1, np.round(np.array(image.size) * scale)).astype(int)
+    shrunk = np.asarray(image.resize(tuple(size.tolist()), Image.Resampling.BILINEAR))
+    box = box * np.tile(size / image.size, 2)
+    corner = np.round(draws.uniform(0, np.maximum(0, canvas - (box[2:] - box[:2]))) - box[:2])
+    # Half a pixel of rounding must not push the number over an edge, if there is room at all.
+    corner = np.maximum(np.minimum(corner, np.floor(canvas - box[2:])), np.ceil(-box[:2])).astype(int)
+    return _grown(shrunk, corner, canvas, draws), in_frame(box + np.tile(corner, 2), np.array([0, 0, canvas, canvas]))
+
+
+def _grown(image: np.ndarray, corner: np.ndarray, canvas: int, draws: np.random.RandomState) -> np.ndarray:
+    """A canvas with the image's upper left pixel at `corner` (x, y), and surroundings grown from its edges.
+
+    A pixel beyond an edge takes the colour of an edge pixel near it, the less near the farther out it is, by smooth and
+    by rough random steps; then all is blurred, the more the farther out. All in integers.
+    """
+    height, width = image.shape[:2]
+    y, x = np.mgrid[:canvas, :canvas]
+    x, y = x - corner[0], y - corner[1]
+    beyond = np.maximum.reduce([-x, x - width + 1, -y, y - height + 1, np.zeros_like(x)])
+    smooth = [_smooth(draws, canvas, 8) + _smooth(draws, canvas, 32) // 2 for _ in "xy"]
+    rough = draws.randint(-128, 128, (2, canvas, canvas))
+    right, down = (2 * np.stack(smooth) * np.minimum(beyond, 40) + rough * np.minimum(beyond, 8)) >> 7
+    spread = image[np.clip(y + down, 0, height - 1), np.clip(x + right, 0, width - 1)]
+    near, far = (
+        np.asarray(Image.fromarray(spread).filter(ImageFilter.GaussianBlur(radius)), int) for radius in (1.2, 5)
+    )
+    share = np.minimum(12 * beyond, 192)[..., None]
+    blurred = (near * (256 - share) + far * share) >> 8
+    return np.where(beyond[..., None] > 0, blurred, spread).astype(np.uint8)
+
+
+def _smooth(draws: np.random.RandomState, side: int, knots: int) -> np.ndarray:
+    """A smooth random field (side, side) of integers from -128 to 127."""
+    coarse = Image.fromarray(draws.randint(0, 256, (knots, knots)).astype(np.uint8))
+    return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), int) - 128
+
+
+def _close_gaps(path: Path, kept: np.ndarray) -> None:
+    """Drop the rows of an .npy file that are not kept (n,), in place: there may be no room for a second copy."""
+    if kept.all():
+        return
+    rows = np.load(path, mmap_mode="r+")
+    for target, source in enumerate(np.flatnonzero(kept)):
+        rows[target] = rows[source]
+    start, shape = rows.offset, (int(kept.sum()), *rows.shape[1:])
+    del rows
+    with path.open("r+b") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        if stream.tell() != start:
+            raise AssertionError(f"{path}: the header of fewer rows has another length")
+        stream.truncate(start + math.prod(shape))
+
+
+def spot(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> str:
+    """A digest of labels, boxes and some images, all of them in a small set: `extra` takes a minute to read whole."""
+    some = np.unique(np.linspace(0, len(images) - 1, min(SPOT, len(images))).round().astype(int))
+    hashed = hashlib.sha256()
+    for array in (labels, boxes, *(images[i] for i in some)):
+        hashed.update(np.ascontiguousarray(array))
+    return hashed.hexdigest()
