@@ -1,8 +1,8 @@
-"""What transformers cost on house numbers, and whether the input keeps up: `python benchmarks/numbers.py`.
+"""What transformers cost on house numbers, and whether the input keeps up: `python benchmarks/house_numbers.py`.
 
 Side by side in one process, in turn, medians of repeats: a training step (forward and backward, batch 128) of the CNN,
 ST-CNN Single and ST-CNN Multi; and a whole step of the CNN on real batches against one on a repeated batch. Writes
-`reports/bench/numbers-<device>.json`.
+`reports/bench/house_numbers-<device>-<data>-<width>.json`.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def main() -> None:
         "forward and backward": summary(cost, MODELS[0]),
         "step with input": summary(fed, "repeated batch"),
     }
-    path = Path("reports/bench") / f"numbers-{device.type}-{args.data}-{args.width:g}.json"
+    path = Path("reports/bench") / f"house_numbers-{device.type}-{args.data}-{args.width:g}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(about, indent=1) + "\n")
     for title in ("forward and backward", "step with input"):
