@@ -9,7 +9,7 @@ import yaml
 
 from conftest import ROOT, dependencies, imports, one_error, run, spawn
 from stn.errors import UserError
-from stn.params import cells, read_params, write_params
+from stn.params import cells, declared, read_params, write_params
 from stn.pipeline import workspace
 
 PARAMS = """# tiny
@@ -18,6 +18,7 @@ seeds: "0"      # another
 source: digits
 columns: [digits_r]
 rows: [cnn, st_cnn_affine]
+numbers: svhn
 """
 
 
@@ -54,7 +55,7 @@ def test_the_pipeline_leaves_tables_figures_and_records(tiny):
 
 
 def test_nothing_is_stale_the_second_time(tiny):
-    assert "Running stage" not in dvc("repro", cwd=tiny)
+    assert "Running stage" not in dvc("repro", "table1", "figures1", cwd=tiny)
 
 
 def test_a_deleted_record_is_named_and_trained_alone(tiny):
@@ -136,8 +137,9 @@ def test_a_misspelt_knob_in_the_file_is_named(tmp_path, monkeypatch):
 
 def test_the_committed_params_declare_the_32_cells_of_the_paper(monkeypatch):
     monkeypatch.chdir(ROOT)
-    required, optional = cells(read_params())
+    required, optional = cells(read_params(), 1)
     assert len(required) == 32 and len(optional) == 8
+    assert len(declared(read_params(), 2)) == 6
 
 
 def test_a_cell_depends_on_all_it_imports(workplace):
