@@ -265,7 +265,7 @@ def test_each_number_is_cropped_once_with_its_label(cropped, made, base):
 
 
 @pytest.mark.parametrize("expand", [0.3, 1.0])
-def test_the_crop_is_the_box_round_all_digits_grown_and_cut_at_the_image(made, cropped, base, expand):
+def test_the_crop_is_the_box_round_all_digits_grown_and_the_images_edge_goes_on(made, cropped, base, expand):
     root, entries = made
     source = numbers(cropped, base) if expand == 0.3 else None
     if source is None:
@@ -277,15 +277,16 @@ def test_the_crop_is_the_box_round_all_digits_grown_and_cut_at_the_image(made, c
         x0, y0 = digits[:, 0].min(), digits[:, 1].min()
         x1, y1 = (digits[:, 0] + digits[:, 2]).max(), (digits[:, 1] + digits[:, 3]).max()
         width, height = Image.open(root / "parts/test" / name).size
-        left, right = max(0, x0 - expand / 2 * (x1 - x0)), min(width, x1 + expand / 2 * (x1 - x0))
-        top, bottom = max(0, y0 - expand / 2 * (y1 - y0)), min(height, y1 + expand / 2 * (y1 - y0))
+        left, right = x0 - expand / 2 * (x1 - x0), x1 + expand / 2 * (x1 - x0)
+        top, bottom = y0 - expand / 2 * (y1 - y0), y1 + expand / 2 * (y1 - y0)
         centre = (np.arange(64) + 0.5) / 64
         inner = slice(9, -9)  # near the border the filter meets the image's end
-        red, green = left + centre * (right - left) - 0.5, top + centre * (bottom - top) - 0.5
+        red = np.clip(left + centre * (right - left) - 0.5, 0, width - 1)
+        green = np.clip(top + centre * (bottom - top) - 0.5, 0, height - 1)
         np.testing.assert_allclose(image[32, inner, 0], red[inner], atol=0.75)
         np.testing.assert_allclose(image[inner, 32, 1], green[inner], atol=0.75)
-        x, y = (np.array([x0, x1]) - left) / (right - left), (np.array([y0, y1]) - top) / (bottom - top)
-        np.testing.assert_allclose(box, 2 * np.array([x[0], y[0], x[1], y[1]]) - 1, atol=1e-5)
+        side = 1 / (1 + expand)
+        np.testing.assert_allclose(box, [-side, -side, side, side], atol=1e-5)
 
 
 def named(source, split):

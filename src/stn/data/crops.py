@@ -244,10 +244,16 @@ def crop(source: Path | bytes, number: Number, plan: dict) -> tuple[np.ndarray, 
         raise _LeftOut(OUTSIDE)
     if plan["place"] is not None:
         return _placed(image, box, plan["canvas"], *plan["place"], _random(plan["seed"], number.name))
-    grown = np.tile((number.box[2:] - number.box[:2]) * plan["expand"] / 2, 2) * [-1, -1, 1, 1]
-    # Paper and Goodfellow are silent on what lies beyond the image: the crop ends where the image does.
-    window = np.clip(number.box + grown, 0, [image.width, image.height] * 2)
-    pixels = image.resize((plan["canvas"], plan["canvas"]), Image.Resampling.BILINEAR, tuple(window.tolist()))
+    window = box + np.tile((box[2:] - box[:2]) * plan["expand"] / 2, 2) * [-1, -1, 1, 1]
+    # Paper and Goodfellow are silent on what lies beyond the image. We: its outermost pixels go on, so that a number
+    # fills the same part of every crop.
+    before = np.ceil(np.maximum(0, -window[:2])).astype(int)
+    after = np.ceil(np.maximum(0, window[2:] - image.size)).astype(int)
+    if before.any() or after.any():
+        (left, top), (right, bottom) = before, after
+        image = Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), "edge"))
+    inside = np.clip(window + np.tile(before, 2), 0, [image.width, image.height] * 2)  # but for rounding, as it is
+    pixels = image.resize((plan["canvas"], plan["canvas"]), Image.Resampling.BILINEAR, tuple(inside.tolist()))
     return np.asarray(pixels), in_frame(box, window)
 
 
