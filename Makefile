@@ -10,7 +10,7 @@ export WANDB_MODE ?= offline
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  table takes TABLE=1|2 BUDGET=smoke|quick|paper SEEDS=0,1,2 JOBS=2 FRESH=1 NUMBERS=svhn|svhn_strips TRAINER=cpu|gpu|ddp; PYTHON=python3.12 chooses the interpreter"
+	@echo "  table takes TABLE=1|2|3 BUDGET=smoke|quick|paper SEEDS=0,1,2 JOBS=2 FRESH=1 NUMBERS=svhn|svhn_strips BIRDS=cub|cub50 TRAINER=cpu|gpu|ddp; PYTHON=python3.12 chooses the interpreter"
 
 setup: $(VENV)/.done  ## build .venv from requirements.lock
 
@@ -24,9 +24,9 @@ $(VENV)/.done: requirements.lock pyproject.toml
 demo: setup  ## three minutes: CNN and ST-CNN on digits that need no download, table and pictures
 	@python -m stn.pipeline demo $(if $(JOBS),--jobs "$(JOBS)")
 
-table: setup  ## TABLE=1 (or 2): fetch, distort, train what is missing, print paper | ours
+table: setup  ## TABLE=1 (or 2, 3): fetch, distort, train what is missing, print paper | ours
 	@$(if $(TRAINER),STN_TRAINER=$(TRAINER)) python -m stn.pipeline table --table "$(or $(TABLE),1)" $(if $(BUDGET),--budget "$(BUDGET)") \
-		$(if $(SEEDS),--seeds "$(SEEDS)") $(if $(NUMBERS),--numbers "$(NUMBERS)") $(if $(JOBS),--jobs "$(JOBS)") $(if $(FRESH),--fresh)
+		$(if $(SEEDS),--seeds "$(SEEDS)") $(if $(NUMBERS),--numbers "$(NUMBERS)") $(if $(BIRDS),--birds "$(BIRDS)") $(if $(JOBS),--jobs "$(JOBS)") $(if $(FRESH),--fresh)
 
 figures: setup  ## draw the figures again from the records
 	@python -m stn.figures --table $(or $(TABLE),1)

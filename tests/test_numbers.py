@@ -13,6 +13,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from scipy.ndimage import uniform_filter
 from torch import nn
 
 from conftest import dependencies, imports, one_error, run
@@ -545,7 +546,7 @@ def test_centred_images_have_a_mean_of_zero(cropped, base):
     assert drawn.mean((1, 2, 3)).abs().max() < 1e-5
 
 
-AUGMENT = {"scale": 0.1, "shift": 0.06, "contrast": 0.3}
+AUGMENT = {"scale": 0.1, "shift": 0.06, "contrast": 0.3, "blur": 0.5}
 
 
 def test_augmentation_zooms_shifts_and_changes_contrast_within_its_bounds(cropped, base):
@@ -570,6 +571,20 @@ def test_augmentation_zooms_shifts_and_changes_contrast_within_its_bounds(croppe
         between(drawn["shift"][:, channel, 32, 32] - 32, -0.06 * 64, 0.06 * 64)
     for kind, low, high in (("scale", 0.9, 1.1), ("contrast", 0.7, 1.3)):
         between((drawn[kind][:, 0, 32, 40] - drawn[kind][:, 0, 32, 24]) / 16, low, high)
+
+
+def test_blur_goes_towards_the_mean_of_five_by_five_pixels(cropped, base):
+    source = numbers(cropped, base, augment=dict.fromkeys(AUGMENT, 0) | {"blur": 0.5})
+    spots = np.zeros((1, 64, 64, 3), np.uint8)
+    spots[0, ::9, ::7] = 255
+    source.sets["train"].images = spots
+    images, _ = source.train_batch(torch.zeros(300, dtype=torch.long), generator(0, "x"), 300, slice(None), CPU)
+    sharp = spots[0, :, :, 0] / 255.0
+    blurred = uniform_filter(sharp, 5, mode="constant") / uniform_filter(np.ones_like(sharp), 5, mode="constant")
+    amount = (1 - images[:, 0, 9, 7].numpy()) / (1 - blurred[9, 7])
+    assert 0 <= amount.min() < 0.02 and 0.48 < amount.max() <= 0.5
+    expected = sharp + amount[:, None, None] * (blurred - sharp)
+    np.testing.assert_allclose(images[:, 0].numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 54])

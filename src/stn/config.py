@@ -25,6 +25,7 @@ from stn.errors import UserError, told
 ROOMS = {
     1: ("stn.data.digits", "stn.models.digits"),
     2: ("stn.data.numbers", "stn.models.numbers"),
+    3: ("stn.data.birds", "stn.models.birds"),
 }
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -41,6 +42,8 @@ Classifier = _choice("Classifier", "fcn", "cnn")
 Family = _choice("Family", "affine", "projective", "tps")
 Sampler = _choice("Sampler", "integer", "bilinear", "bicubic")
 Transformers = _choice("Transformers", "none", "single", "multi")
+Birds = _choice("Birds", "cub")
+Head = _choice("Head", "linear", "bilinear")
 Optimiser = _choice("Optimiser", "sgd", "adam")
 Schedule = _choice("Schedule", "step", "one_cycle")
 Precision = _choice("Precision", "float32", "bf16")
@@ -89,6 +92,7 @@ class AugmentConfig:
     scale: float
     shift: float
     contrast: float
+    blur: float
 
 
 @dataclass
@@ -102,6 +106,15 @@ class NumbersConfig(DataConfig):
     window: int | None
     centred: bool
     augment: AugmentConfig
+
+
+@dataclass
+class BirdsConfig(DataConfig):
+    """A data set of Table 3. `canvas` is the side of the images that a network gets."""
+
+    source: Birds
+    classes: int
+    side: int
 
 
 @dataclass
@@ -149,7 +162,34 @@ class NumbersModelConfig(ModelConfig):
     localisation: NumbersLocalisationConfig
 
 
-SCHEMAS = {1: (DigitsConfig, DigitsModelConfig), 2: (NumbersConfig, NumbersModelConfig)}
+@dataclass
+class BirdsLocalisationConfig:
+    filters: int
+    features: int
+
+
+@dataclass
+class BirdsModelConfig(ModelConfig):
+    """A network of Table 3."""
+
+    windows: int | None
+    fixed: bool
+    size: int
+    trunk: str
+    node: str | None
+    pretrained: bool
+    frozen_norm: bool
+    shared: bool
+    head: Head
+    dropout: float
+    localisation: BirdsLocalisationConfig
+
+
+SCHEMAS = {
+    1: (DigitsConfig, DigitsModelConfig),
+    2: (NumbersConfig, NumbersModelConfig),
+    3: (BirdsConfig, BirdsModelConfig),
+}
 
 
 @dataclass
@@ -176,6 +216,7 @@ class TrainerConfig:
     devices: int
     num_nodes: int
     strategy: str
+    accumulate: int
 
 
 @dataclass
@@ -294,6 +335,10 @@ _SMALLEST = {
     "budget.learning_rate": 0,
     "budget.localisation_rate": 0,
     "budget.decay_every": 1,
+    "model.windows": 1,
+    "model.size": 1,
+    "data.classes": 2,
+    "data.side": 1,
     "model.width": 0.01,  # filters and units of Table 1, a factor of them in Table 2
     "model.match_filters": 1,
     "model.localisation.filters": 1,
@@ -308,6 +353,7 @@ _SMALLEST = {
     "data.window": 16,
     "logger.every": 1,
     "trainer.devices": 1,
+    "trainer.accumulate": 1,
     "trainer.num_nodes": 1,
 }
 

@@ -1,7 +1,9 @@
 """`params.yaml`, the few knobs of the pipeline, and the cells that they declare."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, product
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -11,12 +13,14 @@ from stn.config import CONF, one_line
 from stn.errors import UserError
 
 PARAMS = Path("params.yaml")
-KNOBS = ("budget", "seeds", "numbers")
-TABLES = (1, 2)
+KNOBS = ("budget", "seeds", "numbers", "birds")
+TABLES = (1, 2, 3)
 OPTIONAL = ("mnist_tc",)
 NUMBERS = ("svhn", "svhn_strips")
-SIZES = (64, 128)
-READERS = ("svhn_cnn", "svhn_st_single", "svhn_st_multi")
+BIRDS = ("cub", "cub50")
+# The networks of Tables 2 and 3 by the side of the images in pixels.
+READERS = dict.fromkeys((64, 128), ("svhn_cnn", "svhn_st_single", "svhn_st_multi"))
+WATCHERS = {224: ("cub_cnn", "cub_2st"), 448: ("cub_2st", "cub_4st", "cub_bilinear", "cub_2st_fixed")}
 
 
 @dataclass
@@ -29,6 +33,7 @@ class Params:
     columns: list[str]
     rows: list[str]
     numbers: str
+    birds: str
 
 
 def read_params() -> Params:
@@ -49,8 +54,9 @@ def check(params: Params) -> Params:
         for value in values:
             if value not in known:
                 raise UserError(f"{knob}: no {value!r} in conf/{group}; there are {', '.join(known)}")
-    if params.numbers not in NUMBERS:
-        raise UserError(f"numbers: no {params.numbers!r}; there are {', '.join(NUMBERS)}")
+    for knob, known in (("numbers", NUMBERS), ("birds", BIRDS)):
+        if getattr(params, knob) not in known:
+            raise UserError(f"{knob}: no {getattr(params, knob)!r}; there are {', '.join(known)}")
     if not re.fullmatch(r"\d+(,\d+)*", params.seeds):
         raise UserError(f"seeds: {params.seeds!r} is no list of integers such as 0,1,2")
     return params
@@ -78,18 +84,24 @@ def write_params(**knobs: str) -> list[str]:
 def declared(params: Params, table: int) -> dict[tuple[str, str], Path]:
     """The cells (data, model) -> record that the pipeline brings up to date for a table."""
     if table == 1:
-        return _records(params, table, params.columns, params.rows)
-    return _records(params, table, [f"{params.numbers}_{size}" for size in SIZES], READERS)
+        return _records(params, table, product(params.columns, params.rows))
+    return _records(params, table, _of(params.numbers) if table == 2 else _of(params.birds))
 
 
 def cells(params: Params, table: int) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path]]:
     """The cells (data, model) -> record that a table shows: those that must be there, and those that may."""
     if table == 1:
         optional = [] if params.source != "mnist" else [data for data in OPTIONAL if data not in params.columns]
-        return declared(params, table), _records(params, table, optional, params.rows)
-    return {}, _records(params, table, [f"{numbers}_{size}" for numbers in NUMBERS for size in SIZES], READERS)
+        return declared(params, table), _records(params, table, product(optional, params.rows))
+    return {}, _records(params, table, chain.from_iterable(map(_of, NUMBERS if table == 2 else BIRDS)))
 
 
-def _records(params: Params, table: int, columns, rows) -> dict[tuple[str, str], Path]:
+def _of(source: str) -> list[tuple[str, str]]:
+    """The cells of one source of house numbers or birds."""
+    models = READERS if source in NUMBERS else WATCHERS
+    return [(f"{source}_{size}", model) for size, names in models.items() for model in names]
+
+
+def _records(params: Params, table: int, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
     folder = Path("reports/results") / params.budget / f"table{table}"
-    return {(data, model): folder / f"{data}-{model}.json" for data in columns for model in rows}
+    return {(data, model): folder / f"{data}-{model}.json" for data, model in wanted}

@@ -17,7 +17,8 @@ from stn.config import CONF
 from stn.errors import UserError, told
 from stn.params import KNOBS, TABLES, declared, read_params, write_params
 
-STAGES = {1: ("distort", "cell"), 2: ("crop", "cell2")}  # of `dvc.yaml`: what makes the stored sets, what trains
+# The stages of `dvc.yaml` that make a table's stored sets, and that train its cells; those of birds go by their side.
+STAGES = {1: ("distort", "cell"), 2: ("crop", "cell2"), 3: ("crop_birds", "cell3_{side}")}
 
 
 def bring_up_to_date(table: int, jobs: int, fresh: bool) -> None:
@@ -33,7 +34,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool) -> None:
     before = {cell: _seconds_and_dates(path) for cell, path in required.items()}
     started = time.monotonic()
     _dvc("repro", "-q", store)
-    names = [f"{train}@{data}-{model}-{params.budget}" for data, model in required]
+    names = [f"{train.format(side=data.rpartition('_')[2])}@{data}-{model}-{params.budget}" for data, model in required]
     if jobs == 1:
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *names)
     else:
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--budget")
     parser.add_argument("--seeds")
     parser.add_argument("--numbers")
+    parser.add_argument("--birds")
     parser.add_argument("--jobs")
     parser.add_argument("--fresh", action="store_true")
     args = parser.parse_args()

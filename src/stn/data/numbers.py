@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -56,6 +57,8 @@ class HouseNumbers:
     Labels are 0 to 9, or 10 for a position without a digit. With `data.centred` each image's mean is subtracted.
     """
 
+    chunk = 1000  # images of a validation or test batch
+
     def __init__(self, data: DictConfig):
         if data.window is not None and not 0 < data.window <= data.canvas:
             raise UserError(f"data.window={data.window} is no part of a crop of {data.canvas} pixels")
@@ -81,7 +84,9 @@ class HouseNumbers:
     ) -> tuple[Tensor, Tensor]:
         """The training images `index` (B,): random windows, augmented; `part` says which B of the `size` they are."""
         augment = self.data.augment
-        zoom, right, down, contrast = 2 * torch.rand(4, size, 1, generator=draws, device=draws.device)[:, part] - 1
+        zoom, right, down, contrast, blur = (
+            2 * torch.rand(5, size, 1, generator=draws, device=draws.device)[:, part] - 1
+        )
         corners = torch.rand(size, 2, generator=draws, device=draws.device)[part]
         corners = (corners * (self.data.canvas - self.side + 1)).long()
         images = self._pixels("train", index, device, corners)
@@ -93,6 +98,9 @@ class HouseNumbers:
             mean = images.mean((1, 2, 3), keepdim=True)
             factor = (1 + augment.contrast * contrast).view(-1, 1, 1, 1).to(device)
             images = torch.lerp(mean, images, factor).clamp(0, 1)
+        if augment.blur:
+            amount = (augment.blur * (blur + 1) / 2).view(-1, 1, 1, 1).to(device)
+            images = torch.lerp(images, _blurred(images), amount)
         return self._finished(images), self._labels("train", index, device)
 
     @torch.inference_mode()
@@ -161,6 +169,13 @@ class HouseNumbers:
 
     def _labels(self, split: str, index: Tensor, device: torch.device) -> Tensor:
         return self.sets[split].labels[index.cpu()].to(device)
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """Each pixel the mean of the 5 x 5 round it, as far as they are in the image."""
+    for kernel, padding in (((5, 1), (2, 0)), ((1, 5), (0, 2))):
+        images = F.avg_pool2d(images, kernel, 1, padding, count_include_pad=False)
+    return images
 
 
 def source(data: DictConfig) -> HouseNumbers:
