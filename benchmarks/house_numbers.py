@@ -74,7 +74,9 @@ def main() -> None:
 
     def learner(model: str):
         torch.manual_seed(0)
-        sizes = [f"model.width={args.width}", "model.dropout=0", f"budget.batch_size={args.batch}"]
+        filters = round(32 * args.width)  # of Single's localisation network: narrowed like the rest
+        sizes = [f"model.width={args.width}", f"model.localisation.filters={filters}", "model.dropout=0"]
+        sizes += [f"budget.batch_size={args.batch}"]
         cfg = compose(f"data={args.data}", f"model={model}", "budget=quick", *sizes)
         return cfg, new_learner(cfg).to(device)
 
