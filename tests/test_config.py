@@ -100,6 +100,8 @@ def test_the_experiment_is_primitives_only():
         ("budget=huge", "paper"),
         ("budget.steps=many", "budget.steps"),
         ("budget.steps=0", "budget.steps=0"),
+        ("budget.decay_every=often", "budget.decay_every=often"),
+        ("budget.decay_every=[300,200]", "[300, 200]"),
         ("seeds=[1,x]", "seeds"),
         ("seeds=[]", "seeds=[]"),
         ("data=mnist", "data.name"),

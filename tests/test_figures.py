@@ -10,7 +10,13 @@ from stn.report import figures, tables
 from test_tables import STRIPS, write_cell
 
 FAMILIES = ("Aff", "Proj", "TPS")
-DRAWN = {figures.pictures: "records", figures.poses: "records", figures.windows: "numbers"}
+DRAWN = {
+    figures.pictures: "records",
+    figures.poses: "records",
+    figures.windows: "numbers",
+    figures.birds: "birds",
+    figures.parts: "birds",
+}
 EVERY = pytest.mark.parametrize("draw", DRAWN)
 BOTH = pytest.mark.parametrize("draw", [figures.pictures, figures.poses])
 
@@ -28,6 +34,14 @@ def numbers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("numbers")
     cells = [(row, column) for row in ("CNN", "ST-CNN Single", "ST-CNN Multi") for column in STRIPS]
     return tables.load(2, [write_cell(folder, *cell, [9], n_test=64, part=f"{cell[1]} of 64") for cell in cells])
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("birds")
+    rows = ("2xST-CNN 224 px", "4xST-CNN 448 px", "2xST-CNN 448 px, fixed")
+    cells = [write_cell(folder, row, "50 classes", [9], n_test=80, part="50 of 200") for row in rows]
+    return tables.load(3, cells)
 
 
 def words(figure):
@@ -67,7 +81,7 @@ def test_one_family_on_one_data_set_is_enough(tmp_path, draw):
 @EVERY
 def test_without_a_transformer_there_is_one_clear_line(request, tmp_path, draw):
     records = request.getfixturevalue(DRAWN[draw])
-    for left in ([], [record for record in records if record["row"] == "CNN"]):
+    for left in ([], [record for record in records if "ST-" not in record["row"]]):
         with pytest.raises(UserError, match=r"no ST-CNN record to draw: `make table"):
             draw(left, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
@@ -136,3 +150,53 @@ def test_readings_are_told_and_wrong_ones_stand_out(numbers, drawn):
 def test_a_gap_in_a_reading_is_seen():
     assert figures._number(np.array([1, 10, 4, 10, 10])) == "1 – 4"
     assert figures._number(np.array([0, 10, 10, 10, 10])) == "0"
+
+
+def test_birds_show_the_windows_and_what_is_inside_them(birds, drawn):
+    figures.birds(birds, None)
+    tiles = [axes for axes in drawn[0].axes if axes.images]
+    n = figures.BIRDS
+    assert len(tiles) == n * (1 + 2) + n * (1 + 4)  # the control is not drawn
+    record = next(record for record in birds if record["row"] == "4xST-CNN 448 px")
+    laid, *crops = tiles[-5:]
+    window = record["arrays"]["example_windows"][-1].astype(float)  # the last test bird is the last one shown
+    np.testing.assert_array_equal(laid.images[0].get_array(), record["arrays"]["example_input"][-1])
+    outlines = [patch for patch in laid.patches if isinstance(patch, mpl.patches.Polygon)]
+    for outline, crop, corners in zip(outlines, crops, window, strict=True):
+        np.testing.assert_allclose(outline.get_xy()[:4], corners, atol=1e-3)
+        (left, right), (bottom, top) = crop.get_xlim(), crop.get_ylim()
+        np.testing.assert_allclose([[left, top], [right, bottom]], corners[[0, 2]], atol=1e-3)
+        assert crop.patches[-1].get_edgecolor() == outline.get_edgecolor()
+
+
+def test_birds_are_named_once_and_mistakes_stand_out(birds, drawn):
+    figures.birds(birds, None)
+    texts = drawn[0].findobj(mpl.text.Text)
+    wrong = [text.get_text() for text in texts if text.get_color() == figures.WRONG]
+    shown = np.linspace(0, 7, figures.BIRDS).round().astype(int)
+    arrays = birds[0]["arrays"]
+    mistakes = [at for at in shown if arrays["example_said"][at] != arrays["example_label"][at]]
+    assert len([text for text in wrong if text.startswith("said ")]) == 2 * len(mistakes) > 0
+    assert " ".join(wrong).startswith(f"said {arrays['example_said_name'][mistakes[0]]}")
+    named = [text for text in texts if text.get_text().startswith("Laysan") and text.get_color() != figures.WRONG]
+    assert len(named) == sum(arrays["example_name"][at].startswith("Laysan") for at in shown)
+    assert "50 classes: 50 of 200" in words(drawn[0])
+
+
+def test_parts_show_the_shares_that_the_table_tells(birds, drawn):
+    figures.parts(birds, None)
+    said = words(drawn[0])
+    for cell in tables.parts_held(birds):
+        for share in (cell["head"], cell["body"], *cell["parts"].values()):
+            assert f"{share:.0f}" in said
+    numbers = [text for text in said if text.isdigit()]
+    assert len(numbers) == 4 + 8 + 8 * (2 + 15)  # the key, the heads of the columns, the map
+    assert {"448 px, fixed", "beak", "tail", "head", "body"} <= set(said)
+
+
+def test_windows_that_came_apart_are_left_out(birds, tmp_path):
+    arrays = {name: np.array(value) for name, value in birds[0]["arrays"].items()}
+    arrays["example_windows"][0, 0] = arrays["window_all"][:5, 0] = np.nan
+    for draw in (figures.birds, figures.parts):
+        draw([{**birds[0], "arrays": arrays}], tmp_path / "a.png")
+    assert all(np.isfinite(cell["moves"]) for cell in tables.parts_held([{**birds[0], "arrays": arrays}]))

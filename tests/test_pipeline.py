@@ -9,8 +9,8 @@ import yaml
 
 from conftest import ROOT, dependencies, imports, one_error, run, spawn
 from stn.errors import UserError
-from stn.params import cells, declared, read_params, write_params
-from stn.pipeline import workspace
+from stn.params import TABLES, cells, declared, read_params, write_params
+from stn.pipeline import stage_names, workspace
 
 PARAMS = """# tiny
 budget: smoke   # a comment
@@ -19,6 +19,7 @@ source: digits
 columns: [digits_r]
 rows: [cnn, st_cnn_affine]
 numbers: svhn
+birds: cub
 """
 
 
@@ -108,6 +109,8 @@ def test_the_table_refuses_a_record_of_another_config(tiny):
         (["--seeds", "0,x"], "0,1,2"),
         (["--jobs", "many"], "JOBS=many"),
         (["--table", "9"], "TABLE=9"),
+        (["--birds", "owls"], "cub50"),
+        (["--numbers", "seven"], "svhn_strips"),
     ],
 )
 def test_a_wrong_knob_is_one_line_and_turns_nothing(tmp_path, arguments, named):
@@ -139,7 +142,15 @@ def test_the_committed_params_declare_the_32_cells_of_the_paper(monkeypatch):
     monkeypatch.chdir(ROOT)
     required, optional = cells(read_params(), 1)
     assert len(required) == 32 and len(optional) == 8
-    assert len(declared(read_params(), 2)) == 6
+    assert len(declared(read_params(), 2)) == 6 and len(declared(read_params(), 3)) == 6
+    assert len(cells(read_params(), 3)[1]) == 2 * 8
+
+
+def test_every_declared_cell_is_a_stage(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    stages = {line.split()[0] for line in dvc("stage", "list", cwd=ROOT).splitlines()}
+    for table in TABLES:
+        assert set(stage_names(read_params(), table)) <= stages
 
 
 def test_a_cell_depends_on_all_it_imports(workplace):

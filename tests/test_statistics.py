@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from stn.report.statistics import (
+    centres,
+    holds,
     interval,
     mcnemar,
     scatter,
@@ -152,3 +154,23 @@ def test_share_of_the_box_inside_and_of_the_window_filled_by_hand(window, box, i
     shares = seen(windows, boxes)
     assert [share[0] for share in shares] == pytest.approx([inside, filled])
     assert [share[1] for share in shares] == pytest.approx([1, 0.25])
+
+
+def test_what_a_window_holds_by_hand():
+    windows = np.array([0.5 * SQUARE, 0.5 * SQUARE + 0.5, np.inf * SQUARE, np.nan * SQUARE])
+    points = np.array([(0, 0), (0.5, 0.5), (-0.1, 0), (0.6, 0.2), (np.nan, np.nan)])  # one on the edge, one not visible
+    held = holds(windows, np.stack([points] * 4))
+    np.testing.assert_array_equal(
+        held, [[1, 1, 1, 0, np.nan], [1, 1, 0, 1, np.nan], [0, 0, 0, 0, np.nan], [0, 0, 0, 0, np.nan]]
+    )
+
+
+def test_how_far_a_window_moves_by_hand():
+    moved = np.array([[0.3, 0.4], [-0.3, -0.4], [0, 0.5], [0, -0.5]])
+    windows = 0.5 * SQUARE + np.add(moved, [0.1, -0.2])[:, None]
+    lost = np.concatenate([windows, [np.nan * SQUARE]])
+    for found in (windows, lost):
+        where, how_far = centres(found)
+        assert where == pytest.approx([0.1, -0.2]) and how_far == pytest.approx(0.5)
+    assert centres(np.stack([SQUARE] * 3))[1] == 0
+    assert np.isnan(centres(lost[-1:])[1])

@@ -15,9 +15,10 @@ import stn.table
 from conftest import one_error, run
 from stn.errors import UserError
 from stn.report import tables
-from stn.report.paper import DIGITS, NUMBERS, TABLES
+from stn.report.paper import BIRD, BIRDS, DIGITS, NUMBERS, TABLES
 
 STRIPS = ("64 px strips", "128 px strips")
+SPECIES = np.array(["Black footed Albatross", "Laysan Albatross", "Groove billed Ani", "Crested Auklet"])
 WHOLE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 POINTS = np.array([[x, y] for y in (-0.6, 0, 0.6) for x in (-0.6, 0, 0.6)])
 
@@ -154,8 +155,51 @@ def house_numbers(size, transformers, knows, n):
     }
 
 
+@cache
+def birds(transformers, knows, n):
+    """The arrays of an ST record of birds whose first window goes the share `knows` of the way to the head.
+
+    The second goes to the body, the others stay at their tiles; a window that arrives holds all of its parts. Every
+    fourth bird hides its throat. One colour is the head's, another the body's. Every third example is said wrong.
+    """
+    rng = np.random.default_rng(3)
+    head = rng.uniform(-0.4, 0.4, (n, 2))
+    body = head + [0.1, 0.9] * np.sign(-head)  # far enough for one window not to reach both
+    names = sorted(BIRD["head"] + BIRD["body"])
+    middle = np.stack([head if name in BIRD["head"] else body for name in names], 1)
+    parts = middle + rng.uniform(-0.3, 0.3, middle.shape)
+    parts[::4, names.index("throat")] = np.nan
+    tiles = np.array([[x, y] for y in ([-0.5, 0.5] if transformers == 4 else [0.0]) for x in (-0.5, 0.5)])
+    centres = np.repeat(tiles[None], n, 0)
+    centres[:, 0] += knows * (head - centres[:, 0])
+    centres[:, 1] += knows * (body - centres[:, 1])
+    windows = (centres[:, :, None] + WHOLE / 2).astype(np.float16)
+    shown, away = np.arange(8) * n // 8, np.stack([pixels(128)] * 8)
+    inputs = np.full((8, 128, 128, 3), (150, 175, 140))
+    for at, colour, size in ((body, (90, 70, 50), 0.4), (head, (200, 60, 40), 0.25)):
+        inputs[np.linalg.norm(away - at[shown, None, None], axis=-1) < size] = colour
+    label = np.arange(8) % 4
+    said = np.where(np.arange(8) % 3, label, (label + 1) % 4)
+    return {
+        "theta": centres.reshape(n, -1).astype(np.float16),
+        "example_input": inputs.astype(np.uint8),
+        "example_label": label,
+        "example_said": said,
+        "example_name": SPECIES[label],
+        "example_said_name": SPECIES[said],
+        "example_windows": windows[shown],
+        "window_all": windows,
+        "parts": parts.astype(np.float16),
+        "part_names": np.array(names),
+    }
+
+
 def cell_name(row, column):
     """The data set and the model of a cell: the two halves of its file's name."""
+    if column in BIRDS.columns:
+        kind, _, side = row.removesuffix(", fixed").removesuffix(" px").rpartition(" ")
+        model = kind.lower().replace("xst-cnn", "st").removesuffix(" cnn") + "_fixed" * row.endswith("fixed")
+        return f"cub{'50' * column.startswith('50')}_{side}", f"cub_{model}"
     if column in NUMBERS.columns:
         size, _, *strips = column.split()
         return "_".join(["svhn", *strips, size]), f"svhn_{row.lower().replace('st-cnn ', 'st_')}"
@@ -163,15 +207,17 @@ def cell_name(row, column):
     return f"mnist_{column.lower()}", model
 
 
-def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=0.0, **changes):
+def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=0.0, weights=None, **changes):
     """One record under `folder`, its NPZ beside it; `errors` has one count for each seed. Returns the JSON's path."""
     rng = np.random.default_rng(7)
     table = next(table for table in TABLES.values() if column in table.columns)
     data, model = cell_name(row, column)
     names, arrays = [], {}
-    if table is NUMBERS and row in table.baseline:
+    if table is NUMBERS and table.transforms(row):
         arrays.update(house_numbers(int(column.split()[0]), 4 if row.endswith("Multi") else 1, knows, n_test))
-    elif row in table.baseline:
+    elif table is BIRDS and table.transforms(row):
+        arrays.update(birds(int(row[0]), 0.0 if row.endswith("fixed") else knows, n_test))
+    elif table.transforms(row):
         names, made = geometry(column, knows, n, turn)
         arrays.update(made)
     seeds = []
@@ -201,6 +247,7 @@ def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=
                     "torch": "2.13.0",
                     "lightning": "2.6.1",
                     "stn": "0.1.0",
+                    **({"weights": weights} if weights else {}),
                 },
             }
         )
@@ -602,7 +649,7 @@ def test_readme_without_markers_is_refused(text):
 def workplace(tmp_path, monkeypatch, records, numbers):
     """A folder with a README for Table 1; `found` are the records that the front door finds."""
     (tmp_path / "README.md").write_text("<!-- table1:begin -->\n<!-- table1:end -->\n")
-    found = {1: records, 2: []}
+    found = {number: records if number == 1 else [] for number in TABLES}
     monkeypatch.setattr(stn.table, "records", found.get)
     return tmp_path, found
 

@@ -205,7 +205,7 @@ class BudgetConfig:
     localisation_rate: float
     schedule: Schedule
     warm_up: float
-    decay_every: int
+    decay_every: Any  # steps, or a list of the steps at which the rate falls
     decay_factor: float
     validate_every: int
 
@@ -303,6 +303,13 @@ def checked(cfg: DictConfig, with_model: bool = True) -> DictConfig:
     OmegaConf.resolve(cfg)
     if cfg.seed is not None:
         cfg.seeds, cfg.seed = [cfg.seed], None
+    steps = cfg.budget.decay_every
+    steps = list(steps) if OmegaConf.is_list(steps) else [steps]
+    if not steps or not all(type(step) is int and step > 0 for step in steps) or steps != sorted(steps):
+        raise UserError(
+            f"budget.decay_every={cfg.budget.decay_every} is neither a number of steps nor a rising list of them: "
+            "give such as 50000 or [10000,20000,25000]"
+        )
     for key, smallest in _SMALLEST.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < smallest:
@@ -334,7 +341,6 @@ _SMALLEST = {
     "budget.validate_every": 1,
     "budget.learning_rate": 0,
     "budget.localisation_rate": 0,
-    "budget.decay_every": 1,
     "model.windows": 1,
     "model.size": 1,
     "data.classes": 2,

@@ -1,18 +1,25 @@
-"""Crop the house numbers of a data set out of their images: `python -m stn.crop data=svhn_64`."""
+"""Store the images of a data set at the size that training needs: `python -m stn.crop data=svhn_64`, `data=cub_224`.
+
+House numbers are cropped out of their images; birds are resized whole.
+"""
 
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from stn.config import front_door
-from stn.data.crops import store
+from stn.data import crops, cub
 
 
 def crop(cfg: DictConfig) -> None:
-    about = store(cfg.data, Path(cfg.outputs) / "scratch")
+    scratch = Path(cfg.outputs) / "scratch"
+    if cfg.data.source.name == "cub":
+        about, size = cub.store(cfg.data, scratch), f"{cfg.data.side} pixels on the shorter side"
+    else:
+        about, size = crops.store(cfg.data, scratch), f"{cfg.data.canvas} pixels a side"
     for split, facts in about["sets"].items():
-        print(f"{cfg.data.stored}/{split}: {facts['images']} images of {cfg.data.canvas} pixels a side")
-    for part, reasons in about["left_out"].items():
+        print(f"{cfg.data.stored}/{split}: {facts['images']} images of {size}")
+    for part, reasons in about.get("left_out", {}).items():
         for reason, names in reasons.items():
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             print(f"{part}: {len(names)} left out, {reason}: {shown} (all in {cfg.data.stored}/sets.json)")

@@ -1,11 +1,13 @@
 """Bring the raw data of a data set to `data.raw`: `python -m stn.fetch data=mnist_r`."""
 
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from stn.config import front_door
-from stn.data.download import export_embedded, fetch_mnist, fetch_numbers
+from stn.data import cub
+from stn.data.download import export_embedded, fetch_birds, fetch_mnist, fetch_numbers
 
 
 def fetch(cfg: DictConfig) -> None:
@@ -15,6 +17,8 @@ def fetch(cfg: DictConfig) -> None:
             files = export_embedded(raw)
         case "mnist":
             files = fetch_mnist(raw)
+        case "cub":
+            files = fetch_birds(raw, partial(cub.fault, classes=cfg.data.classes))
         case source:
             files = fetch_numbers(raw, source, cfg.data.extra)
     print(f"{raw}: {', '.join(file.name for file in files)}")

@@ -6,7 +6,11 @@ from stn.errors import told
 from stn.report import figures
 from stn.table import REPORTS, numbered, records
 
-DRAWN = {1: {"table1": figures.pictures, "table1_pose": figures.poses}, 2: {"table2": figures.windows}}
+DRAWN = {
+    1: {"table1": figures.pictures, "table1_pose": figures.poses},
+    2: {"table2": figures.windows},
+    3: {"table3": figures.birds, "table3_parts": figures.parts},
+}
 
 
 def main() -> None:

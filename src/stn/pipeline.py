@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stn.config import CONF
 from stn.errors import UserError, told
-from stn.params import KNOBS, TABLES, declared, read_params, write_params
+from stn.params import KNOBS, TABLES, Params, declared, read_params, write_params
 
 # The stages of `dvc.yaml` that make a table's stored sets, and that train its cells; those of birds go by their side.
 STAGES = {1: ("distort", "cell"), 2: ("crop", "cell2"), 3: ("crop_birds", "cell3_{side}")}
@@ -25,7 +25,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool) -> None:
     """Fetch, distort or crop, train what is stale, `jobs` cells at a time, and write the table and its figures."""
     params = read_params()
     required = declared(params, table)
-    store, train = STAGES[table]
+    store = STAGES[table][0]
     if fresh:
         for path in required.values():
             path.unlink(missing_ok=True)
@@ -34,7 +34,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool) -> None:
     before = {cell: _seconds_and_dates(path) for cell, path in required.items()}
     started = time.monotonic()
     _dvc("repro", "-q", store)
-    names = [f"{train.format(side=data.rpartition('_')[2])}@{data}-{model}-{params.budget}" for data, model in required]
+    names = stage_names(params, table)
     if jobs == 1:
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *names)
     else:
@@ -59,6 +59,15 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool) -> None:
         print(f"; {len(required) - len(trained)} reused, trained on {' and '.join(where)}", end="")
         print(" (`make table FRESH=1` trains them here)", end="")
     print()
+
+
+def stage_names(params: Params, table: int) -> list[str]:
+    """The stages of `dvc.yaml` that train the table's cells."""
+    train = STAGES[table][1]
+    return [
+        f"{train.format(side=data.rpartition('_')[2])}@{data}-{model}-{params.budget}"
+        for data, model in declared(params, table)
+    ]
 
 
 def demo(jobs: int) -> None:

@@ -168,6 +168,8 @@ class DistortedDigits:
     A set is moved to the device once, as uint8, and batches are picked from it there.
     """
 
+    chunk = 1000  # images of a validation or test batch
+
     def __init__(self, data: DictConfig):
         self.data = data
         self.shape = (1, data.canvas, data.canvas)

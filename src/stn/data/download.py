@@ -43,6 +43,12 @@ SECONDS_BETWEEN_LINES = 10.0
 SVHN = "http://ufldl.stanford.edu/housenumbers/"
 SVHN_BYTES = {"train": 404_141_560, "test": 276_555_967, "extra": 1_955_489_752}  # no checksum is published
 DIGITS = "digitStruct.mat"  # the labels and boxes in each archive of SVHN
+CUB = "CUB_200_2011"  # the archive's name without its suffix, and the folder in it
+CUB_URLS = (
+    "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+    "https://s3.amazonaws.com/fast-ai-imageclas/CUB_200_2011.tgz",  # the same bytes, kept by fast.ai
+)
+CUB_MD5, CUB_BYTES = "97eceeb196236b17998738112f37df78", 1_150_585_339
 
 
 @dataclass(frozen=True)
@@ -122,41 +128,73 @@ def fetch_numbers(folder: Path, source: str, extra: bool) -> list[Path]:
 
 def _fetch_part(folder: Path, source: str, part: str) -> Path:
     packed, unpacked = folder / f"{part}.tar.gz", folder / part
-    if not packed.exists() and unpacked.is_dir():
-        fault = _folder_fault(unpacked)
-        if fault is None:
-            return unpacked
-        say(f"{unpacked} {fault}: fetching it")
-    mirror = _mirror() or ""
-    at_mirror = Path(urllib.request.url2pathname(urllib.parse.urlparse(mirror).path), source, part)
-    if mirror.startswith("file:") and at_mirror.is_dir() and not packed.exists():
-        return _copy(at_mirror, unpacked)
+    if not packed.exists():
+        copied = _copied(unpacked, _at_mirror(source, part), _numbers_fault, (DIGITS, "*.png"))
+        if copied:
+            return copied
     if source == "svhn":
         file = RemoteFile(packed.name, (SVHN + packed.name,), None, SVHN_BYTES[part], holds=DIGITS)
         return download(file, folder, source)
     raise UserError(f"{source} has no official URL: set STN_DATA_MIRROR to a folder that holds {source}/{part}")
 
 
-def _copy(folder: Path, target: Path) -> Path:
-    """A folder of the mirror as `target`, which is there only when it is whole."""
-    fault = _folder_fault(folder)
-    if fault is not None:
-        raise UserError(f"{folder} {fault}; replace it, or correct STN_DATA_MIRROR")
-    scratch = SCRATCH / folder.parent.name / f"{folder.name}.part"
+def fetch_birds(folder: Path, fault: Callable[[Path], str | None]) -> list[Path]:
+    """CUB-200-2011: `folder/CUB_200_2011.tgz`, or the folder that it unpacks to if a mirror holds only that.
+
+    `fault` says what such a folder lacks, to be read after its name (`stn.data.cub.fault`).
+    """
+    packed, unpacked, at_mirror = folder / f"{CUB}.tgz", folder / CUB, _at_mirror("cub", CUB)
+    if not packed.exists():
+        if at_mirror and at_mirror.with_suffix(".tgz").exists():
+            at_mirror = None  # there is a checksum for it
+        copied = _copied(unpacked, at_mirror, fault, ("*.txt", "parts/*.txt", "images/*/*"))
+        if copied:
+            return [copied]
+    return [download(RemoteFile(packed.name, CUB_URLS, CUB_MD5, CUB_BYTES), folder, "cub")]
+
+
+def _at_mirror(source: str, name: str) -> Path | None:
+    """The place of a folder `source/name` in a mirror that is a folder itself."""
+    mirror = _mirror() or ""
+    if not mirror.startswith("file:"):
+        return None
+    return Path(urllib.request.url2pathname(urllib.parse.urlparse(mirror).path), source, name)
+
+
+def _copied(
+    target: Path, at_mirror: Path | None, fault: Callable[[Path], str | None], patterns: tuple[str, ...]
+) -> Path | None:
+    """`target`, a folder that an archive unpacks to, once it is good or copied whole from the mirror; else None.
+
+    `fault` says what is wrong with such a folder, to be read after its name; `patterns` are those of the
+    files that are copied.
+    """
+    if target.is_dir():
+        found = fault(target)
+        if found is None:
+            return target
+        say(f"{target} {found}: fetching it")
+    if at_mirror is None or not at_mirror.is_dir():
+        return None
+    if found := fault(at_mirror):
+        raise UserError(f"{at_mirror} {found}; replace it, or correct STN_DATA_MIRROR")
+    scratch = SCRATCH / at_mirror.parent.name / f"{at_mirror.name}.part"
     with _alone(scratch), writing(target):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        files = [folder / DIGITS, *folder.glob("*.png")]
+        files = [file for pattern in patterns for file in at_mirror.glob(pattern)]
         with progress(str(target), len(files), unit="files") as tell:
             for done, file in enumerate(files):
-                shutil.copyfile(file, scratch / file.name)
+                copy = scratch / file.relative_to(at_mirror)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
                 tell(done)
         target.parent.mkdir(parents=True, exist_ok=True)
         move_in(scratch, target)
     return target
 
 
-def _folder_fault(folder: Path) -> str | None:
+def _numbers_fault(folder: Path) -> str | None:
     """What is wrong with the folder that an archive of SVHN unpacks to; to be read after its name."""
     if not (folder / DIGITS).is_file():
         return f"holds no {DIGITS}"
@@ -209,11 +247,13 @@ class BrokenArchive(Exception):
 
 
 @contextmanager
-def archive(path: Path, tell: Callable[[int], None] = lambda done: None) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
-    """The files in a tar.gz as pairs of name (without folders) and stream, in their order, each to be read at once.
+def archive(
+    path: Path, tell: Callable[[int], None] = lambda done: None, folders: bool = False
+) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
+    """The files in a tar.gz as pairs of name and stream, in their order, each to be read at once.
 
-    `tell` hears how many bytes of the archive are done. Raises BrokenArchive, at the end of the block also for a
-    checksum that does not fit; OSError as `open` does.
+    A name comes without its folders unless `folders`. `tell` hears how many bytes of the archive are done. Raises
+    BrokenArchive, at the end of the block also for a checksum that does not fit; OSError as `open` does.
     """
 
     def files() -> Iterator[tuple[str, IO[bytes]]]:
@@ -221,7 +261,7 @@ def archive(path: Path, tell: Callable[[int], None] = lambda done: None) -> Iter
             tar.members.clear()  # else they pile up: 200,000 of them in `extra`
             tell(packed.tell())
             if member.isfile():
-                yield PurePosixPath(member.name).name, tar.extractfile(member)
+                yield member.name if folders else PurePosixPath(member.name).name, tar.extractfile(member)
 
     with path.open("rb") as packed:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.patheffects import Normal, Stroke
@@ -20,8 +21,9 @@ from matplotlib.ticker import FixedLocator
 from PIL import Image
 
 from stn.errors import UserError
-from stn.report.paper import TABLES
+from stn.report.paper import BIRD, TABLES
 from stn.report.statistics import at_size_of, scatter, share_explained, variance_undone, without_constant
+from stn.report.tables import parts_held
 
 COLOURS = {"Aff": "#0072B2", "Proj": "#D55E00", "TPS": "#009E73"}  # Okabe and Ito: told apart by colour-blind readers
 DISTORTIONS = {
@@ -34,6 +36,10 @@ DISTORTIONS = {
 DIGITS = (2, 4, 7)  # no symmetry, so that their pose is seen
 WINDOWS = ("#F0E442", "#56B4E9", "#CC79A7", "#D55E00")  # the transformers of a network in order; the last one is strong
 SHOWN, NONE = 8, 10  # test images in a row; the answer "no digit here"
+PARALLEL = ("#F0442E", "#35B8FF", "#FFD500", "#E27BD0")  # windows side by side, all of them strong
+OUTSIDE = "#7C7468"  # ImageNet's mean colour: zero, once an image is normalised
+BIRDS = 6  # test images in a row
+HEAT = LinearSegmentedColormap.from_list("heat", ["#FFFFFF", "#DCEBF2", "#7FB6CF", "#1F6F94", "#0B3550"])
 INK, GREY, PALE = "#222222", "#767676", "#D9D9D9"
 WRONG = "#B0125B"
 LETTER, LINE = 0.066, 0.18  # inches: a letter of a text, and from one line to the next
@@ -206,18 +212,125 @@ def windows(records: Sequence[dict], path: Path) -> None:
         sheet.text(edge, height - 0.15, _source(cells, f"the first {n} test images of each set"), size=7.5, color=GREY)
 
 
-def _st_cnn(records: Sequence[dict], number: int) -> tuple[dict[tuple[str, str], dict], list[str], list[str]]:
-    """The ST-CNN records by (kind of network, column), and the columns and kinds there are, in the paper's order."""
+def birds(records: Sequence[dict], path: Path) -> None:
+    """Writes, per column and network, test birds with their windows, what each window shows, and what is said wrong."""
+    cells, columns, networks = _st_cnn(records, 3)
+    n = min(BIRDS, *(len(record["arrays"]["example_input"]) for record in cells.values()))
+    side, across = 1.30, 1.46  # inches: an image, from one bird to the next
+    left, top, title, line, foot, bottom = 1.22, 0.80, 0.62, 0.15, 0.20, 0.40
+    width = left + max(n, 4) * across
+
+    def wrapped(name: str) -> list[str]:
+        return textwrap.wrap(name, int(across / 0.062))
+
+    titles, blocks, height = {}, [], top
+    for column in columns:
+        titles[column] = height
+        height += title
+        for network in [network for network in networks if (network, column) in cells]:
+            arrays = cells[network, column]["arrays"]
+            picked = np.linspace(0, len(arrays["example_input"]) - 1, n).round().astype(int)
+            wrong = arrays["example_said"] != arrays["example_label"]
+            said = [wrapped(f"said {arrays['example_said_name'][at]}") if wrong[at] else [] for at in picked]
+            tall = _bird_height(arrays["example_windows"].shape[1], side)
+            blocks.append((column, network, arrays, height, tall, list(zip(picked, said, strict=True))))
+            height += tall + foot + line * max(map(len, said))
+    height += bottom
+    with _sheet(width, height, path, photos=True, step=5) as sheet:
+        sheet.text(0.2, 0.32, "Where the transformers look", size=12, weight="bold")
+        _windows_key(sheet, 0.2, 0.56, max(block[2]["example_windows"].shape[1] for block in blocks))
+        for column, y in titles.items():
+            part = next(cells[key]["part"] for key in cells if key[1] == column)
+            sheet.text(left, y + 0.14, f"{column}: {part}" if part else column, color=GREY, va="center")
+        for column, network, arrays, y, tall, shown in blocks:
+            model, _, pixels = network.partition(" ")
+            sheet.text(0.2, y + side / 2 - 0.1, model, size=11, weight="bold", va="center")
+            sheet.text(0.2, y + side / 2 + 0.1, pixels, color=GREY, va="center")
+            for i, (at, said) in enumerate(shown):
+                x, middle = left + i * across, {"size": 8, "ha": "center", "va": "center"}
+                if y == titles[column] + title:  # the networks below show the same birds
+                    for k, words in enumerate(reversed(wrapped(arrays["example_name"][at]))):
+                        sheet.text(x + side / 2, y - 0.11 - line * k, words, **middle)
+                _bird(sheet, x, y, side, arrays["example_input"][at], arrays["example_windows"][at].astype(float))
+                for k, words in enumerate(said):
+                    sheet.text(x + side / 2, y + tall + 0.13 + line * k, words, color=WRONG, **middle)
+        source = _source(cells, f"{n} test images, spread evenly over the test set")
+        sheet.text(left, height - 0.15, source, size=7.5, color=GREY)
+
+
+def parts(records: Sequence[dict], path: Path) -> None:
+    """Writes, per column and network, where the windows stand on all test images and how often they hold each part."""
+    cells, columns, networks = _st_cnn(records, 3, fixed=True)
+    held = {(found["row"], found["column"], found["window"]): found for found in parts_held(records)}
+    count = {key: record["arrays"]["window_all"].shape[1] for key, record in cells.items()}
+    wide, tall, gap, left, right = 0.47, 0.255, 0.26, 1.12, 0.15  # a place of the map, from one network to the next
+    frame, top, head, between, bottom = 1.0, 0.80, 0.62, 0.14, 0.40
+    begin = head + frame + 0.36  # of the map, below the top of its block
+    places, down = [], begin  # (region, part, or None for all of them) and how far down it stands
+    for region, names in BIRD.items():
+        for name in (None, *names):
+            places.append((region, name, down))
+            down += tall
+        down += between
+    block = down + 0.16
+    span = {key: max(frame, wide * n) for key, n in count.items()}
+    wides = [sum(span[key] + gap for key in span if key[1] == column) for column in columns]
+    width = max(left + max(wides) - gap + right, 4.2)  # the title needs so much
+    n = max(record["n_test"] for record in cells.values())
+    words = f"% of the test images ({n:,}) that show the part; above, mean windows, and their centres on every image"
+    source = textwrap.wrap(_source(cells, words), int(width / 0.06))
+    height = top + len(columns) * block + bottom + LINE * (len(source) - 1)
+    with _sheet(width, height, path) as sheet:
+        sheet.text(0.2, 0.32, "Which part of the bird each window holds", size=12, weight="bold")
+        _windows_key(sheet, 0.2, 0.56, max(count.values()))
+        for c, column in enumerate(columns):
+            x, y = left, top + c * block
+            if len(columns) > 1:
+                sheet.text(0.2, y + 0.2, column, size=11, weight="bold", va="center")
+            for region, name, down in places:
+                weight = "normal" if name else "bold"
+                sheet.text(
+                    x - 0.1, y + down + tall / 2, name or region, size=8.5, weight=weight, ha="right", va="center"
+                )
+            for key in [(network, column) for network in networks if (network, column) in cells]:
+                model, _, rest = key[0].partition(" ")
+                middle = {"ha": "center", "va": "center"}
+                sheet.text(x + span[key] / 2, y + head - 0.34, model, weight="bold", **middle)
+                sheet.text(x + span[key] / 2, y + head - 0.16, rest, color=GREY, size=8, **middle)
+                _stands(sheet.tile(x + (span[key] - frame) / 2, y + head, frame, frame, frame / 2), cells[key])
+                first = x + (span[key] - wide * count[key]) / 2
+                for k in range(count[key]):
+                    at, found = first + k * wide, held[cells[key]["row"], column, k + 1]
+                    sheet.text(at + wide / 2, y + begin - 0.18, str(k + 1), size=8, color=GREY, **middle)
+                    strip = sheet.axes(at + 0.03, y + begin - 0.10, wide - 0.06, 0.05)
+                    strip.set_axis_off()
+                    strip.add_patch(Rectangle((0, 0), 1, 1, color=PARALLEL[k % len(PARALLEL)]))
+                    for region, name, down in places:
+                        share = found["parts"].get(name, np.nan) if name else found[region]
+                        _heat(sheet.axes(at, y + down, wide, tall), share, bold=name is None)
+                x += span[key] + gap
+        for i, line in enumerate(reversed(source)):
+            sheet.text(0.2, height - 0.15 - LINE * i, line, size=7.5, color=GREY)
+
+
+def _st_cnn(
+    records: Sequence[dict], number: int, fixed: bool = False
+) -> tuple[dict[tuple[str, str], dict], list[str], list[str]]:
+    """The ST-CNN records by (kind of network, column), and the columns and kinds there are, in the paper's order.
+
+    Controls, whose windows are fixed, are left out unless asked for.
+    """
     table = TABLES[number]
+    controls = table.controls.values() if not fixed else ()
     cells = {
         (record["row"].removeprefix("ST-CNN "), record["column"]): record
         for record in records
-        if record["row"].startswith("ST-CNN ")
+        if "ST-CNN " in record["row"] and record["row"] not in controls
     }
     if not cells:
         raise UserError(f"no ST-CNN record to draw: `{table.make}` trains the cells")
     columns = [column for column in table.columns if any(key[1] == column for key in cells)]
-    kinds = [row.removeprefix("ST-CNN ") for row in table.rows if row.startswith("ST-CNN ")]
+    kinds = [row.removeprefix("ST-CNN ") for row in table.rows if "ST-CNN " in row]
     return cells, columns, [kind for kind in kinds if any(key[0] == kind for key in cells)]
 
 
@@ -260,21 +373,25 @@ class _Sheet:
 
 
 @contextmanager
-def _sheet(width: float, height: float, path: Path, photos: bool = False) -> Iterator[_Sheet]:
+def _sheet(width: float, height: float, path: Path, photos: bool = False, step: int = 1) -> Iterator[_Sheet]:
     """A sheet to draw on, in this module's style; written to `path` at the end."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         sheet = _Sheet(width, height)
         yield sheet
-        _save(sheet.figure, path, photos)
+        _save(sheet.figure, path, photos, step)
 
 
-def _save(figure: Figure, path: Path, photos: bool) -> None:
-    """A PNG small enough for git: with photos of fewer dots, else of 256 colours, which nobody tells from all."""
+def _save(figure: Figure, path: Path, photos: bool, step: int) -> None:
+    """A PNG small enough for git: with photos of fewer dots, else of 256 colours, which nobody tells from all.
+
+    Where photos are many, only every `step`-th of a channel's 256 values is used, with 5 a third less to store.
+    """
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120 if photos else 160, format="png")
     image = Image.open(drawn).convert("RGB")
+    image = image.point([round(value / step) * step for value in range(256)] * 3)
     if not photos:
         image = image.quantize(256, dither=Image.Dither.NONE)
     try:
@@ -322,9 +439,9 @@ def _outlines(axes: mpl.axes.Axes, windows: np.ndarray) -> None:
         axes.add_patch(Polygon(window, **_line(colour)))
 
 
-def _line(colour: str) -> dict:
+def _line(colour: str, strong: bool = False) -> dict:
     """A line that is seen on any photo: on a dark edge."""
-    width = 1.9 if colour == WINDOWS[-1] else 1.1
+    width = 1.9 if strong or colour == WINDOWS[-1] else 1.1
     edge = [Stroke(linewidth=width + 1.1, foreground=INK, alpha=0.75), Normal()]
     return {"fill": False, "edgecolor": colour, "linewidth": width, "joinstyle": "miter", "path_effects": edge}
 
@@ -339,6 +456,72 @@ def _key(sheet: _Sheet, x: float, y: float, count: int) -> None:
         if count > 1:
             sheet.text(x + 0.24, y, name, color=GREY, va="center")
         x += 0.24 + len(name) * LETTER + 0.18
+
+
+def _bird(sheet: _Sheet, x: float, y: float, side: float, image: np.ndarray, windows: np.ndarray) -> None:
+    """The image (H, W, 3) with its windows (N, 4 corners, 2), and below it what each of them shows, two in a line."""
+    small, gap = _crop(side)
+    laid = sheet.tile(x, y, side, side, side / 2)
+    _photo(laid, image)
+    for k, window in enumerate(windows):
+        if not np.isfinite(window).all():  # of a training that came apart
+            continue
+        colour, low, high = PARALLEL[k % len(PARALLEL)], window.min(0), window.max(0)
+        laid.add_patch(Polygon(window, **_line(colour, strong=True)))
+        crop = sheet.tile(x + k % 2 * (small + gap), y + side + gap + k // 2 * (small + gap), small, small, small / 2)
+        _photo(crop, image)
+        crop.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]))
+        crop.add_patch(Rectangle(low, *(high - low), fill=False, edgecolor=colour, linewidth=3.2))
+
+
+def _bird_height(windows: int, side: float) -> float:
+    """How tall `_bird` is."""
+    return side + -(-windows // 2) * sum(_crop(side))
+
+
+def _crop(side: float) -> tuple[float, float]:
+    """How wide a crop is, and the gap to the next one."""
+    return side / 2 - 0.03, 0.06
+
+
+def _photo(axes: mpl.axes.Axes, image: np.ndarray) -> None:
+    """A photo (H, W, 3) on the frame [-1, 1], enlarged smoothly; beside it the grey that a network sees there."""
+    limits = axes.get_xlim(), axes.get_ylim()
+    axes.imshow(image, extent=(-1, 1, 1, -1), interpolation="bicubic")
+    axes.add_patch(Rectangle((-9, -9), 18, 18, color=OUTSIDE, zorder=-1))
+    axes.set(xlim=limits[0], ylim=limits[1], aspect="auto")
+
+
+def _windows_key(sheet: _Sheet, x: float, y: float, count: int) -> None:
+    """Says which colour is which of up to `count` windows side by side."""
+    sheet.text(x, y, "windows:", color=GREY, va="center")
+    x += 0.66
+    for k, colour in enumerate(PARALLEL[:count]):
+        sheet.tile(x, y - 0.1, 0.2, 0.2, 0.06).add_patch(Rectangle((-1, -1), 2, 2, **_line(colour, strong=True)))
+        sheet.text(x + 0.24, y, str(k + 1), color=GREY, va="center")
+        x += 0.50
+
+
+def _stands(axes: mpl.axes.Axes, record: dict) -> None:
+    """The image's frame with the centres of the windows on all test images, and each window's mean outline."""
+    axes.add_patch(Rectangle((-1, -1), 2, 2, facecolor="#F7F7F7", edgecolor=GREY, linewidth=0.8, zorder=0))
+    for k, windows in enumerate(np.moveaxis(record["arrays"]["window_all"].astype(float), 1, 0)):
+        colour, windows = PARALLEL[k % len(PARALLEL)], windows[np.isfinite(windows).all((1, 2))]
+        axes.add_patch(Polygon(windows.mean(0), fill=False, edgecolor=colour, linewidth=1.3, zorder=3))
+        axes.scatter(*windows.mean(1).T, s=1.6, color=colour, alpha=0.25, linewidths=0, zorder=2, rasterized=True)
+    axes.set(xlim=(-1.02, 1.02), ylim=(1.02, -1.02))
+
+
+def _heat(axes: mpl.axes.Axes, share: float, bold: bool) -> None:
+    """One place of the map: the share (%) as colour and number."""
+    axes.set(
+        xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1), facecolor="white" if np.isnan(share) else HEAT(share / 100)
+    )
+    for spine in axes.spines.values():
+        spine.set(visible=True, color="white", linewidth=1.0)
+    style = {"ha": "center", "va": "center", "size": 8, "weight": "bold" if bold else "normal"}
+    text = "–" if np.isnan(share) else f"{share:.0f}"
+    axes.text(0.5, 0.46, text, color="white" if share > 55 else INK, **style)
 
 
 def _number(answers: np.ndarray) -> str:

@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 class PaperTable:
     """One table of the paper.
 
-    `paper` holds each row's printed values by column, rows in the paper's order; a column without any is ours.
-    `baseline` names the row without transformer that an ST row is to beat. Rows in `cited` are not the paper's own
-    experiments: they show their source and are never run. `arrays` are what the NPZ of an ST row must hold for the
-    figures. `notes` are sentences below the table, each where its column is shown.
+    `paper` holds each row's printed values by column, rows in the paper's order; a column or row without any is ours.
+    `baseline` names the row without transformer that a row is to beat, `controls` what an ST row is when its windows
+    may not move: rows shown where they were run, of the models `optional`, whose cells may be absent one by one.
+    `order` is what the paper claims, from worst to best. Rows in `cited` are not the paper's own experiments: they show
+    their source and are never run. `arrays` are what the NPZ of an ST row must hold for the figures. Above each row in
+    `blocks` there is a gap. `notes` are sentences below the table, each where its column or row is shown.
+
+    Records hold errors in %. A table that prints accuracy says so by `accuracy`: `metric`, `turned` and `arrows` are
+    all that follows from it.
     """
 
     number: int
@@ -21,8 +26,13 @@ class PaperTable:
     paper: Mapping[str, Mapping[str, float]]
     baseline: Mapping[str, str]
     arrays: tuple[str, ...]
+    blocks: tuple[str, ...]
     cited: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    controls: Mapping[str, str] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+    accuracy: bool = False
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -41,6 +51,27 @@ class PaperTable:
     def is_ours(self, column: str) -> bool:
         """Whether the paper has no value in this column."""
         return not any(column in values for values in self.paper.values())
+
+    def transforms(self, row: str) -> bool:
+        """Whether the row's network has a transformer: the names say so."""
+        return "ST-" in row
+
+    def block(self, row: str) -> int:
+        """Which block of rows, counted from the top, the row is in."""
+        return sum(self.rows.index(first) <= self.rows.index(row) for first in self.blocks)
+
+    @property
+    def metric(self) -> str:
+        return "accuracy %" if self.accuracy else "error %"
+
+    def turned(self, percent: float) -> float:
+        """An error as the value that the table prints, or such a value as an error: the way back is the same."""
+        return 100 - percent if self.accuracy else percent
+
+    @property
+    def arrows(self) -> tuple[str, str]:
+        """Where a better and where a worse value lies."""
+        return ("↑", "↓") if self.accuracy else ("↓", "↑")
 
 
 DIGITS = PaperTable(
@@ -64,6 +95,7 @@ DIGITS = PaperTable(
         *("theta", "example_input", "example_grid", "example_output", "example_label"),
         *("pose_true", "pose_found", "cloud_before", "cloud_after"),
     ),
+    blocks=("ST-FCN Aff", "ST-CNN Aff"),
     notes={"TC": "For TC the paper names no family: its ST numbers stand in the Aff rows."},
 )
 NUMBERS = PaperTable(
@@ -81,10 +113,66 @@ NUMBERS = PaperTable(
     },
     baseline={"ST-CNN Single": "CNN", "ST-CNN Multi": "CNN"},
     arrays=("example_input", "example_label", "example_said", "example_windows", "example_seen"),
+    blocks=("ST-CNN Single",),
     cited={
         "Maxout CNN (Goodfellow 2013)": "arXiv:1312.6082",
         "DRAM (Ba 2015)": "arXiv:1412.7755, with model and Monte Carlo averaging",
     },
     notes={"64 px strips": "The strips columns are ours: a derived set, not the paper's data."},
 )
-TABLES = {table.number: table for table in (DIGITS, NUMBERS)}
+BIRDS = PaperTable(
+    number=3,
+    title="birds (CUB-200-2011)",
+    measure="Test accuracy in %",
+    accuracy=True,
+    columns=("200 classes", "50 classes"),
+    # Paper, Table 3.
+    paper={
+        "Cimpoi '15": {"200 classes": 66.7},
+        "Zhang '14": {"200 classes": 74.9},
+        "Branson '14": {"200 classes": 75.7},
+        "Lin '15": {"200 classes": 80.9},
+        "Simon '15": {"200 classes": 81.0},
+        "CNN 224 px": {"200 classes": 82.3},
+        "2xST-CNN 224 px": {"200 classes": 83.1},
+        "2xST-CNN 448 px": {"200 classes": 83.9},
+        "4xST-CNN 448 px": {"200 classes": 84.1},
+        "Bilinear CNN 448 px": {},
+        "2xST-CNN 224 px, fixed": {},
+        "2xST-CNN 448 px, fixed": {},
+        "4xST-CNN 448 px, fixed": {},
+    },
+    baseline=dict.fromkeys(
+        ("2xST-CNN 224 px", "2xST-CNN 448 px", "4xST-CNN 448 px", "Bilinear CNN 448 px"), "CNN 224 px"
+    ),
+    controls={row: f"{row}, fixed" for row in ("2xST-CNN 224 px", "2xST-CNN 448 px", "4xST-CNN 448 px")},
+    optional=("cub_2st_fixed", "cub_4st_fixed"),
+    order=("CNN 224 px", "2xST-CNN 224 px", "2xST-CNN 448 px", "4xST-CNN 448 px"),
+    arrays=(
+        *("example_input", "example_label", "example_said", "example_name", "example_said_name", "example_windows"),
+        *("window_all", "parts", "part_names"),
+    ),
+    blocks=("CNN 224 px", "Bilinear CNN 448 px", "2xST-CNN 224 px, fixed"),
+    cited={
+        "Cimpoi '15": "arXiv:1411.6836",
+        "Zhang '14": "arXiv:1407.3867",
+        "Branson '14": "arXiv:1406.2952",
+        "Lin '15": "arXiv:1504.07889",
+        "Simon '15": "arXiv:1504.08289",
+    },
+    notes={
+        "50 classes": "The column of 50 classes is ours: a part of the paper's data.",
+        "Bilinear CNN 448 px": "The bilinear CNN is ours: the pooling of Lin '15 on the trunk of the other rows.",
+        **{
+            f"{row}, fixed": "Rows named fixed are ours: windows that stay at the tiles at which the others start."
+            for row in ("2xST-CNN 224 px", "2xST-CNN 448 px", "4xST-CNN 448 px")
+        },
+    },
+)
+TABLES = {table.number: table for table in (DIGITS, NUMBERS, BIRDS)}
+
+# The parts that CUB-200-2011 marks, by what the paper says its windows find: head and body.
+BIRD = {
+    "head": ("beak", "forehead", "crown", "left eye", "right eye", "nape", "throat"),
+    "body": ("breast", "belly", "back", "left wing", "right wing", "left leg", "right leg", "tail"),
+}

@@ -146,3 +146,27 @@ def seen(windows: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray
     common = (np.minimum(high, boxes[:, 2:]) - np.maximum(low, boxes[:, :2])).clip(0).prod(1)
     area = (high - low).prod(1)
     return common / (boxes[:, 2:] - boxes[:, :2]).prod(1), np.divide(common, area, np.zeros_like(area), where=area > 0)
+
+
+def holds(windows: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Which points (N images, K, 2) lie in their image's window (N, 4 corners, 2): (N, K), 1 or 0, nan for no point.
+
+    A window is its bounding box, edge included. One that is not finite holds nothing.
+    """
+    windows, points = np.asarray(windows, float), np.asarray(points, float)
+    low, high = windows.min(1)[:, None], windows.max(1)[:, None]
+    inside = ((points >= low) & (points <= high)).all(-1) & np.isfinite(windows).all((1, 2))[:, None]
+    return np.where(np.isfinite(points).all(-1), inside, np.nan)
+
+
+def centres(windows: np.ndarray) -> tuple[np.ndarray, float]:
+    """Where windows (N images, 4 corners, 2) stand and how far they move, in the units of the corners.
+
+    That is the mean of their centres, (2,), and the root mean square of a centre's distance from it. Windows that are
+    not finite do not count.
+    """
+    centre = np.asarray(windows, float).mean(1)
+    centre = centre[np.isfinite(centre).all(1)]
+    if not len(centre):
+        return np.full(2, np.nan), np.nan
+    return centre.mean(0), float(np.sqrt(np.square(centre - centre.mean(0)).sum(1).mean()))

@@ -13,6 +13,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +23,20 @@ from rich.table import Table
 from rich.text import Text
 
 from stn.errors import UserError
-from stn.report.paper import TABLES, PaperTable
-from stn.report.statistics import interval, mcnemar, seen, verdict
+from stn.report.paper import BIRD, TABLES, PaperTable
+from stn.report.statistics import centres, holds, interval, mcnemar, seen, verdict
 
 CSV_COLUMNS = (
     *("table", "budget", "row", "column", "metric", "paper", "ours", "ci_low", "ci_high"),
     *("n_seeds", "n_test", "n_params", "seconds"),
 )
-MARKS = {"better": "↓", "within": "≈", "worse": "↑", "not comparable": ""}
 COLOURS = {"better": "green", "within": "cyan", "worse": "yellow", "not comparable": ""}
 NOT_BEATEN, NOT_CLEARLY = "†", "‡"
 SIGNIFICANT = 0.05
+PAIRED = (
+    "Both networks on the same test images: McNemar's exact two-sided test on the images that only one of them "
+    "has right, one test per seed, the largest p shown, not corrected for the number of tests."
+)
 IMAGE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])  # the window that shows all of it
 
 SCHEMA = 1
@@ -59,15 +63,17 @@ def load(
 ) -> list[dict]:
     """The records of the declared cells of one table, in the paper's order.
 
-    An optional column, the cells of one data set, is all or nothing: absent as a whole it is skipped, and once one of
-    its cells has a record the others are required. `configs` gives, for any of the paths, the resolved config that this
-    cell is declared to have. Raises UserError, one line that names the files, for a required cell without record, a
-    damaged or unfinished record, one whose config is not its cell's, or records of several budgets.
+    Optional cells of one data set are all or nothing: absent as a whole they are skipped, and once one of them has a
+    record the others are required; but cells of the table's optional models may be absent one by one. `configs` gives,
+    for any of the paths, the resolved config that this cell is declared to have. Raises UserError, one line that names
+    the files, for a required cell without record, a damaged or unfinished record, one whose config is not its cell's,
+    or records of several budgets.
     """
     table = TABLES[number]
     paths, optional = [Path(path) for path in required], [Path(path) for path in optional]
-    begun = {_data(path) for path in optional if path.is_file()}
-    paths += [path for path in optional if _data(path) in begun]
+    loose = {path for path in optional if _halves(path)[1] in table.optional}
+    begun = {_halves(path)[0] for path in optional if path.is_file() and path not in loose}
+    paths += [path for path in optional if (path.is_file() if path in loose else _halves(path)[0] in begun)]
     absent = missing(paths)
     if absent:
         cells = "1 cell has" if len(absent) == 1 else f"{len(absent)} cells have"
@@ -105,9 +111,10 @@ def config_differences(config: Mapping, expected: Mapping, prefix: str = "") -> 
     return differences
 
 
-def _data(path: Path) -> str:
-    """The data set of a cell's path, `<data>-<model>.json`."""
-    return path.stem.partition("-")[0]
+def _halves(path: Path) -> tuple[str, str]:
+    """The data set and the model of a cell's path, `<data>-<model>.json`."""
+    data, _, model = path.stem.partition("-")
+    return data, model
 
 
 def _read(path: Path, table: PaperTable) -> dict:
@@ -147,7 +154,7 @@ def _read(path: Path, table: PaperTable) -> dict:
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise damaged(f"{path.with_suffix('.npz').name} cannot be read") from error
     wanted = [f"correct_s{seed['seed']}" for seed in record["seeds"]]
-    if record["row"] in table.baseline:
+    if table.transforms(record["row"]):
         wanted += table.arrays
     lacking = [name for name in wanted if name not in arrays]
     if lacking:
@@ -176,66 +183,85 @@ def _first(record: Mapping, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def rows(records: Sequence[dict]) -> list[dict]:
     """One dict for each cell: the CSV's columns plus `verdict`. `ours` is the mean over seeds, `seconds` their sum."""
-    table = []
+    cells = []
     for record in records:
-        seeds, paper = record["seeds"], TABLES[record["table"]].paper[record["row"]].get(record["column"])
-        lo, hi = interval(seeds)
-        table.append(
+        seeds, table = record["seeds"], TABLES[record["table"]]
+        paper, bounds = table.paper[record["row"]].get(record["column"]), interval(seeds)
+        lo, hi = sorted(map(table.turned, bounds))
+        cells.append(
             {
                 "table": record["table"],
                 "budget": record["budget"],
                 "row": record["row"],
                 "column": record["column"],
-                "metric": record["metric"],
+                "metric": table.metric,
                 "paper": paper,
-                "ours": float(np.mean([seed["error"] for seed in seeds])),
+                "ours": table.turned(_error(record)),
                 "ci_low": lo,
                 "ci_high": hi,
                 "n_seeds": len(seeds),
                 "n_test": record["n_test"],
                 "n_params": record["parameters"],
                 "seconds": sum(seed["seconds"] for seed in seeds),
-                "verdict": verdict(lo, hi, paper, comparable=record["part"] is None),
+                "verdict": verdict(*bounds, paper and table.turned(paper), comparable=record["part"] is None),
             }
         )
-    return table
+    return cells
 
 
-def paired(records: Sequence[dict]) -> list[dict]:
-    """For each ST cell whose baseline is there: both errors (%), and one exact McNemar test for each common seed.
+def _error(record: Mapping) -> float:
+    """The cell's error in %, the mean over seeds."""
+    return float(np.mean([seed["error"] for seed in record["seeds"]]))
 
-    `tests` lists (p, n01, n10), n01 images that only the ST has right, n10 only the baseline. `p` is the largest of
-    them. `beats` compares the mean errors; `clear` says that every seed beats with p < 0.05.
+
+def paired(records: Sequence[dict], against: Mapping[str, str] | None = None) -> list[dict]:
+    """Each cell against that of another row, the baseline if `against` names none: one exact McNemar test per seed.
+
+    `ours` and `theirs` are the values that the table prints, `tests` lists (p, n01, n10), n01 images that only the cell
+    has right, n10 only the other. `p` is the largest of them. `beats` compares the mean errors; `sure` says that every
+    common seed agrees with p < 0.05, `clear` that both hold.
     """
     cells = {(record["row"], record["column"]): record for record in records}
     comparisons = []
     for (row, column), record in cells.items():
-        baseline = cells.get((TABLES[record["table"]].baseline.get(row), column))
-        if baseline is None:
+        table = TABLES[record["table"]]
+        other = cells.get(((table.baseline if against is None else against).get(row), column))
+        if other is None:
             continue
         names = [
-            f"correct_s{seed['seed']}" for seed in record["seeds"] if f"correct_s{seed['seed']}" in baseline["arrays"]
+            f"correct_s{seed['seed']}" for seed in record["seeds"] if f"correct_s{seed['seed']}" in other["arrays"]
         ]
-        if record["n_test"] != baseline["n_test"]:
-            raise UserError(f"{record['path']} and {baseline['path']}: not the same test images, train both again")
-        tests = [mcnemar(baseline["arrays"][name], record["arrays"][name]) for name in names]
-        theirs, ours = (float(np.mean([seed["error"] for seed in cell["seeds"]])) for cell in (baseline, record))
+        if record["n_test"] != other["n_test"]:
+            raise UserError(f"{record['path']} and {other['path']}: not the same test images, train both again")
+        tests = [mcnemar(other["arrays"][name], record["arrays"][name]) for name in names]
         p = max((test[0] for test in tests), default=math.nan)
-        beats = ours < theirs
+        beats = _error(record) < _error(other)
+        sure = p < SIGNIFICANT and all((n01 > n10) == beats for _, n01, n10 in tests)
         comparisons.append(
             {
                 "row": row,
                 "column": column,
-                "baseline": baseline["row"],
-                "baseline_error": theirs,
-                "error": ours,
+                "other": other["row"],
+                "theirs": table.turned(_error(other)),
+                "ours": table.turned(_error(record)),
                 "tests": tests,
                 "p": p,
                 "beats": beats,
-                "clear": beats and p < SIGNIFICANT and all(n01 > n10 for _, n01, n10 in tests),
+                "sure": sure,
+                "clear": beats and sure,
             }
         )
     return comparisons
+
+
+def steps(records: Sequence[dict]) -> list[list[dict]]:
+    """The steps of the paper's order as `paired` has them, one list for each column that has all of its rows."""
+    if not records:
+        return []
+    table = TABLES[records[0]["table"]]
+    found = paired(records, dict(pairwise(reversed(table.order))))
+    columns = ([step for step in found if step["column"] == column] for column in table.columns)
+    return [whole for whole in columns if whole and len(whole) == len(table.order) - 1]
 
 
 def positions(records: Sequence[dict]) -> list[dict]:
@@ -274,8 +300,48 @@ def last_windows(records: Sequence[dict]) -> list[dict]:
     return found
 
 
+def parts_held(records: Sequence[dict]) -> list[dict]:
+    """For each window of each cell that keeps windows and a bird's parts on all test images: what the window holds.
+
+    `parts` is the share (%) of the images that show a part in which the window holds it, by name; `head` and `body` are
+    the same over all their parts. `centre` (x, y) and `moves` are in % of the image's side, from its upper left corner:
+    the mean centre, and the root mean square of its way from there. All of the first seed.
+    """
+    found = []
+    for record in records:
+        arrays = record["arrays"]
+        if "window_all" not in arrays or "parts" not in arrays:
+            continue
+        names = arrays["part_names"].tolist()
+        for i, windows in enumerate(np.moveaxis(arrays["window_all"], 1, 0)):
+            held = dict(zip(names, holds(windows, arrays["parts"]).T, strict=True))
+            centre, moves = centres(windows)
+            found.append(
+                {
+                    "row": record["row"],
+                    "column": record["column"],
+                    "window": i + 1,
+                    **{
+                        region: _share(*(held[name] for name in parts if name in held))
+                        for region, parts in BIRD.items()
+                    },
+                    "parts": {name: _share(images) for name, images in held.items()},
+                    "centre": tuple(50 * (1 + centre)),
+                    "moves": 50 * moves,
+                }
+            )
+    return found
+
+
+def _share(*held: np.ndarray) -> float:
+    """The share (%) of ones among all that are not nan; nan if there are none."""
+    known = np.concatenate(held)
+    known = known[~np.isnan(known)]
+    return 100 * float(known.mean()) if len(known) else math.nan
+
+
 def summary(records: Sequence[dict]) -> list[str]:
-    """Two or three plain sentences: how many cells agree with the paper, and where an ST does not beat its baseline."""
+    """Plain sentences: how many cells agree with the paper, where an ST does not beat what it should, the order."""
     counts = Counter(row["verdict"] for row in rows(records))
     compared = sum(counts[name] for name in ("better", "within", "worse"))
     lines = []
@@ -286,16 +352,45 @@ def summary(records: Sequence[dict]) -> list[str]:
         )
     if compared and counts["not comparable"]:
         lines.append(f"Without a number of the paper: {counts['not comparable']} cells.")
-    comparisons = paired(records)
-    if comparisons:
-        lost = [f"{cell['row']} on {cell['column']}" for cell in comparisons if not cell["beats"]]
-        unclear = [f"{cell['row']} on {cell['column']}" for cell in comparisons if cell["beats"] and not cell["clear"]]
-        line = f"An ST network beats its baseline in {len(comparisons) - len(lost)} of {len(comparisons)} cells"
-        line += f"; not in {', '.join(lost)}." if lost else "."
-        if unclear:
-            line += f" It does so without significance (p ≥ {SIGNIFICANT}) in {', '.join(unclear)}."
-        lines.append(line)
-    return lines
+    if not records:
+        return lines
+    table = TABLES[records[0]["table"]]
+    with_st = [cell for cell in paired(records) if table.transforms(cell["row"])]
+    for subject, comparisons in (
+        ("An ST network beats its baseline", with_st),
+        ("An ST network beats its control, whose windows do not move,", paired(records, table.controls)),
+    ):
+        if comparisons:
+            lost = [f"{cell['row']} on {cell['column']}" for cell in comparisons if not cell["beats"]]
+            unclear = [
+                f"{cell['row']} on {cell['column']}" for cell in comparisons if cell["beats"] and not cell["clear"]
+            ]
+            line = f"{subject} in {len(comparisons) - len(lost)} of {len(comparisons)} cells"
+            line += f"; not in {', '.join(lost)}." if lost else "."
+            if unclear:
+                line += f" It does so without significance (p ≥ {SIGNIFICANT}) in {', '.join(unclear)}."
+            lines.append(line)
+    for cell in paired(records):
+        if not table.transforms(cell["row"]):
+            line = f"{cell['row']} {'beats' if cell['beats'] else 'does not beat'} {cell['other']} on {cell['column']}"
+            weak = f", without significance (p ≥ {SIGNIFICANT})" if cell["beats"] and not cell["sure"] else ""
+            lines.append(f"{line}{weak}.")
+    return lines + [_order(whole) for whole in steps(records)]
+
+
+def _order(whole: Sequence[dict]) -> str:
+    """Whether the paper's order holds in one column, with the values, and which of its steps are significant."""
+    text = f"{whole[0]['other']} {whole[0]['theirs']:.2f}"
+    for step in whole:
+        sign = "<" if step["ours"] > step["theirs"] else ">" if step["ours"] < step["theirs"] else "="
+        text += f" {sign} {step['row']} {step['ours']:.2f}"
+    kept = "holds" if all(step["beats"] for step in whole) else "does not hold"
+    sure = [f"the step {'up' if step['beats'] else 'down'} to {step['row']}" for step in whole if step["sure"]]
+    told = f"{', '.join(sure)} {'is' if len(sure) == 1 else 'are'}" if sure else "no step is"
+    return (
+        f"The paper's order {kept} on {whole[0]['column']}: {text}; {told} significant "
+        f"(p < {SIGNIFICANT}, paired test)."
+    )
 
 
 def caption(records: Sequence[dict], number: int) -> str:
@@ -327,6 +422,7 @@ def caption(records: Sequence[dict], number: int) -> str:
         ] += 1
     seconds = sum(seed["seconds"] for seed in seeds)
     text = [f"{text}, budget `{records[0]['budget']}`{_parts(records, table)}."]
+    text += _trunks(records)
     text.append(f"Each cell: {_span(seed['steps'] for seed in seeds)} steps of {batches} images, {plural} {sets},")
     text.append(f"{_span(record['n_test'] for record in records)} test images.")
     text.append(f"Trained on {_several(where)}; {_several(versions)}; {_duration(seconds)} of training in all.")
@@ -349,6 +445,18 @@ def _parts(records: Sequence[dict], table: PaperTable) -> str:
         return f", on {next(iter(parts))}: not comparable with the paper"
     named = [f"; {', '.join(columns)} on {part}" for part, columns in parts.items() if part]
     return f"{''.join(named)}: not comparable with the paper"
+
+
+def _trunks(records: Sequence[dict]) -> list[str]:
+    """On what networks are built, and where its weights come from; nothing where they are built from scratch."""
+    trunks = Counter()
+    for record in records:
+        model = record["config"].get("model", {})
+        if "trunk" in model:
+            weights = record["seeds"][0]["provenance"].get("weights")
+            start = f"pretrained on ImageNet{f': {weights}' if weights else ''}" if model["pretrained"] else "untrained"
+            trunks[f"`{model['trunk']}`, {start}"] += 1
+    return [f"Trunk: {_several(trunks)}."] if trunks else []
 
 
 def _span(values: Iterable[float]) -> str:
@@ -376,11 +484,17 @@ def _matrix(
     marks = {(cell["row"], cell["column"]): cell for cell in paired(records)}
     for key, cell in cells.items():
         beaten = marks.get(key)
-        cell["mark"] = MARKS[cell["verdict"]]
+        better, worse = table.arrows
+        cell["mark"] = {"better": better, "within": "≈", "worse": worse}.get(cell["verdict"], "")
         cell["against"] = "" if not beaten or beaten["clear"] else NOT_CLEARLY if beaten["beats"] else NOT_BEATEN
-    shown = [row for row in table.rows if not cells or row in table.cited or any(key[0] == row for key in cells)]
-    # A column nobody trained is still a column, unless all that is here are stand-ins in the paper's own columns.
+    # What nobody trained is still part of the table, unless all that is here are stand-ins in the paper's own columns.
     whole = not records or any(record["part"] is None or table.is_ours(record["column"]) for record in records)
+    controls = table.controls.values()
+    shown = [
+        row
+        for row in table.rows
+        if row in table.cited or any(key[0] == row for key in cells) or (whole and row not in controls)
+    ]
     columns = [column for column in table.columns if whole or any(key[1] == column for key in cells)]
     groups: list[tuple[list[str], dict[str, int]]] = []
     for column in columns:
@@ -416,30 +530,7 @@ def to_markdown(records: Sequence[dict], number: int) -> str:
         " ".join(summary(records)),
     ]
 
-    comparisons = paired(records)
-    if comparisons:
-        text += [
-            "## With and without a transformer",
-            "Both networks on the same test images: McNemar's exact two-sided test on the images that only one of them "
-            "has right, one test per seed, the largest p shown, not corrected for the number of tests.",
-        ]
-        body = [
-            [
-                cell["row"],
-                cell["column"],
-                f"{cell['baseline_error']:.2f}",
-                f"{cell['error']:.2f}",
-                f"{cell['error'] - cell['baseline_error']:+.2f}".replace("-", "−"),
-                "; ".join(str(test[2]) for test in cell["tests"]) or "–",
-                "; ".join(str(test[1]) for test in cell["tests"]) or "–",
-                _p(cell["p"]),
-                "yes" if cell["clear"] else "yes, not significantly" if cell["beats"] else "**no**",
-            ]
-            for cell in comparisons
-        ]
-        head = "model,column,without ST,with ST,difference,only without right,only with right,p,beats its baseline"
-        text.append(_markdown_table(head.split(","), body, "llrrrrrrl"))
-    text += _by_position(records) + _by_window(records)
+    text += _by_pair(records, table) + _by_position(records) + _by_window(records) + _by_part(records, table)
 
     body = [
         [
@@ -465,7 +556,7 @@ def _absent(table: PaperTable, row: str, column: str) -> str:
     """What stands where a cell has no record: it is cited, could have been run, or is no cell of the table."""
     if row in table.cited:
         return "cited" if column in table.paper[row] else "–"
-    return "not run" if column in table.paper[row] or table.is_ours(column) else "–"
+    return "not run" if column in table.paper[row] or table.is_ours(column) or not table.paper[row] else "–"
 
 
 def _entry(table: PaperTable, row: str, column: str, cell: Mapping | None, bold: str) -> str:
@@ -474,6 +565,57 @@ def _entry(table: PaperTable, row: str, column: str, cell: Mapping | None, bold:
     ours = bold.format(f"{cell['ours']:.2f}") if cell else _absent(table, row, column)
     marks = f"{cell['mark']}{cell['against']}" if cell else ""
     return " ".join(filter(None, (ours, "" if paper is None else f"({paper:.1f})", marks)))
+
+
+def _by_pair(records: Sequence[dict], table: PaperTable) -> list[str]:
+    """Who beats whom on the same images: a section each for the transformers, their controls, rivals and the order."""
+    pairs = paired(records)
+    sections = (
+        (
+            "With and without a transformer",
+            "without ST,with ST,difference,only without right,only with right,p,beats its baseline",
+            [cell for cell in pairs if table.transforms(cell["row"])],
+        ),
+        (
+            "Windows that move against windows that do not",
+            "fixed,moving,difference,only fixed right,only moving right,p,beats its control",
+            paired(records, table.controls),
+        ),
+        (
+            "A rival without a transformer",
+            "baseline,rival,difference,only baseline right,only rival right,p,beats its baseline",
+            [cell for cell in pairs if not table.transforms(cell["row"])],
+        ),
+        (
+            "The paper's order",
+            "step before,this step,difference,only before right,only this right,p,is a step up",
+            [step for whole in steps(records) for step in whole],
+        ),
+    )
+    text = []
+    for title, head, comparisons in sections:
+        if not comparisons:
+            continue
+        body = [
+            [
+                cell["row"],
+                cell["column"],
+                f"{cell['theirs']:.2f}",
+                f"{cell['ours']:.2f}",
+                f"{cell['ours'] - cell['theirs']:+.2f}".replace("-", "−"),
+                "; ".join(str(test[2]) for test in cell["tests"]) or "–",
+                "; ".join(str(test[1]) for test in cell["tests"]) or "–",
+                _p(cell["p"]),
+                "yes" if cell["clear"] else "yes, not significantly" if cell["beats"] else "**no**",
+            ]
+            for cell in comparisons
+        ]
+        text += [
+            f"## {title}",
+            "" if text else PAIRED,
+            _markdown_table(["model", "column", *head.split(",")], body, "llrrrrrrl"),
+        ]
+    return text
 
 
 def _by_position(records: Sequence[dict]) -> list[str]:
@@ -516,21 +658,77 @@ def _by_window(records: Sequence[dict]) -> list[str]:
     ]
 
 
+def _by_part(records: Sequence[dict], table: PaperTable) -> list[str]:
+    found = parts_held(records)
+    if not found:
+        return []
+    body = []
+    for window in found:
+        held = {name: share for name, share in window["parts"].items() if not math.isnan(share)}
+        most = sorted(held, key=held.get, reverse=True)[:3]
+        body.append(
+            [
+                *(window["row"], window["column"], str(window["window"])),
+                *(f"{window[region]:.1f}" for region in BIRD),
+                ", ".join(f"{share:.0f}" for share in window["centre"]),
+                f"{window['moves']:.1f}",
+                ", ".join(f"{name} {held[name]:.0f}" for name in most),
+            ]
+        )
+    head = ["model", "column", "window", *(f"{region}, %" for region in BIRD), "centre, %", "moves, %", "held most, %"]
+    regions = "; ".join(f"{region}: {', '.join(parts)}" for region, parts in BIRD.items())
+    return [
+        "## Which part each window holds",
+        "Of the test images that show a part, the share in which the window holds it: over the parts of the head, over "
+        f"those of the body (as the data set marks them; {regions}), and the three parts held most often. Where the "
+        "window's centre is on average, x and y from the upper left corner, and how far it moves from image to image "
+        "(root mean square), both in % of the image's side. First seed.",
+        _markdown_table(head, body, "llrrrrrl"),
+        "The paper saw one window become a detector of heads, another of bodies. Here:",
+        "\n".join(f"- {line}" for line in divisions(found, table)),
+    ]
+
+
+def divisions(found: Sequence[dict], table: PaperTable) -> list[str]:
+    """A sentence for each cell of `parts_held` whose windows move: which window holds the head, which the body."""
+    cells: dict[tuple[str, str], list[dict]] = {}
+    for window in found:
+        if window["row"] not in table.controls.values():
+            cells.setdefault((window["row"], window["column"]), []).append(window)
+    lines = []
+    for (row, column), windows in cells.items():
+        head, body = (max(windows, key=lambda window, region=region: window[region]) for region in BIRD)
+        text = f"{row} on {column}: window {head['window']} holds more of the head than any other "
+        text += f"({head['head']:.0f} %, and {head['body']:.0f} % of the body)"
+        if head is body:
+            lines.append(f"{text}, and more of the body too: no division of labour.")
+        else:
+            text += f", window {body['window']} more of the body "
+            lines.append(f"{text}({body['body']:.0f} %, and {body['head']:.0f} % of the head).")
+    return lines
+
+
 def _legend(cells: Mapping, shown: Sequence[str], columns: Sequence[str], table: PaperTable) -> str:
     """Explains the marks and words that are there, and no others."""
     used = {cell["verdict"] for cell in cells.values()} | {cell["against"] for cell in cells.values()}
     text = []
     if used & {"better", "within", "worse"}:
-        text.append("↓ better than, ≈ within, ↑ worse than the paper's value ± 0.05, by our 95 % interval.")
+        better, worse = table.arrows
+        text.append(
+            f"{better} better than, ≈ within, {worse} worse than the paper's value ± 0.05, by our 95 % interval."
+        )
     if NOT_BEATEN in used:
-        baselines = dict.fromkeys(f"{row.split()[0]}: {baseline}" for row, baseline in table.baseline.items())
+        kinds: dict[str, dict[str, None]] = {}
+        for row, baseline in table.baseline.items():
+            kinds.setdefault(baseline, {})[row.split()[0]] = None
+        baselines = [f"{', '.join(names)}: {baseline}" for baseline, names in kinds.items()]
         text.append(f"{NOT_BEATEN} does not beat its baseline ({', '.join(baselines)}).")
     if NOT_CLEARLY in used:
         text.append(f"{NOT_CLEARLY} beats its baseline without significance (p ≥ {SIGNIFICANT}, paired test).")
     sources = [f"{row}, {source}" for row, source in table.cited.items() if row in shown]
     if sources:
         text.append(f"Cited by the paper, not run: {'; '.join(sources)}.")
-    text += [note for column, note in table.notes.items() if column in columns]
+    text += dict.fromkeys(note for name, note in table.notes.items() if name in columns or name in shown)
     return " ".join(text)
 
 
@@ -575,11 +773,11 @@ def to_tex(records: Sequence[dict], number: int) -> str:
     shown, columns, cells, parameters = _matrix(records, table)
     wanted = {key[1] for key in cells} | {column for row in table.cited for column in table.paper[row]}
     columns = [column for column in columns if column in wanted]
-    body, kind = [], table.baseline.get(shown[0])
+    body, block = [], table.block(shown[0])
     for row in shown:
-        if kind != table.baseline.get(row):
+        if block != table.block(row):
             body.append(r"\addlinespace")
-            kind = table.baseline.get(row)
+            block = table.block(row)
         line = [row]
         for column in columns:
             entry = _entry(table, row, column, cells.get((row, column)), r"\textbf{{{}}}")
@@ -656,7 +854,7 @@ def to_terminal(records: Sequence[dict], number: int) -> Group:
             line.append(text)
     for line, row, following in zip(lines, shown, [*shown[1:], shown[-1]], strict=True):
         matrix.add_row(*line)
-        if table.baseline.get(row) != table.baseline.get(following):
+        if table.block(row) != table.block(following):
             matrix.add_row()
     told = caption(records, number).replace("**ours** (the paper's)", "paper | ours").replace("`", "")
     notes = [Text(note, style="dim") for note in (told, _legend(cells, shown, columns, table)) if note]

@@ -12,24 +12,22 @@ from torch.utils.data import DataLoader
 from stn.config import ROOMS
 from stn.data.draws import generator
 
-CHUNK = 1000  # images of a validation or test batch
-
 
 class Feed(L.LightningDataModule):
     """Batches of a source, for one seed. A batch leaves the loader as indices and becomes images on the device.
 
     The training batch of step t is a function of (seed, t) alone: which images, and how they are distorted or
     augmented. So a resumed run sees what an uninterrupted one would have seen. With several processes each takes its
-    slice of the global batch.
+    slice of the global batch, and may take it in `parts`, one after the other, before it makes its step.
 
     Attributes:
         source: what the data room of the table makes of the config, such as `stn.data.digits.DistortedDigits`.
     """
 
-    def __init__(self, data: DictConfig, budget: DictConfig, seed: int):
+    def __init__(self, data: DictConfig, budget: DictConfig, seed: int, parts: int = 1):
         super().__init__()
         self.source = importlib.import_module(ROOMS[data.table][0]).source(data)
-        self.budget, self.seed = budget, seed
+        self.budget, self.seed, self.parts = budget, seed, parts
 
     def setup(self, stage: str | None = None) -> None:
         for split in {"fit": ("train", "validation"), "test": ("test",)}.get(stage, ("train", "validation", "test")):
@@ -48,7 +46,7 @@ class Feed(L.LightningDataModule):
         return self._in_order("test")
 
     def _in_order(self, split: str) -> DataLoader:
-        return DataLoader(_Chunks(split, self.source.count(split)), batch_size=None)
+        return DataLoader(_Chunks(split, self.source.count(split), self.source.chunk), batch_size=None)
 
     def picks(self, step: int) -> Tensor:
         """Which training images make up the global batch of a step: epochs in a fresh order, the rest left over."""
@@ -61,13 +59,17 @@ class Feed(L.LightningDataModule):
         return self._order[place * size : (place + 1) * size]
 
     def on_after_batch_transfer(self, batch: tuple, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        split, step, index = batch
+        split, step, index, *k = batch
         device = self.trainer.strategy.root_device
         if split != "train":
             return self.source.batch(split, index, device)
         draws = generator(self.seed, "distortion", step, device=device)
-        part = slice(self.trainer.global_rank, None, self.trainer.world_size)
-        return self.source.train_batch(index, draws, self.budget.batch_size, part, device)
+        return self.source.train_batch(index, draws, self.budget.batch_size, self.part(*k), device)
+
+    def part(self, k: int = 0) -> slice:
+        """Which images of a global batch are the k-th part that this process takes."""
+        trainer = self.trainer
+        return slice(trainer.global_rank + k * trainer.world_size, None, trainer.world_size * self.parts)
 
     def examples(self, n: int) -> tuple[Tensor, Tensor]:
         """The first n validation images and labels, as the model gets them."""
@@ -76,20 +78,20 @@ class Feed(L.LightningDataModule):
 
 @dataclass
 class _Steps:
-    """The picks of steps first ... last - 1, as a data set whose items are whole batches."""
+    """The picks of steps first ... last - 1, as a data set whose items are whole batches, or their parts in turn."""
 
     feed: Feed
     first: int
     last: int
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return (self.last - self.first) * self.feed.parts
 
-    def __getitem__(self, i: int) -> tuple[str, int, Tensor]:
+    def __getitem__(self, i: int) -> tuple[str, int, Tensor, int]:
         if i >= len(self):
             raise IndexError(i)
-        trainer = self.feed.trainer
-        return "train", self.first + i, self.feed.picks(self.first + i)[trainer.global_rank :: trainer.world_size]
+        step, k = divmod(i, self.feed.parts)
+        return "train", self.first + step, self.feed.picks(self.first + step)[self.feed.part(k)], k
 
 
 @dataclass
@@ -98,11 +100,12 @@ class _Chunks:
 
     split: str
     n: int
+    size: int
 
     def __len__(self) -> int:
-        return -(-self.n // CHUNK)
+        return -(-self.n // self.size)
 
     def __getitem__(self, i: int) -> tuple[str, int, Tensor]:
         if i >= len(self):
             raise IndexError(i)
-        return self.split, i, torch.arange(i * CHUNK, min((i + 1) * CHUNK, self.n))
+        return self.split, i, torch.arange(i * self.size, min((i + 1) * self.size, self.n))

@@ -7,7 +7,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from stn.config import ROOMS, experiment
@@ -41,6 +41,8 @@ class Learner(L.LightningModule):
         self.validation: list[list[float]] = []  # [step, error in percent, loss]
         self.seconds = 0.0  # of training, over all interruptions
         self.tested: dict[str, list[Tensor]] = {}
+        self.weights: str | None = None  # which pretrained ones it started from
+        self._generator: Tensor | None = None  # its state at the last checkpoint, resumed from or not
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
@@ -48,7 +50,8 @@ class Learner(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         loss = _loss(self.network(images), labels) / len(labels)
-        step = self.global_step
+        step, parts = self.global_step, self.trainer.accumulate_grad_batches
+        self._mean = loss.detach() / parts + (self._mean if batch_idx % parts else 0)  # of a batch taken in parts
         # Looking at the loss makes a GPU wait, so there it is looked at only when it is logged. A NaN stays one.
         if loss.device.type == "cpu" or step % self.log_every == 0:
             if not torch.isfinite(loss):
@@ -57,8 +60,8 @@ class Learner(L.LightningModule):
                     f"lower budget.learning_rate (now {self.cfg.budget.learning_rate}), "
                     "or find the first NaN with debug=anomaly"
                 )
-            if step % self.log_every == 0:
-                self.log("train/loss", loss)
+            if step % self.log_every == 0 and (batch_idx + 1) % parts == 0:
+                self.log("train/loss", self._mean)
                 self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])
         return loss
 
@@ -114,12 +117,19 @@ class Learner(L.LightningModule):
                 pct_start=budget.warm_up,
                 cycle_momentum=False,
             )
+        elif isinstance(budget.decay_every, ListConfig):  # at these steps
+            schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(budget.decay_every), budget.decay_factor)
         else:
             schedule = torch.optim.lr_scheduler.StepLR(optimiser, budget.decay_every, budget.decay_factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
         self._mark = time.monotonic()
+        self.on_train_epoch_start()  # Lightning first ends the epoch that a resumed run left, and saves it again
+
+    def on_train_epoch_start(self) -> None:
+        if self._generator is not None:  # since then loaders have drawn from it: otherwise in a resumed run
+            torch.set_rng_state(self._generator.cpu())
 
     def on_train_end(self) -> None:
         self._tick()
@@ -130,10 +140,12 @@ class Learner(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         self._tick()
-        checkpoint |= {"validation": self.validation, "seconds": self.seconds}
+        checkpoint |= {"validation": self.validation, "seconds": self.seconds, "weights": self.weights}
+        self._generator = checkpoint["generator"] = torch.get_rng_state()  # dropout draws from it on a CPU
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.validation, self.seconds = checkpoint["validation"], checkpoint["seconds"]
+        self.weights, self._generator = checkpoint.get("weights"), checkpoint.get("generator")
 
 
 def _loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -147,5 +159,11 @@ def _right(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def new_learner(cfg: DictConfig) -> Learner:
-    """An untrained learner; seed the generators before."""
-    return Learner(experiment(cfg), cfg.logger.every)
+    """An untrained learner, with pretrained weights if the model is to start from them; seed the generators before.
+
+    A checkpoint holds all weights, so a `Learner` made to load one needs no others.
+    """
+    learner = Learner(experiment(cfg), cfg.logger.every)
+    if cfg.model.get("pretrained"):
+        learner.weights = learner.network.load_pretrained()
+    return learner

@@ -5,7 +5,8 @@
     parameters, multiply_adds (of convolutions and matrix products, one image), n_test.
     config: the groups data, model and budget, resolved.
     seeds: for each its error (%), errors, n_test, steps, images_seen, seconds of training,
-        validation [[step, error %, loss], ...] and provenance (when, on what, with which versions).
+        validation [[step, error %, loss], ...] and provenance (when, on what, with which versions, and `weights`: from
+        which pretrained ones, if from any).
     pose_names: columns of the NPZ's poses.
 `<record>.npz`
     correct_s<seed>: (n_test,) bool, which test image was right.
@@ -83,8 +84,8 @@ def read_result(folder: Path) -> tuple[dict, dict] | None:
         return json.loads((folder / "result.json").read_text()), dict(arrays)
 
 
-def provenance(precision: str) -> dict:
-    """Where and with what a seed is trained."""
+def provenance(precision: str, weights: str | None = None) -> dict:
+    """Where and with what a seed is trained, and from which pretrained weights, if from any."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(),
@@ -94,6 +95,7 @@ def provenance(precision: str) -> dict:
         "precision": precision,
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "lightning", "stn")},
+        **({"weights": weights} if weights else {}),
     }
 
 

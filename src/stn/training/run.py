@@ -20,13 +20,20 @@ from stn.config import ROOMS, digest, experiment
 from stn.errors import UserError
 from stn.training.callbacks import Pictures, Watch
 from stn.training.feed import Feed
-from stn.training.learner import Learner, new_learner
+from stn.training.learner import Learner, build_network, new_learner
 from stn.training.record import provenance, read_result, write_cell, write_result
 
 
 def train(cfg: DictConfig) -> None:
     """Train what is not yet trained of `cfg.seeds`, then write the cell's record."""
     quieten()
+    parts = cfg.trainer.accumulate
+    together = parts * cfg.trainer.devices * cfg.trainer.num_nodes
+    if parts > 1 and cfg.budget.batch_size % together:  # parts of unequal size would not weigh alike
+        raise UserError(
+            f"budget.batch_size={cfg.budget.batch_size} is no multiple of {together}, trainer.accumulate={parts} parts "
+            f"on each device: choose another trainer.accumulate"
+        )
     results, arrays = [], {}
     for seed in cfg.seeds:
         folder = scratch(cfg, seed)
@@ -49,7 +56,7 @@ def train(cfg: DictConfig) -> None:
 def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
     names = arrays.pop("pose_names", [])
     record = Path(cfg.record or Path(cfg.outputs) / "results" / cfg.budget.name / f"{cfg.data.name}-{cfg.model.name}")
-    network, shape = new_learner(cfg).network, Feed(cfg.data, cfg.budget, seed=0).source.shape
+    network, shape = build_network(cfg).eval(), Feed(cfg.data, cfg.budget, seed=0).source.shape
     write_cell(record, cfg, network, shape, results, {**arrays, "pose_names": [str(name) for name in names]})
     errors = ", ".join(f"{result['error']:.2f}" for result in results)
     print(f"{title(cfg)}: test error {errors} % of {results[0]['n_test']} images -> {record}.json")
@@ -58,22 +65,23 @@ def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
 def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     """Train one seed, from its last checkpoint if there is one, and test it. Returns its result and arrays."""
     L.seed_everything(seed, verbose=False)
-    feed = Feed(cfg.data, cfg.budget, seed)
+    feed = Feed(cfg.data, cfg.budget, seed, cfg.trainer.accumulate)
     feed.setup()  # a missing data set is told before anything is set up
-    learner = new_learner(cfg)
+    last = folder / "last.ckpt"
+    learner = Learner(experiment(cfg), cfg.logger.every) if last.exists() else new_learner(cfg)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; set outputs=... elsewhere") from error
     logger = make_logger(cfg, seed)
     trainer = make_trainer(cfg, seed, folder, logger)
-    last = folder / "last.ckpt"
     try:
         trainer.fit(learner, feed, ckpt_path=last if last.exists() else None, weights_only=True)
     except SystemExit as end:  # how Lightning answers an interrupt
         raise KeyboardInterrupt from end
     trainer.test(learner, feed, verbose=False)
     arrays = learner.test_result()
+    learner.eval()  # Lightning leaves it as it was in training
     arrays |= feed.source.evidence(learner.network, arrays)
     arrays |= {name: value.astype("float16") for name, value in arrays.items() if name.startswith("theta")}
     wrong = int((~arrays["correct"]).sum())
@@ -87,7 +95,7 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
         "images_seen": trainer.global_step * cfg.budget.batch_size,
         "seconds": round(learner.seconds, 1),
         "validation": learner.validation,
-        "provenance": provenance(str(trainer.precision)),
+        "provenance": provenance(str(trainer.precision), learner.weights),
     }
     if trainer.is_global_zero:
         write_result(folder, result, arrays)
@@ -154,6 +162,7 @@ def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger) -> L.T
         precision=precision(cfg),
         max_steps=cfg.budget.steps,
         max_epochs=-1,
+        accumulate_grad_batches=cfg.trainer.accumulate,
         reload_dataloaders_every_n_epochs=1,  # an "epoch" is the stretch to the next validation
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data set takes its process's slice itself

@@ -1,0 +1,158 @@
+"""Birds as a run feeds on them: the stored images, and batches of crops of them (paper, section 4.3)."""
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from stn.data.cub import StoredBirds, check, open_set, recipe
+from stn.data.download import why
+from stn.errors import UserError
+
+EXAMPLES, SHOWN = 8, 128  # test images in a record, and their side in pixels
+
+
+def load_stored(data: DictConfig, split: str) -> tuple[StoredBirds, list[str], list[str]]:
+    """One of the stored sets, the names of the classes and those of the parts, both in words.
+
+    A missing or damaged one is a UserError that names the command that makes it.
+    """
+    folder, mend = Path(data.stored), f"run `python -m stn.crop data={data.name}`"
+    try:
+        about = json.loads((folder / "sets.json").read_text())
+        made, facts = about["recipe"], about["sets"][split]
+        stored = open_set(folder, split)
+        whole = (
+            len(stored.pixels) == facts["bytes"] == stored.sizes.prod(1).sum() * 3
+            and hashlib.sha256((folder / f"{split}.npz").read_bytes()).hexdigest() == facts["facts"]
+            and stored.spot() == facts["spot"]
+        )
+        classes = [name.partition(".")[2].replace("_", " ") for name in about["classes"]]
+        part_names = list(about["part_names"])
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: {mend}") from None
+    except (ValueError, EOFError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{folder} is damaged ({why(error)}): {mend}") from None
+    wanted = recipe(data)
+    if made != wanted:
+        other = ", ".join(
+            f"{key}={made.get(key)} (not {wanted[key]})" for key in wanted if made.get(key) != wanted[key]
+        )
+        raise UserError(f"{folder} was stored with {other}: {mend}, or set data.stored elsewhere")
+    if not whole:
+        raise UserError(f"{folder / f'{split}_images.bin'} or its .npz is not what was written there: {mend}")
+    return stored, classes, part_names
+
+
+class Birds:
+    """What a run feeds on. Batches are (images (B, 3, canvas, canvas) float in [0, 1], labels (B,)), on the device.
+
+    Training crops stand anywhere in the stored image, and half of them are mirrored; the others are central.
+    """
+
+    chunk = 64  # images of a validation or test batch: small enough for four trunks at 448 pixels
+
+    def __init__(self, data: DictConfig):
+        check(data)
+        self.data = data
+        self.shape = (3, data.canvas, data.canvas)
+        self.sets: dict[str, StoredBirds] = {}
+        self.classes: list[str] = []
+        self.part_names: list[str] = []
+
+    def load(self, split: str) -> None:
+        """Open `train`, `validation` or `test`; a UserError if it is missing or damaged."""
+        if split not in self.sets:
+            self.sets[split], self.classes, self.part_names = load_stored(self.data, split)
+
+    def count(self, split: str) -> int:
+        return len(self.sets[split].labels)
+
+    def batch(self, split: str, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The central crops of the images `index` (B,) of a split."""
+        index = index.cpu().numpy()
+        return self._crops(split, index, self._centres(split, index), device, None), self._labels(split, index, device)
+
+    def train_batch(
+        self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """The training images `index` (B,): random crops, mirrored or not; `part` says which B of the `size` they are.
+
+        Paper: random crops and horizontal flips, without their odds. We: every place alike, and one half.
+        """
+        index = index.cpu().numpy()
+        drawn = torch.rand(3, size, generator=draws, device=draws.device)[:, part]
+        down, right, mirrored = drawn.cpu().double().numpy()
+        places = self.sets["train"].sizes[index] - self.data.canvas + 1
+        corners = (np.stack([down, right], 1) * places).astype(int)
+        return self._crops("train", index, corners, device, mirrored < 0.5), self._labels("train", index, device)
+
+    @torch.inference_mode()
+    def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the report shows of the windows on the test set of n images; nothing for a network without any.
+
+        example_input (E, 128, 128, 3), example_label, example_said (E,), example_name, example_said_name (E,): test
+        images spread evenly, their class, and what the network says. example_windows (E, N, 4, 2), window_all (n, N,
+        4, 2): the corners of the N windows. parts (n, 15, 2), part_names (15,): where a bird's parts are, NaN where
+        not visible. Windows and parts are in the frame of the central crop.
+        """
+        if not any(name.startswith("theta") for name in arrays):
+            return {}
+        device, n = next(network.parameters()).device, self.count("test")
+        everything = torch.arange(n).split(self.chunk)
+        windows = [network.windows(self.batch("test", some, device)[0]).half().cpu() for some in everything]
+        windows = torch.cat(windows).numpy()
+        chosen = torch.linspace(0, n - 1, min(EXAMPLES, n)).round().long()
+        images, labels = self.batch("test", chosen, device)
+        small = F.interpolate(images, (SHOWN, SHOWN), mode="bilinear", antialias=True)
+        label, said = labels.cpu().numpy(), network(images).argmax(-1).cpu().numpy()
+        names = np.array(self.classes)
+        return {
+            "example_input": (small.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy(),
+            "example_label": label,
+            "example_said": said,
+            "example_name": names[label],
+            "example_said_name": names[said],
+            "example_windows": windows[chosen.numpy()],
+            "window_all": windows,
+            "parts": self._parts_in_crop("test").astype(np.float16),
+            "part_names": np.array(self.part_names),
+        }
+
+    def _parts_in_crop(self, split: str) -> np.ndarray:
+        """(n, 15, 2): x and y of the parts in the frame of the central crop, NaN where not visible there."""
+        stored = self.sets[split]
+        corners = self._centres(split, np.arange(len(stored.sizes)))
+        pixels = (stored.parts[..., :2] + 1) / 2 * stored.sizes[:, None, ::-1] - corners[:, None, ::-1]
+        placed = 2 * pixels / self.data.canvas - 1
+        seen = (stored.parts[..., 2] > 0) & (np.abs(placed) <= 1).all(-1)
+        return np.where(seen[..., None], placed, np.nan)
+
+    def _centres(self, split: str, index: np.ndarray) -> np.ndarray:
+        """(B, 2) (y, x): the upper left corners of the central crops."""
+        return (self.sets[split].sizes[index] - self.data.canvas) // 2
+
+    def _crops(
+        self, split: str, index: np.ndarray, corners: np.ndarray, device: torch.device, mirrored: np.ndarray | None
+    ) -> Tensor:
+        """(B, 3, canvas, canvas) float in [0, 1], channels last: of the stored images only the crops are read."""
+        stored, side = self.sets[split], self.data.canvas
+        crops = torch.empty(len(index), side, side, 3, dtype=torch.uint8)
+        for row, (i, (y, x)) in enumerate(zip(index, corners, strict=True)):
+            crop = stored.image(i)[y : y + side, x : x + side]
+            crops.numpy()[row] = crop[:, ::-1] if mirrored is not None and mirrored[row] else crop
+        return crops.to(device).permute(0, 3, 1, 2).div(255)
+
+    def _labels(self, split: str, index: np.ndarray, device: torch.device) -> Tensor:
+        return torch.from_numpy(self.sets[split].labels[index]).to(device)
+
+
+def source(data: DictConfig) -> Birds:
+    """What the learner of Table 3 feeds on."""
+    return Birds(data)

@@ -1,0 +1,183 @@
+"""The networks of Table 3 (paper, section 4.3): a trunk on birds, parallel windows, bilinear pooling."""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stn.geometry.sampling import bilinear
+from stn.geometry.transforms import Translation
+from stn.models.transformer import SpatialTransformer
+from stn.models.trunks import MEAN, STD, Trunk, pretrained
+
+SCALE = 0.5  # the side of a window, as a fraction of the image's
+OUTLINE = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))  # a frame's corners, clockwise from the top left
+SMALL = 1e-5  # products of features below this are not drawn the root of
+
+
+class BirdsNetwork(nn.Module):
+    """A trunk on the image, or N transformers in parallel, each with a trunk of its own on its window.
+
+    A call maps images (B, 3, canvas, canvas) in [0, 1] to class scores (B, classes). Frames as in
+    `stn.geometry.transforms`. Images are normalised as the trunk's weights want it, then sampled: what a window sees
+    beyond an image's edge is zero, the mean colour. The descriptors of all streams are put side by side for one
+    linear layer. All trunks start with the same weights.
+
+    Args:
+        windows: N; None: no transformer.
+        fixed: the windows stay at `tiles(N)`, where those of a transformer start; there is no localisation network.
+        size: pixels a side of what each trunk sees. Without windows, and for the localisation network, a larger
+            canvas is average-pooled to it.
+        trunk, node, frozen_norm: of `stn.models.trunks.Trunk`.
+        shared: one trunk for all streams; the localisation network's is another one still.
+        head: a descriptor is the mean of a trunk's map over its positions ("linear"), or that of the outer products
+            of its features, with signed square root and unit length ("bilinear": Lin et al. 2015, with equal trunks).
+        dropout: a rate, on the descriptors.
+        localisation: its `filters` and `features`.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        canvas: int,
+        size: int,
+        trunk: str,
+        node: str | None = None,
+        windows: int | None = None,
+        fixed: bool = False,
+        shared: bool = False,
+        frozen_norm: bool = False,
+        head: str = "linear",
+        dropout: float = 0.0,
+        localisation: dict | None = None,
+    ):
+        super().__init__()
+        self.size, self.head = size, head
+        self.windowed = windows is not None
+        whole = min(canvas, size)  # the side at which a trunk sees the whole image
+        self.shrink = nn.AdaptiveAvgPool2d(whole) if whole < canvas else nn.Identity()
+        first = Trunk(trunk, node, frozen_norm)
+        self.trunks = nn.ModuleList([first])
+        self.trunks += [copy.deepcopy(first) for _ in range(0 if shared else (windows or 1) - 1)]
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))  # in the state: they belong to the weights
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
+        self.transformation = Translation(SCALE)
+        self.transformer = None
+        if self.windowed:
+            self.register_buffer("tiles", tiles(windows), persistent=False)
+        if self.windowed and not fixed:
+            filters, features = localisation["filters"], localisation["features"]
+            channels, height, width = first.map_shape(whole)
+            # Paper: 1x1 convolution, FC, FC, no word on ReLUs. We: one before each next layer, as elsewhere.
+            body = nn.Sequential(
+                self.shrink,
+                copy.deepcopy(first),
+                nn.Conv2d(channels, filters, 1),
+                nn.ReLU(inplace=True),
+                nn.Flatten(),
+                nn.Linear(filters * height * width, features),
+                nn.ReLU(inplace=True),
+            )
+            self.transformer = SpatialTransformer(
+                body, features, self.transformation, bilinear, (size, size), self.tiles
+            )
+        channels = first.map_shape(size if self.windowed else whole)[0]
+        descriptor = channels**2 if head == "bilinear" else channels
+        layers = [nn.Dropout(dropout)] if dropout else []
+        self.classifier = nn.Sequential(*layers, nn.Linear((windows or 1) * descriptor, classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = self._normalised(images)
+        theta = self._theta(images)
+        found = []
+        for i in range(theta.shape[1]):
+            trunk = self.trunks[i % len(self.trunks)]
+            found.append(self._descriptor(trunk(self._view(images, theta[:, i]))))
+        return self.classifier(torch.cat(found, 1))
+
+    def thetas(self, images: Tensor) -> dict[str, Tensor]:
+        """`theta` (B, 2N): the centres (x, y) of the N windows, one after the other; nothing without windows."""
+        return {"theta": self._theta(self._normalised(images)).flatten(1)} if self.windowed else {}
+
+    def windows(self, images: Tensor) -> Tensor:
+        """(B, N, 4, 2): the corners of the windows on the images, clockwise from the top left."""
+        theta = self._theta(self._normalised(images))
+        corners = self.transformation.points(theta.flatten(0, 1), images.new_tensor(OUTLINE))
+        return corners.unflatten(0, theta.shape[:2])
+
+    def seen(self, images: Tensor) -> Tensor:
+        """(B, 3, size, size): what the first stream sees, in the colours of the images."""
+        images = self._normalised(images)
+        return self._view(images, self._theta(images)[:, 0]) * self.std + self.mean
+
+    def load_pretrained(self) -> str:
+        """Give all trunks their ImageNet weights, and the network their normalisation; returns the weights' name."""
+        weights = pretrained(self.trunks[0])
+        for trunk in (module for module in self.modules() if isinstance(module, Trunk)):
+            trunk.body.load_state_dict(weights.state)
+        for own, theirs in ((self.mean, weights.mean), (self.std, weights.std)):
+            own.copy_(torch.tensor(theirs).view(3, 1, 1))
+        return weights.name
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+    def _theta(self, images: Tensor) -> Tensor:
+        """(B, N, 2), of normalised images. Without windows (B, 1, 0), for one stream on the whole image."""
+        if self.transformer is not None:
+            return self.transformer.theta(images)
+        return self.tiles.expand(len(images), -1, 2) if self.windowed else images.new_empty(len(images), 1, 0)
+
+    def _view(self, images: Tensor, theta: Tensor) -> Tensor:
+        """What a trunk sees of normalised images (B, 3, size, size): the window at theta (B, 2), or all, smaller.
+
+        One window at a time: `SpatialTransformer`'s own call would repeat the large images N times.
+        """
+        if not self.windowed:
+            return self.shrink(images)
+        return bilinear(images, self.transformation.grid(theta, (self.size, self.size)))
+
+    def _descriptor(self, maps: Tensor) -> Tensor:
+        """(B, C), or (B, C C) for the bilinear head, of maps (B, C, h, w)."""
+        if self.head == "linear":
+            return maps.mean((2, 3))
+        features = maps.flatten(2) / (maps.shape[2] * maps.shape[3]) ** 0.5
+        products = (features @ features.mT).flatten(1).to(self.std.dtype)  # the rest is too fine for half precision
+        # The signed square root, but smooth at zero, where its slope would be infinite.
+        return F.normalize(products * (products.abs() + SMALL).rsqrt())
+
+
+def tiles(n: int) -> Tensor:
+    """(N, 2): centres (x, y) of n windows of half the side that tile the image in rows, the last one centred.
+
+    1: the middle; 2: left and right; 4: the quarters. More than four overlap.
+    """
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    lengths = [columns] * (rows - 1) + [n - columns * (rows - 1)]
+    return torch.tensor([(x, y) for y, k in zip(_spread(rows), lengths, strict=True) for x in _spread(k)])
+
+
+def _spread(k: int) -> list[float]:
+    """Centres of k windows from edge to edge."""
+    return [0.0] if k == 1 else [(1 - SCALE) * (2 * i / (k - 1) - 1) for i in range(k)]
+
+
+def network(model, data) -> BirdsNetwork:
+    """The network that a model config describes on the images of a data config; `load_pretrained` fills its trunks."""
+    return BirdsNetwork(
+        classes=data.classes,
+        canvas=data.canvas,
+        size=model.size,
+        trunk=model.trunk,
+        node=model.node,
+        windows=model.windows,
+        fixed=model.fixed,
+        shared=model.shared,
+        frozen_norm=model.frozen_norm,
+        head=getattr(model.head, "name", model.head),
+        dropout=model.dropout,
+        localisation=dict(model.localisation),
+    )
