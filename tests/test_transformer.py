@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from stn import SpatialTransformer
-from stn.geometry.sampling import LearnableSampler, bicubic
+from stn.geometry.sampling import LearnableSampler, bicubic, bilinear
 from stn.geometry.transforms import Affine, Attention, Projective, Similarity, ThinPlateSpline, Translation
 from stn.models.digits import DigitNetwork, FirstConvolution
 
@@ -39,6 +39,17 @@ def test_parallel_transformers_share_the_localisation_and_start_apart():
     assert V.shape == (3, 2, 1, 4, 4) and theta.shape == (3, 2, 2)
     torch.testing.assert_close(V[:, 0], U[:, :, :4, :4])
     torch.testing.assert_close(V[:, 1], U[:, :, 4:, 4:])
+
+
+def test_parallel_transformers_each_sample_where_their_own_theta_says():
+    starts = torch.tensor([[-0.5, -0.4], [0.5, 0.3], [0.1, 0.7]])
+    transformer = SpatialTransformer(localisation(2), 8, Translation(0.5), size=(4, 6), starts=starts)
+    nn.init.normal_(transformer.regression.weight)
+    U = torch.rand(3, 2, 8, 8)
+    V, theta = transformer(U, return_theta=True)
+    assert V.shape == (3, 3, 2, 4, 6)
+    for i in range(3):
+        torch.testing.assert_close(V[:, i], bilinear(U, Translation(0.5).grid(theta[:, i], (4, 6))))
 
 
 def test_parallel_transformers_that_start_alike_are_refused():

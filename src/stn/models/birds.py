@@ -133,7 +133,7 @@ class BirdsNetwork(nn.Module):
     def _view(self, images: Tensor, theta: Tensor) -> Tensor:
         """What a trunk sees of normalised images (B, 3, size, size): the window at theta (B, 2), or all, smaller.
 
-        One window at a time: `SpatialTransformer`'s own call would repeat the large images N times.
+        One window at a time, for the stream whose turn it is: they need not all lie in memory.
         """
         if not self.windowed:
             return self.shrink(images)

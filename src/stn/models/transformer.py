@@ -70,6 +70,7 @@ class SpatialTransformer(nn.Module):
         if self.parallel is None:
             V = self.sampler(U, self.transformation.grid(theta, size))
         else:
-            grid = self.transformation.grid(theta.flatten(0, 1), size)
-            V = self.sampler(U.repeat_interleave(self.parallel, 0), grid).unflatten(0, (-1, self.parallel))
+            grids = self.transformation.grid(theta.flatten(0, 1), size).unflatten(0, (-1, self.parallel))
+            V = self.sampler(U, grids.flatten(1, 2))  # one tall target, so that U need not be repeated
+            V = V.unflatten(2, (self.parallel, -1)).transpose(1, 2)
         return (V, theta) if return_theta else V
