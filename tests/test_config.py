@@ -12,34 +12,41 @@ from stn.errors import UserError
 from stn.models.digits import DigitNetwork, n_parameters
 from stn.training.learner import build_network
 
-BASES = {"mnist", "digits", "svhn"}
+BASES = {"mnist", "digits", "svhn", "cub", "birds"}
 DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml") if path.stem not in BASES)
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in BASES)
-TABLE = {name: compose(f"data={name}", *(["model=svhn_cnn"] if "svhn" in name else [])).data.table for name in DATA}
-READERS = [name for name in MODELS if name.startswith("svhn")]
-CLASSIFIERS = [name for name in MODELS if name not in READERS]
 BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
+
+
+def table(name: str) -> int:
+    """Of a data set or a network, by its name."""
+    return {"svh": 2, "cub": 3}.get(name[:3], 1)
+
+
+CLASSIFIERS = [name for name in MODELS if table(name) == 1]
+OWN = {2: "svhn_cnn", 3: "cub_cnn"}
 
 
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_data_set_composes_with_the_networks_of_its_table_and_no_others(data, model):
-    if (model in READERS) == (TABLE[data] == 2):
+    if table(model) == table(data):
         cfg = compose(f"data={data}", f"model={model}")
-        assert (cfg.data.name, cfg.model.name) == (data, model)
+        assert (cfg.data.name, cfg.model.name, cfg.data.table) == (data, model, table(data))
     else:
-        with pytest.raises(UserError, match=f"model={model} is a network of Table"):
+        with pytest.raises(UserError, match=f"model={model} is a network of Table {table(model)}"):
             compose(f"data={data}", f"model={model}")
 
 
-@pytest.mark.parametrize("data", [name for name in DATA if name.startswith("svhn")])
+@pytest.mark.parametrize("data", [name for name in DATA if table(name) > 1])
 @pytest.mark.parametrize("budget", ["smoke", "quick", "paper"])
-def test_house_numbers_have_budgets_of_their_own(data, budget):
-    here = compose(f"data={data}", "model=svhn_cnn", f"budget={budget}")
+def test_house_numbers_and_birds_have_budgets_of_their_own(data, budget):
+    model = f"model={OWN[table(data)]}"
+    here = compose(f"data={data}", model, f"budget={budget}")
     assert here.budget.name == budget
     assert experiment(here)["budget"] != experiment(compose(f"budget={budget}"))["budget"]
     assert (CONF / "budget_for" / f"{data}-{budget}.yaml").is_file()  # the pipeline depends on it
-    assert compose(f"data={data}", "model=svhn_cnn", f"budget={budget}", "budget.steps=7").budget.steps == 7
+    assert compose(f"data={data}", model, f"budget={budget}", "budget.steps=7").budget.steps == 7
 
 
 @pytest.mark.parametrize("group", ["budget", "trainer", "logger", "debug"])
