@@ -96,6 +96,7 @@ def test_an_interrupted_run_says_so_in_one_line(workplace, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits "ignored"
     ) as process:
         next(line for line in process.stdout if "step 10/" in line)
         process.send_signal(signal.SIGINT)
