@@ -182,6 +182,13 @@ def test_all_of_the_localisation_has_its_own_rate():
     assert len(groups[1]["params"]) == 50 + 3 * 2 and len(groups[0]["params"]) == 2 * 50 + 2
 
 
+def test_the_classifier_has_its_own_rate():
+    cfg = compose("data=cub_224", "model=cub_cnn", "budget=smoke", "model.head_rate=30")
+    groups = new_learner(cfg).configure_optimizers()["optimizer"].param_groups
+    assert [group["max_lr"] for group in groups] == pytest.approx([0.0003, 0.009])
+    assert [len(group["params"]) for group in groups] == [50, 2]
+
+
 def test_bilinear_pooling_is_lins():
     network = small(None, head="bilinear")
     maps = torch.randn(2, 7, 3, 4).double()

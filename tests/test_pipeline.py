@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,35 @@ def test_every_declared_cell_is_a_stage(monkeypatch):
 def test_a_cell_depends_on_all_it_imports(workplace):
     """Held against what a run really imports, so that no edit of code leaves an old record in place."""
     assert imports(workplace, "data=digits_r", "model=st_cnn_tps", "outputs=imports") == dependencies("cell")
+
+
+def included(config: str) -> set[str]:
+    """A config file and all those that its defaults lists name."""
+    path = ROOT / config
+    named = [name for name in yaml.safe_load(path.read_text()).get("defaults", []) if name != "_self_"]
+    return {config}.union(*(included(f"{Path(config).parent}/{name}.yaml") for name in named))
+
+
+@pytest.mark.parametrize("stage", ["distort", "cell", "crop", "cell2", "crop_birds", "cell3_224", "cell3_448"])
+@pytest.mark.parametrize("numbers, birds", [("svhn", "cub"), ("svhn_strips", "cub50")])
+@pytest.mark.parametrize("budget", ["smoke", "quick", "paper"])
+def test_a_stage_depends_on_all_its_config_includes(stage, numbers, birds, budget):
+    knobs = {**yaml.safe_load((ROOT / "params.yaml").read_text()), "numbers": numbers, "birds": birds, "budget": budget}
+
+    def filled(text: str, item: dict) -> str:
+        values = {**knobs, **{f"item.{key}": value for key, value in item.items()}}
+        return re.sub(r"\$\{([\w.]+)\}", lambda name: str(values[name[1]]), text)
+
+    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    for data in knobs["columns"] if declared["matrix"]["data"] == "${columns}" else declared["matrix"]["data"]:
+        model = {"cell": "cnn", "cell2": "svhn_cnn"}.get(stage, "cub_cnn")
+        item = {"data": filled(data, {}), "budget": budget, "model": model}
+        needed = included(f"conf/data/{item['data']}.yaml")
+        if stage.startswith("cell"):
+            needed |= included(f"conf/model/{item['model']}.yaml") | included(f"conf/budget/{budget}.yaml")
+            special = f"conf/budget_for/{item['data']}-{budget}.yaml"
+            needed |= included(special) if (ROOT / special).exists() else set()
+        assert needed <= {filled(path, item) for path in declared["deps"]}
 
 
 def test_what_a_stage_depends_on_is_there():

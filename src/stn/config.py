@@ -181,6 +181,7 @@ class BirdsModelConfig(ModelConfig):
     frozen_norm: bool
     shared: bool
     head: Head
+    head_rate: float
     dropout: float
     localisation: BirdsLocalisationConfig
 
@@ -341,6 +342,7 @@ _SMALLEST = {
     "budget.validate_every": 1,
     "budget.learning_rate": 0,
     "budget.localisation_rate": 0,
+    "model.head_rate": 0,
     "model.windows": 1,
     "model.size": 1,
     "data.classes": 2,

@@ -24,8 +24,8 @@ class Learner(L.LightningModule):
 
     A network maps images to scores (B, classes) for labels (B,), or to (B, positions, classes) for labels (B,
     positions): then the loss is the sum over positions, and an image counts as right when all of them are. Its
-    `thetas(images)` are what its transformers do, by name; parameters whose name starts with "transformer" learn at
-    `localisation_rate` times the rate.
+    `thetas(images)` are what its transformers do, by name. Parameters whose name starts with "transformer" learn at
+    `budget.localisation_rate` times the rate, those with "classifier" at `model.head_rate` times, where a model has one.
 
     Args:
         experiment: the config groups data, model and budget as primitives (`stn.config.experiment`), so that a
@@ -99,11 +99,12 @@ class Learner(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         budget = self.cfg.budget
-        localisation, rest = [], []
+        factors = {"transformer": budget.localisation_rate, "classifier": self.cfg.model.get("head_rate", 1)}
+        groups: dict[float, list[nn.Parameter]] = {1: []}  # first, because its rate is the one that is logged
         for name, parameter in self.network.named_parameters():
-            (localisation if name.startswith("transformer") else rest).append(parameter)
-        rate, inner = budget.learning_rate, budget.learning_rate * budget.localisation_rate
-        groups = [{"params": p, "lr": lr} for p, lr in ((rest, rate), (localisation, inner)) if p]
+            factor = next((factor for part, factor in factors.items() if name.startswith(part)), 1)
+            groups.setdefault(factor, []).append(parameter)
+        groups = [{"params": some, "lr": factor * budget.learning_rate} for factor, some in groups.items() if some]
         if budget.optimiser == "sgd":
             optimiser = torch.optim.SGD(groups, momentum=budget.momentum, weight_decay=budget.weight_decay, fused=True)
         else:
