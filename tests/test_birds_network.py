@@ -22,7 +22,8 @@ from stn.training.feed import Feed
 from stn.training.learner import Learner, build_network, new_learner
 
 LOCALISATION = {"filters": 4, "features": 6}
-MODELS = ["cub_cnn", "cub_1st", "cub_2st", "cub_2st_fixed", "cub_4st", "cub_4st_fixed", "cub_bilinear"]
+ST = ["cub_1st", "cub_2st", "cub_2st_fixed", "cub_2st_shared", "cub_4st", "cub_4st_fixed"]
+MODELS = ["cub_cnn", *ST, "cub_bilinear"]
 MIRROR = os.environ.get("STN_DATA_MIRROR", "")
 with_mirror = pytest.mark.skipif(
     not (Path(MIRROR) / "weights").is_dir() or not MIRROR, reason="STN_DATA_MIRROR names no folder with weights"
@@ -353,7 +354,7 @@ class Noise:
     shape, chunk = (3, 32, 32), 4
 
     def __init__(self, data):
-        self.images = torch.rand(40, *self.shape, generator=torch.Generator().manual_seed(1))
+        self.images = torch.rand(40, *self.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         self.labels = torch.arange(40) % 5
 
     def load(self, split):
@@ -372,7 +373,10 @@ class Noise:
 
 
 def ends(monkeypatch, folder: Path, *overrides: str, stop: int | None = None) -> tuple[dict, list]:
-    """Weights and validation after six steps of eight images on a small trunk; with `stop` resumed after so many."""
+    """Weights and validation after six steps of eight images on a small trunk; with `stop` resumed after so many.
+
+    In float64: a max-pool whose two largest are within a rounding of each other would send its gradient elsewhere.
+    """
     monkeypatch.setitem(sys.modules, "stn.data.birds", types.SimpleNamespace(source=Noise))
     small = ["data.classes=5", "data.canvas=32", "model.size=32", "model.node=features.5", "budget.batch_size=8"]
     small += ["budget.steps=6", "budget.validate_every=2", "budget.precision=float32", "logger=none"]
@@ -382,7 +386,7 @@ def ends(monkeypatch, folder: Path, *overrides: str, stop: int | None = None) ->
             continue
         runs.quieten()
         runs.L.seed_everything(0, verbose=False)
-        learner = Learner(runs.experiment(cfg))
+        learner = Learner(runs.experiment(cfg)).double()
         trainer = runs.make_trainer(cfg, 0, folder, False)
         trainer.fit_loop.epoch_loop.max_steps = steps
         last = folder / "last.ckpt"
@@ -400,7 +404,7 @@ def test_a_batch_in_parts_has_the_result_of_one_batch(stop, monkeypatch, tmp_pat
     assert [step for step, _, _ in again] == [2, 4, 6] and curve[0][2] > curve[2][2] + 1e-3  # it does learn
     np.testing.assert_allclose(again, curve, rtol=1e-4)
     for name, value in whole.items():
-        torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(parts[name], value, atol=1e-9, rtol=1e-7)
 
 
 def test_with_dropout_too_a_resumed_run_ends_where_an_uninterrupted_one_ends(monkeypatch, tmp_path):

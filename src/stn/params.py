@@ -21,7 +21,7 @@ BIRDS = ("cub", "cub50")
 # The networks of Tables 2 and 3 by the side of the images in pixels.
 READERS = dict.fromkeys((64, 128), ("svhn_cnn", "svhn_st_single", "svhn_st_multi"))
 WATCHERS = {224: ("cub_cnn", "cub_2st"), 448: ("cub_2st", "cub_4st", "cub_bilinear", "cub_2st_fixed")}
-CONTROLS = {224: ("cub_2st_fixed",), 448: ("cub_4st_fixed",)}
+ON_DEMAND = {224: ("cub_2st_fixed",), 448: ("cub_4st_fixed", "cub_2st_shared")}
 
 
 @dataclass
@@ -95,13 +95,13 @@ def cells(params: Params, table: int) -> tuple[dict[tuple[str, str], Path], dict
         optional = [] if params.source != "mnist" else [data for data in OPTIONAL if data not in params.columns]
         return declared(params, table), _records(params, table, product(optional, params.rows))
     sources = NUMBERS if table == 2 else BIRDS
-    return {}, _records(params, table, chain.from_iterable(_of(source, controls=True) for source in sources))
+    return {}, _records(params, table, chain.from_iterable(_of(source, on_demand=True) for source in sources))
 
 
-def _of(source: str, controls: bool = False) -> list[tuple[str, str]]:
-    """The cells of one source of house numbers or birds, on demand with the controls that the pipeline leaves out."""
+def _of(source: str, on_demand: bool = False) -> list[tuple[str, str]]:
+    """The cells of one source of house numbers or birds; `on_demand` with those that the pipeline leaves out."""
     models = READERS if source in NUMBERS else WATCHERS
-    more = CONTROLS if controls and source in BIRDS else {}
+    more = ON_DEMAND if on_demand and source in BIRDS else {}
     return [(f"{source}_{size}", model) for size, names in models.items() for model in (*names, *more.get(size, ()))]
 
 

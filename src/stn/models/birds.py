@@ -13,6 +13,7 @@ from stn.models.transformer import SpatialTransformer
 from stn.models.trunks import MEAN, STD, Trunk, pretrained
 
 SCALE = 0.5  # the side of a window, as a fraction of the image's
+HEAD = 0.01  # std of the classifier's first weights: small, or its first errors would upset the trunks and the windows
 OUTLINE = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))  # a frame's corners, clockwise from the top left
 SMALL = 1e-5  # products of features below this are not drawn the root of
 
@@ -86,7 +87,10 @@ class BirdsNetwork(nn.Module):
         channels = first.map_shape(size if self.windowed else whole)[0]
         descriptor = channels**2 if head == "bilinear" else channels
         layers = [nn.Dropout(dropout)] if dropout else []
-        self.classifier = nn.Sequential(*layers, nn.Linear((windows or 1) * descriptor, classes))
+        linear = nn.Linear((windows or 1) * descriptor, classes)
+        nn.init.normal_(linear.weight, std=HEAD)
+        nn.init.zeros_(linear.bias)
+        self.classifier = nn.Sequential(*layers, linear)
 
     def forward(self, images: Tensor) -> Tensor:
         images = self._normalised(images)

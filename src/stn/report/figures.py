@@ -260,7 +260,7 @@ def birds(records: Sequence[dict], path: Path) -> None:
 
 def parts(records: Sequence[dict], path: Path) -> None:
     """Writes, per column and network, where the windows stand on all test images and how often they hold each part."""
-    cells, columns, networks = _st_cnn(records, 3, fixed=True)
+    cells, columns, networks = _st_cnn(records, 3, on_demand=True)
     held = {(found["row"], found["column"], found["window"]): found for found in parts_held(records)}
     count = {key: record["arrays"]["window_all"].shape[1] for key, record in cells.items()}
     wide, tall, gap, left, right = 0.47, 0.255, 0.26, 1.12, 0.15  # a place of the map, from one network to the next
@@ -314,18 +314,18 @@ def parts(records: Sequence[dict], path: Path) -> None:
 
 
 def _st_cnn(
-    records: Sequence[dict], number: int, fixed: bool = False
+    records: Sequence[dict], number: int, on_demand: bool = False
 ) -> tuple[dict[tuple[str, str], dict], list[str], list[str]]:
     """The ST-CNN records by (kind of network, column), and the columns and kinds there are, in the paper's order.
 
-    Controls, whose windows are fixed, are left out unless asked for.
+    Rows on demand, such as controls whose windows are fixed, are left out unless asked for.
     """
     table = TABLES[number]
-    controls = table.controls.values() if not fixed else ()
+    out = () if on_demand else table.on_demand
     cells = {
         (record["row"].removeprefix("ST-CNN "), record["column"]): record
         for record in records
-        if "ST-CNN " in record["row"] and record["row"] not in controls
+        if "ST-CNN " in record["row"] and record["row"] not in out
     }
     if not cells:
         raise UserError(f"no ST-CNN record to draw: `{table.make}` trains the cells")

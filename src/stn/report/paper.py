@@ -10,7 +10,8 @@ class PaperTable:
 
     `paper` holds each row's printed values by column, rows in the paper's order; a column or row without any is ours.
     `baseline` names the row without transformer that a row is to beat, `controls` what an ST row is when its windows
-    may not move: rows shown where they were run, of the models `optional`, whose cells may be absent one by one.
+    may not move, `sharing` when one trunk serves all its streams: rows shown where they were run, of the models
+    `optional`, whose cells may be absent one by one.
     `order` is what the paper claims, from worst to best. Rows in `cited` are not the paper's own experiments: they show
     their source and are never run. `arrays` are what the NPZ of an ST row must hold for the figures. Above each row in
     `blocks` there is a gap. `notes` are sentences below the table, each where its column or row is shown.
@@ -30,6 +31,7 @@ class PaperTable:
     cited: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     controls: Mapping[str, str] = field(default_factory=dict)
+    sharing: Mapping[str, str] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
     accuracy: bool = False
@@ -47,6 +49,11 @@ class PaperTable:
     def make(self) -> str:
         """The command that trains its cells."""
         return "make table" if self.number == 1 else f"make table TABLE={self.number}"
+
+    @property
+    def on_demand(self) -> set[str]:
+        """The rows that are shown only where they were run."""
+        return {*self.controls.values(), *self.sharing.values()}
 
     def is_ours(self, column: str) -> bool:
         """Whether the paper has no value in this column."""
@@ -141,12 +148,14 @@ BIRDS = PaperTable(
         "2xST-CNN 224 px, fixed": {},
         "2xST-CNN 448 px, fixed": {},
         "4xST-CNN 448 px, fixed": {},
+        "2xST-CNN 448 px, shared": {},
     },
     baseline=dict.fromkeys(
         ("2xST-CNN 224 px", "2xST-CNN 448 px", "4xST-CNN 448 px", "Bilinear CNN 448 px"), "CNN 224 px"
     ),
     controls={row: f"{row}, fixed" for row in ("2xST-CNN 224 px", "2xST-CNN 448 px", "4xST-CNN 448 px")},
-    optional=("cub_2st_fixed", "cub_4st_fixed"),
+    sharing={"2xST-CNN 448 px": "2xST-CNN 448 px, shared"},
+    optional=("cub_2st_fixed", "cub_4st_fixed", "cub_2st_shared"),
     order=("CNN 224 px", "2xST-CNN 224 px", "2xST-CNN 448 px", "4xST-CNN 448 px"),
     arrays=(
         *("example_input", "example_label", "example_said", "example_name", "example_said_name", "example_windows"),
@@ -167,6 +176,7 @@ BIRDS = PaperTable(
             f"{row}, fixed": "Rows named fixed are ours: windows that stay at the tiles at which the others start."
             for row in ("2xST-CNN 224 px", "2xST-CNN 448 px", "4xST-CNN 448 px")
         },
+        "2xST-CNN 448 px, shared": "In the row named shared one trunk serves both windows: the paper's simplification.",
     },
 )
 TABLES = {table.number: table for table in (DIGITS, NUMBERS, BIRDS)}

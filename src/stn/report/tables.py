@@ -202,6 +202,7 @@ def rows(records: Sequence[dict]) -> list[dict]:
                 "n_seeds": len(seeds),
                 "n_test": record["n_test"],
                 "n_params": record["parameters"],
+                "multiply_adds": record["multiply_adds"],
                 "seconds": sum(seed["seconds"] for seed in seeds),
                 "verdict": verdict(*bounds, paper and table.turned(paper), comparable=record["part"] is None),
             }
@@ -489,11 +490,10 @@ def _matrix(
         cell["against"] = "" if not beaten or beaten["clear"] else NOT_CLEARLY if beaten["beats"] else NOT_BEATEN
     # What nobody trained is still part of the table, unless all that is here are stand-ins in the paper's own columns.
     whole = not records or any(record["part"] is None or table.is_ours(record["column"]) for record in records)
-    controls = table.controls.values()
     shown = [
         row
         for row in table.rows
-        if row in table.cited or any(key[0] == row for key in cells) or (whole and row not in controls)
+        if row in table.cited or any(key[0] == row for key in cells) or (whole and row not in table.on_demand)
     ]
     columns = [column for column in table.columns if whole or any(key[1] == column for key in cells)]
     groups: list[tuple[list[str], dict[str, int]]] = []
@@ -542,13 +542,20 @@ def to_markdown(records: Sequence[dict], number: int) -> str:
             str(cell["n_seeds"]),
             f"{cell['n_test']:,}",
             f"{cell['n_params']:,}",
+            f"{cell['multiply_adds'] / 1e6:,.1f}",
+            f"{cell['seconds'] / 60:.1f}",
             cell["verdict"],
         ]
         for cell in cells.values()
     ]
-    head = ["row", "column", "paper", "ours", "95 % interval", "n seeds", "n test", "parameters", "verdict"]
+    head = ["row", "column", "paper", "ours", "95 % interval", "n seeds", "n test", "parameters"]
+    head += ["multiply-adds, M", "minutes", "verdict"]
     if body:
-        text += ["## Every cell", _markdown_table(head, body, "llrrrrrrl")]
+        text += [
+            "## Every cell",
+            "Multiply-adds are those of one image in a test, in millions; minutes are of training, all seeds.",
+            _markdown_table(head, body, "llrrrrrrrrl"),
+        ]
     return "\n\n".join(filter(None, text)) + "\n"
 
 
@@ -568,7 +575,7 @@ def _entry(table: PaperTable, row: str, column: str, cell: Mapping | None, bold:
 
 
 def _by_pair(records: Sequence[dict], table: PaperTable) -> list[str]:
-    """Who beats whom on the same images: a section each for the transformers, their controls, rivals and the order."""
+    """Who beats whom on the same images: a section each for the transformers, their variants, rivals and the order."""
     pairs = paired(records)
     sections = (
         (
@@ -585,6 +592,11 @@ def _by_pair(records: Sequence[dict], table: PaperTable) -> list[str]:
             "A rival without a transformer",
             "baseline,rival,difference,only baseline right,only rival right,p,beats its baseline",
             [cell for cell in pairs if not table.transforms(cell["row"])],
+        ),
+        (
+            "One trunk for all streams",
+            "own trunks,one trunk,difference,only own right,only one right,p,beats own trunks",
+            paired(records, {row: own for own, row in table.sharing.items()}),
         ),
         (
             "The paper's order",

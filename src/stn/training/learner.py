@@ -25,7 +25,7 @@ class Learner(L.LightningModule):
     A network maps images to scores (B, classes) for labels (B,), or to (B, positions, classes) for labels (B,
     positions): then the loss is the sum over positions, and an image counts as right when all of them are. Its
     `thetas(images)` are what its transformers do, by name. Parameters whose name starts with "transformer" learn at
-    `budget.localisation_rate` times the rate, those with "classifier" at `model.head_rate` times, where a model has one.
+    `budget.localisation_rate` times the rate; with "classifier" at `model.head_rate` times, where a model has one.
 
     Args:
         experiment: the config groups data, model and budget as primitives (`stn.config.experiment`), so that a
