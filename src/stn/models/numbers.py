@@ -63,9 +63,8 @@ class NumbersNetwork(nn.Module):
             features = units
         self.classifier = nn.Sequential(*layers, nn.Linear(features, POSITIONS * CLASSES))
         for name, module in self.named_modules():
-            # Eleven layers without normalisation: PyTorch's default would shrink the signal at each (He et al., 2015),
-            # and a localisation network would hardly tell one image from another. A regression starts at the identity.
-            if isinstance(module, nn.Conv2d | nn.Linear) and not name.endswith("regression"):
+            # Eleven layers without normalisation: PyTorch's default would shrink the signal at each (He et al., 2015).
+            if isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith("transformers"):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
 
