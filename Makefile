@@ -10,7 +10,7 @@ export WANDB_MODE ?= offline
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  table takes TABLE=1|2|3 BUDGET=smoke|quick|paper SEEDS=0,1,2 JOBS=2 FRESH=1 NUMBERS=svhn|svhn_strips BIRDS=cub|cub50 TRAINER=cpu|gpu|ddp; PYTHON=python3.12 chooses the interpreter"
+	@echo "  table takes TABLE=1|2|3 BUDGET=smoke|quick|medium|paper SEEDS=0,1,2 JOBS=2 FRESH=1 NUMBERS=svhn|svhn_strips BIRDS=cub|cub50 TRAINER=cpu|gpu|ddp; PYTHON=python3.12 chooses the interpreter"
 
 setup: $(VENV)/.done  ## build .venv from requirements.lock
 

@@ -39,7 +39,7 @@ def test_a_data_set_composes_with_the_networks_of_its_table_and_no_others(data, 
 
 
 @pytest.mark.parametrize("data", [name for name in DATA if table(name) > 1])
-@pytest.mark.parametrize("budget", ["smoke", "quick", "paper"])
+@pytest.mark.parametrize("budget", ["smoke", "quick", "medium", "paper"])
 def test_house_numbers_and_birds_have_budgets_of_their_own(data, budget):
     model = f"model={OWN[table(data)]}"
     here = compose(f"data={data}", model, f"budget={budget}")

@@ -168,7 +168,7 @@ def included(config: str) -> set[str]:
 
 @pytest.mark.parametrize("stage", ["distort", "cell", "crop", "cell2", "crop_birds", "cell3_224", "cell3_448"])
 @pytest.mark.parametrize("numbers, birds", [("svhn", "cub"), ("svhn_strips", "cub50")])
-@pytest.mark.parametrize("budget", ["smoke", "quick", "paper"])
+@pytest.mark.parametrize("budget", ["smoke", "quick", "medium", "paper"])
 def test_a_stage_depends_on_all_its_config_includes(stage, numbers, birds, budget):
     knobs = {**yaml.safe_load((ROOT / "params.yaml").read_text()), "numbers": numbers, "birds": birds, "budget": budget}
 

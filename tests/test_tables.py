@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 import stn.table
 from conftest import one_error, run
+from stn.config import CONF, compose, experiment
 from stn.errors import UserError
 from stn.report import tables
 from stn.report.paper import BIRD, BIRDS, DIGITS, NUMBERS, TABLES
@@ -319,6 +320,37 @@ def strips(tmp_path_factory):
 @pytest.fixture(scope="module")
 def numbers(strips):
     return tables.load(2, [], strips)
+
+
+# Budgets side by side
+
+
+def test_budgets_stand_side_by_side_and_what_is_not_run_is_a_dash(records, tmp_path):
+    longer = tables.load(1, [write_cell(tmp_path, "ST-CNN Aff", "R", [66], budget="medium")])
+    for record in longer:
+        record["seeds"][0] |= {"steps": 20000, "images_seen": 20000 * 128}
+    text = tables.readme_block(tables.to_markdown(records, 1, [[], longer]))
+    head, _, aside = text.partition("The same at several budgets, `quick` · `medium` (the paper's); – is not run yet.")
+    assert "`medium`: 1 of 32 cells, 20,000 steps of 128 images, seed 0. Trained on AMD EPYC" in aside
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in aside.splitlines() if line.startswith("| ")}
+    assert set(rows) == {"model", *DIGITS.rows} and [place.strip() for place in rows["model"]] == ["R", "RTS", "P", "E"]
+    assert re.fullmatch(r"\*\*\d\.\d\d\*\* · \*\*0\.66\*\* \(0\.7\)", rows["ST-CNN Aff"][0].strip())
+    assert re.fullmatch(r"\*\*\d\.\d\d\*\* · – \(1\.2\)", rows["CNN"][0].strip())
+    assert tables.readme_block(tables.to_markdown(records, 1, [[]])) == head.strip()
+
+
+def test_a_record_of_another_budget_must_have_its_own_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text((CONF.parent / "params.yaml").read_text())
+    folder = tmp_path / "reports/results/medium/table1"
+    folder.mkdir(parents=True)
+    config = experiment(compose("data=mnist_r", "model=st_cnn_affine", "budget=medium"))
+    write_cell(folder, "ST-CNN Aff", "R", [66], budget="medium", config=config)
+    assert [[record["budget"] for record in found] for found in stn.table.others(1)] == [["medium"], []]
+    config["budget"]["steps"] = 7
+    write_cell(folder, "ST-CNN Aff", "R", [66], budget="medium", config=config)
+    with pytest.raises(UserError, match=r"mnist_r-st_cnn_affine.json: made with another config \(budget.steps: 7, not"):
+        stn.table.others(1)
 
 
 # Loading
@@ -651,6 +683,7 @@ def workplace(tmp_path, monkeypatch, records, numbers):
     (tmp_path / "README.md").write_text("<!-- table1:begin -->\n<!-- table1:end -->\n")
     found = {number: records if number == 1 else [] for number in TABLES}
     monkeypatch.setattr(stn.table, "records", found.get)
+    monkeypatch.setattr(stn.table, "others", lambda number: [])
     return tmp_path, found
 
 

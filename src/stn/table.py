@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from stn.report import tables
 
 REPORTS = Path("reports")
 README = Path("README.md")
+BUDGETS = ("quick", "medium", "paper")  # those that a table shows side by side
 
 
 def numbered(text: str) -> int:
@@ -26,19 +28,34 @@ def records(number: int) -> list[dict]:
     """The records of the table's cells that `params.yaml` declares, and of those that are optional and present."""
     params = read_params()
     required, optional = cells(params, number)
-    configs = {
-        path: experiment(compose(f"data={data}", f"model={model}", f"budget={params.budget}"))
-        for (data, model), path in (required | optional).items()
+    return tables.load(number, required.values(), optional.values(), _configs(required | optional, params.budget))
+
+
+def others(number: int) -> list[list[dict]]:
+    """The records of the same cells at the other budgets whose numbers mean something, as far as they are there."""
+    params, found = read_params(), []
+    for budget in BUDGETS if params.budget in BUDGETS else ():
+        if budget != params.budget:
+            required, optional = cells(replace(params, budget=budget), number)
+            configs = _configs(required | optional, budget)
+            found.append(tables.load(number, configs, (), configs))
+    return found
+
+
+def _configs(declared: dict[tuple[str, str], Path], budget: str) -> dict[Path, dict]:
+    """The resolved config that each of the declared cells with a record should have."""
+    return {
+        path: experiment(compose(f"data={data}", f"model={model}", f"budget={budget}"))
+        for (data, model), path in declared.items()
         if path.exists()
     }
-    return tables.load(number, required.values(), optional.values(), configs)
 
 
 def written(number: int, found: list[dict]) -> dict[Path, str]:
     """What each of the table's files should hold."""
     stem = REPORTS / f"table{number}"
     return {
-        stem.with_suffix(".md"): tables.to_markdown(found, number),
+        stem.with_suffix(".md"): tables.to_markdown(found, number, others(number)),
         stem.with_suffix(".csv"): tables.to_csv(found),
         stem.with_suffix(".tex"): tables.to_tex(found, number),
     }

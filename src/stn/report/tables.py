@@ -400,11 +400,29 @@ def caption(records: Sequence[dict], number: int) -> str:
     text = f"{table.measure}, **ours** (the paper's)"
     if not records:
         return f"{text}. No cell is trained yet: `{table.make}` trains them."
+    text = [f"{text}, budget `{records[0]['budget']}`{_parts(records, table)}."]
+    text += _trunks(records)
+    text.append(f"Each cell: {_trained(records)}, {_span(record['n_test'] for record in records)} test images.")
+    text.append(_trained_on(records))
+    if any(len(record["seeds"]) > 1 for record in records):
+        text.append("Intervals are at 95 %, Student's over seeds.")
+    if any(len(record["seeds"]) == 1 for record in records):
+        text.append("Intervals are at 95 %, Wilson's over test images: one seed cannot tell how far seeds differ.")
+    return " ".join(text)
+
+
+def _trained(records: Sequence[dict]) -> str:
+    """Steps, images a step, seeds."""
     seeds = [seed for record in records for seed in record["seeds"]]
     batches = _span(round(seed["images_seen"] / seed["steps"]) for seed in seeds if seed["steps"])
     names = sorted({tuple(sorted(seed["seed"] for seed in record["seeds"])) for record in records})
     sets = " or ".join(", ".join(map(str, group)) for group in names)
     plural = "seed" if all(len(group) == 1 for group in names) else "seeds"
+    return f"{_span(seed['steps'] for seed in seeds)} steps of {batches} images, {plural} {sets}"
+
+
+def _trained_on(records: Sequence[dict]) -> str:
+    """A sentence: machines, versions, and how long in all."""
     where, versions = Counter(), Counter()
     for record in records:
         provenance = record["seeds"][0]["provenance"]
@@ -421,17 +439,8 @@ def caption(records: Sequence[dict], number: int) -> str:
                 if provenance.get(key)
             )
         ] += 1
-    seconds = sum(seed["seconds"] for seed in seeds)
-    text = [f"{text}, budget `{records[0]['budget']}`{_parts(records, table)}."]
-    text += _trunks(records)
-    text.append(f"Each cell: {_span(seed['steps'] for seed in seeds)} steps of {batches} images, {plural} {sets},")
-    text.append(f"{_span(record['n_test'] for record in records)} test images.")
-    text.append(f"Trained on {_several(where)}; {_several(versions)}; {_duration(seconds)} of training in all.")
-    if any(len(record["seeds"]) > 1 for record in records):
-        text.append("Intervals are at 95 %, Student's over seeds.")
-    if any(len(record["seeds"]) == 1 for record in records):
-        text.append("Intervals are at 95 %, Wilson's over test images: one seed cannot tell how far seeds differ.")
-    return " ".join(text)
+    seconds = sum(seed["seconds"] for record in records for seed in record["seeds"])
+    return f"Trained on {_several(where)}; {_several(versions)}; {_duration(seconds)} of training in all."
 
 
 def _parts(records: Sequence[dict], table: PaperTable) -> str:
@@ -513,8 +522,11 @@ def _matrix(
 # ------------------------------------------------------------------------------------------------- writers
 
 
-def to_markdown(records: Sequence[dict], number: int) -> str:
-    """The whole report: caption and matrix (which the README takes over), then a section for each thing measured."""
+def to_markdown(records: Sequence[dict], number: int, others: Sequence[Sequence[dict]] = ()) -> str:
+    """The whole report: caption and matrix (which the README takes over), then a section for each thing measured.
+
+    `others` are the records of the same cells at other budgets, one sequence for each, as far as they are there.
+    """
     table = TABLES[number]
     shown, columns, cells, parameters = _matrix(records, table)
     body = []
@@ -528,6 +540,7 @@ def to_markdown(records: Sequence[dict], number: int) -> str:
         _markdown_table(head, body, "l" + "r" * (len(head) - 1)),
         _legend(cells, shown, columns, table),
         " ".join(summary(records)),
+        *_side_by_side([records, *others], table),
     ]
 
     text += _by_pair(records, table) + _by_position(records) + _by_window(records) + _by_part(records, table)
@@ -557,6 +570,29 @@ def to_markdown(records: Sequence[dict], number: int) -> str:
             _markdown_table(head, body, "llrrrrrrrrl"),
         ]
     return "\n\n".join(filter(None, text)) + "\n"
+
+
+def _side_by_side(budgets: Sequence[Sequence[dict]], table: PaperTable) -> list[str]:
+    """The cells at several budgets in one matrix, and how far each budget has come; nothing for a single one."""
+    budgets = sorted(filter(None, budgets), key=lambda found: max(seed["steps"] for seed in found[0]["seeds"]))
+    if len(budgets) < 2:
+        return []
+    found = [{(row["row"], row["column"]): row["ours"] for row in rows(records)} for records in budgets]
+    keys = {key for some in found for key in some}
+    columns = [column for column in table.columns if any(key[1] == column for key in keys)]
+    shown = [row for row in table.rows if any(key[0] == row for key in keys)]
+
+    def entry(row: str, column: str) -> str:
+        values = [f"**{some[row, column]:.2f}**" if (row, column) in some else "–" for some in found]
+        paper = table.paper[row].get(column)
+        return " · ".join(values) + ("" if paper is None else f" ({paper:.1f})")
+
+    names = [records[0]["budget"] for records in budgets]
+    told = f"The same at several budgets, {' · '.join(f'`{name}`' for name in names)} (the paper's); – is not run yet."
+    for name, records in zip(names, budgets, strict=True):
+        told += f" `{name}`: {len(records)} of {len(keys)} cells, {_trained(records)}. {_trained_on(records)}"
+    body = [[row, *(entry(row, column) for column in columns)] for row in shown]
+    return [told, _markdown_table(["model", *columns], body, "l" + "r" * len(columns))]
 
 
 def _absent(table: PaperTable, row: str, column: str) -> str:
