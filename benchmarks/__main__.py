@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import distortion, house_numbers, startup, training, transformer
-from benchmarks.timing import OURS, Bench, best_rival, cores, figure, ratio
+from benchmarks.timing import OURS, Bench, cores, figure, ratio, rivals
 from stn.config import compose
 from stn.data.digits import undistorted
 from stn.data.download import export_embedded
@@ -119,26 +119,19 @@ def usable(name: str) -> torch.device:
 
 
 def table(title: str, rows: list[dict]) -> Table:
-    """Work | ours | best rival | ratio, and every rival."""
+    """Work | ours | every rival, the best first, what it reached and the ratio."""
     shown = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     shown.add_column("work", overflow="fold")
     shown.add_column("ours", justify="right", no_wrap=True)
-    shown.add_column("best rival", overflow="fold")
+    shown.add_column("rivals, the best first", overflow="fold")
+    shown.add_column("theirs", justify="right", no_wrap=True)
     shown.add_column("ratio", justify="right", no_wrap=True)
-    shown.add_column("every rival", overflow="fold")
     for row in rows:
-        best = best_rival(row)
-        rivals = sorted(
-            (name for name in row["contestants"] if name != OURS),
-            key=lambda name: -row["contestants"][name]["rate"]["median"],
-        )
-        shown.add_row(
-            row["work"],
-            f"{figure(row, OURS)} {row['unit']}",
-            f"{best} {figure(row, best)}" if best else "–",
-            f"{ratio(row, best)}" if best else "–",
-            "\n".join(f"{name} {figure(row, name)}, x {ratio(row, name)}" for name in rivals) or "–",
-        )
+        work, ours = row["work"], f"{figure(row, OURS)} {row['unit']}"
+        for name in rivals(row) or [None]:
+            theirs = (name, figure(row, name), ratio(row, name)) if name else ("–", "–", "–")
+            shown.add_row(work, ours, *theirs)
+            work = ours = ""
     return shown
 
 

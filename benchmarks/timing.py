@@ -1,5 +1,6 @@
 """How everything here is timed: in one process, in turn, medians of repeats."""
 
+import math
 import os
 import statistics
 import time
@@ -95,8 +96,8 @@ class Bench:
     ) -> dict:
         """Time `contestants`, of which one is `OURS`, and give a row of a record.
 
-        A rival whose result differs from ours by more than `tolerance` (mean absolute difference, over what both
-        made) does something else, and is not timed.
+        A rival whose result differs from ours by more than `tolerance` (mean absolute difference over what both made,
+        in units of our mean absolute value) does something else, and is not timed.
 
         Args:
             facts: what the record says of this row besides: sizes, threads, precision.
@@ -109,7 +110,7 @@ class Bench:
                     continue
                 differences[name] = _difference(reference, _results(rival))
                 if not (rival.other or differences[name] <= tolerance):
-                    self.skip(f"{name} in {work}: its result is not ours (mean difference {differences[name]:.3g})")
+                    self.skip(f"{name} in {work}: its result is not ours (off by {100 * differences[name]:.2g} %)")
                     del contestants[name]
         measures = {name: some.measure or self._timed(some.call) for name, some in contestants.items()}
         found = alternate(measures, self.repeats)
@@ -123,7 +124,7 @@ class Bench:
                 "ours_is_times_as_fast": _spread(
                     [theirs / ours for theirs, ours in zip(per_unit[name], per_unit[OURS], strict=True)]
                 ),
-                **({"mean_difference_from_ours": differences[name]} if name in differences else {}),
+                **({"relative_difference_from_ours": differences[name]} if name in differences else {}),
             }
             for name in found
         }
@@ -138,10 +139,11 @@ class Bench:
         return partial(seconds, call, self.device, n)
 
 
-def best_rival(row: dict) -> str | None:
-    """The fastest of a row that does the same work as ours."""
-    rivals = [name for name, facts in row["contestants"].items() if name != OURS and facts["same_work"]]
-    return max(rivals, key=lambda name: row["contestants"][name]["rate"]["median"], default=None)
+def rivals(row: dict) -> list[str]:
+    """All of a row but ours, the fastest first; last those that do not quite the same work."""
+    facts = row["contestants"]
+    names = [name for name in facts if name != OURS]
+    return sorted(names, key=lambda name: (not facts[name]["same_work"], -facts[name]["rate"]["median"]))
 
 
 def figure(row: dict, name: str) -> str:
@@ -156,10 +158,11 @@ def ratio(row: dict, name: str) -> str:
 
 
 def told(row: dict) -> str:
-    """A row in one line."""
-    best = best_rival(row)
+    """Ours and the best rival in one line."""
     line = f"{row['work']}: {figure(row, OURS)} {row['unit']}"
-    return line if best is None else f"{line}, {ratio(row, best)} x {best} ({figure(row, best)})"
+    for best in rivals(row)[:1]:
+        line += f", {ratio(row, best)} x {best} ({figure(row, best)})"
+    return line
 
 
 def shown(number: float) -> str:
@@ -180,9 +183,11 @@ def _results(work: Work) -> tuple[torch.Tensor, ...]:
 
 
 def _difference(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> float:
-    """The largest over results of the mean absolute difference; infinite where shapes differ but in their length."""
+    """The largest over results of the relative difference; infinite where shapes differ but in their length."""
     found = []
     for a, b in zip(ours, theirs, strict=True):
         n = min(len(a), len(b))
-        found.append((a[:n] - b[:n]).abs().mean().item() if a[:n].shape == b[:n].shape else float("inf"))
+        a, b = a[:n], b[:n]
+        off = ((a - b).abs().sum() / a.abs().sum().clamp_min(1e-12)).item() if a.shape == b.shape else math.inf
+        found.append(math.inf if math.isnan(off) else off)
     return max(found)

@@ -16,7 +16,7 @@ from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, Transformation
 from stn.models.transformer import SpatialTransformer
 
-TOLERANCE = 2e-3  # of intensities, and of gradients for an upstream gradient of unit length to each image
+TOLERANCE = 0.01  # relative, of V and both gradients; a gradient jumps where a point crosses a pixel
 Warp = Callable[[Tensor, Tensor], Tensor]  # U (B, C, H, W), theta (B, P) -> V (B, C, H, W)
 
 
