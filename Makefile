@@ -45,7 +45,7 @@ lint: setup  ## ruff
 check: setup  ## do tables and README say what the records say?
 	@python -m stn.table --check
 
-bench: setup $(VENV)/.bench  ## time everything beside its rivals, in this process: table, reports/bench; ONLY=distortion,training QUICK=1
+bench: setup $(VENV)/.bench  ## time everything beside its rivals: a table, reports/bench; ONLY=distortion,training DEVICE=cpu QUICK=1
 	@python -m benchmarks $(if $(ONLY),--only "$(ONLY)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(QUICK),--quick)
 
 lock:  # not for every day: resolve requirements.lock anew; requirements-bench.lock is what the rivals add to it

@@ -35,7 +35,7 @@ MODELS = (
     *(f"st_{kind}_{family}" for kind in ("fcn", "cnn") for family in ("affine", "projective", "tps")),
 )
 PLAIN = "plain PyTorch loop"
-TOLERANCE = 1e-3  # relative, of scores in float32
+TOLERANCE = 0.01  # relative, of scores; a GPU convolves in TF32
 
 
 def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[dict]:
