@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export WANDB_MODE ?= offline
+COMPILE := uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo table figures test lint check clean
+.PHONY: help setup demo table figures test lint check bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +20,10 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements.lock
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.bench: requirements-bench.lock $(VENV)/.done
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --require-hashes -r requirements-bench.lock
 	@touch $@
 
 demo: setup  ## three minutes: CNN and ST-CNN on digits that need no download, table and pictures
@@ -40,8 +45,13 @@ lint: setup  ## ruff
 check: setup  ## do tables and README say what the records say?
 	@python -m stn.table --check
 
-lock:  # not for every day: resolve requirements.lock anew
-	@uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --extra dev pyproject.toml -o requirements.lock
+bench: setup $(VENV)/.bench  ## time everything beside its rivals: a table, reports/bench; ONLY=distortion,training DEVICE=cpu QUICK=1
+	@python -m benchmarks $(if $(ONLY),--only "$(ONLY)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(QUICK),--quick)
+
+lock:  # not for every day: resolve requirements.lock anew; requirements-bench.lock is what the rivals add to it
+	@$(COMPILE) --extra dev pyproject.toml -o requirements.lock
+	@$(COMPILE) --extra dev --extra bench --constraints requirements.lock pyproject.toml | \
+		awk 'NR == FNR {if (/^[^ ]/) base[$$1]; next} /^[^ ]/ {new = !($$1 in base)} new' requirements.lock - > requirements-bench.lock
 
 clean:  ## remove scratch; data, records and tables stay
 	rm -rf outputs .pytest_cache .ruff_cache

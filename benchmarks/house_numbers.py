@@ -1,51 +1,27 @@
-"""What transformers cost on house numbers, and whether the input keeps up: `python benchmarks/house_numbers.py`.
+"""What transformers cost on house numbers, and whether the input keeps up: `python -m benchmarks.house_numbers`.
 
 Side by side in one process, in turn, medians of repeats: a training step (forward and backward, batch 128) of the CNN,
 ST-CNN Single and ST-CNN Multi; and a whole step of the CNN on real batches against one on a repeated batch. Writes
-`reports/bench/house_numbers-<device>-<data>-<width>.json`.
+`reports/bench/house_numbers-<device>-<data>-<width>.json`. A part of `make bench`, where the crops are.
 """
 
 import argparse
 import json
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from benchmarks.timing import alternate, seconds
 from stn.config import compose
 from stn.data.draws import generator
+from stn.errors import told
 from stn.training.feed import Feed
 from stn.training.learner import new_learner
 from stn.training.record import provenance
 
 MODELS = ("svhn_cnn", "svhn_st_single", "svhn_st_multi")
-
-
-def seconds(work, device: torch.device, n: int) -> float:
-    """Of one call, over n of them."""
-    _wait(device)
-    begun = time.perf_counter()
-    for _ in range(n):
-        work()
-    _wait(device)
-    return (time.perf_counter() - begun) / n
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def alternate(works: dict, device: torch.device, repeats: int, n: int) -> dict[str, list[float]]:
-    """Seconds of each work, measured in turn so that the machine's moods fall on all alike."""
-    for work in works.values():
-        seconds(work, device, 2)
-    found = {name: [] for name in works}
-    for _ in range(repeats):
-        for name, work in works.items():
-            found[name].append(seconds(work, device, n))
-    return found
 
 
 def step_of(learner, images, labels, device: torch.device, precision: torch.dtype):
@@ -60,25 +36,33 @@ def step_of(learner, images, labels, device: torch.device, precision: torch.dtyp
     return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--data", default="svhn_strips_64")
-    parser.add_argument("--width", type=float, default=1.0, help="times the paper's filters and units")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--calls", type=int, default=2, help="of one measurement")
-    args = parser.parse_args()
-    device, precision = torch.device(args.device), getattr(torch, args.precision)
+def measure(
+    device: torch.device,
+    data: str = "svhn_strips_64",
+    width: float = 1.0,
+    precision: str = "bfloat16",
+    batch_size: int = 128,
+    repeats: int = 7,
+    calls: int = 2,
+) -> dict:
+    """The record. A UserError if the crops of `data` are not there.
+
+    Args:
+        width: times the paper's filters and units.
+        calls: of one measurement.
+    """
+    dtype = getattr(torch, precision)
 
     def learner(model: str):
         torch.manual_seed(0)
-        filters = round(32 * args.width)  # of Single's localisation network: narrowed like the rest
-        sizes = [f"model.width={args.width}", f"model.localisation.filters={filters}", "model.dropout=0"]
-        sizes += [f"budget.batch_size={args.batch}"]
-        cfg = compose(f"data={args.data}", f"model={model}", "budget=quick", *sizes)
+        filters = round(32 * width)  # of Single's localisation network: narrowed like the rest
+        sizes = [f"model.width={width}", f"model.localisation.filters={filters}", "model.dropout=0"]
+        sizes += [f"budget.batch_size={batch_size}"]
+        cfg = compose(f"data={data}", f"model={model}", "budget=quick", *sizes)
         return cfg, new_learner(cfg).to(device)
+
+    def timed(works: dict) -> dict[str, list[float]]:
+        return alternate({name: partial(seconds, work, device, calls) for name, work in works.items()}, repeats)
 
     cfg, cnn = learner(MODELS[0])
     feed = Feed(cfg.data, cfg.budget, 0)
@@ -86,19 +70,19 @@ def main() -> None:
 
     def batch(step: int):
         draws = generator(0, "distortion", step, device=device)
-        return feed.source.train_batch(feed.picks(step), draws, args.batch, slice(None), device)
+        return feed.source.train_batch(feed.picks(step), draws, batch_size, slice(None), device)
 
     images, labels = batch(0)
-    works = {MODELS[0]: step_of(cnn, images, labels, device, precision)}
-    works |= {model: step_of(learner(model)[1], images, labels, device, precision) for model in MODELS[1:]}
-    cost = alternate(works, device, args.repeats, args.calls)
+    works = {MODELS[0]: step_of(cnn, images, labels, device, dtype)}
+    works |= {model: step_of(learner(model)[1], images, labels, device, dtype) for model in MODELS[1:]}
+    cost = timed(works)
 
     count = iter(range(1, 10**9))
     feeding = {
-        "repeated batch": lambda: step_of(cnn, images, labels, device, precision)(),
-        "real batches": lambda: step_of(cnn, *batch(next(count)), device, precision)(),
+        "repeated batch": lambda: step_of(cnn, images, labels, device, dtype)(),
+        "real batches": lambda: step_of(cnn, *batch(next(count)), device, dtype)(),
     }
-    fed = alternate(feeding, device, args.repeats, args.calls)
+    fed = timed(feeding)
 
     def summary(found: dict[str, list[float]], base: str) -> dict:
         middle = {name: statistics.median(times) for name, times in found.items()}
@@ -112,23 +96,43 @@ def main() -> None:
             for name in found
         }
 
-    about = {
-        "provenance": provenance(args.precision),
-        "data": args.data,
-        "width": args.width,
-        "batch": args.batch,
-        "repeats": args.repeats,
-        "calls": args.calls,
+    return {
+        "provenance": provenance(precision),
+        "data": data,
+        "width": width,
+        "batch": batch_size,
+        "repeats": repeats,
+        "calls": calls,
         "forward and backward": summary(cost, MODELS[0]),
         "step with input": summary(fed, "repeated batch"),
     }
-    path = Path("reports/bench") / f"house_numbers-{device.type}-{args.data}-{args.width:g}.json"
+
+
+def write(about: dict, device: torch.device, folder: Path) -> Path:
+    """The record goes below `folder`; its lines to the terminal."""
+    path = folder / f"house_numbers-{device.type}-{about['data']}-{about['width']:g}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(about, indent=1) + "\n")
     for title in ("forward and backward", "step with input"):
         for name, row in about[title].items():
-            print(f"{title:>20}  {name:<15} {row['milliseconds']:9.2f} ms  x {row['ratio']:.3f}")
-    print(path)
+            print(f"{title:>22}  {name:<15} {row['milliseconds']:9.2f} ms  x {row['ratio']:.3f}", flush=True)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--data", default="svhn_strips_64")
+    parser.add_argument("--width", type=float, default=1.0, help="times the paper's filters and units")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--calls", type=int, default=2, help="of one measurement")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    with told():
+        about = measure(device, args.data, args.width, args.precision, args.batch, args.repeats, args.calls)
+    print(write(about, device, Path("reports/bench")))
 
 
 if __name__ == "__main__":

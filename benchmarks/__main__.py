@@ -1,0 +1,186 @@
+"""One command, a table at the end, a record of each part in `reports/bench/`: `make bench`, `python -m benchmarks`.
+
+python -m benchmarks --only distortion,training --device cuda
+python -m benchmarks --quick      # does everything run? Its numbers mean nothing and go to outputs/bench/
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import distortion, house_numbers, startup, training, transformer
+from benchmarks.timing import OURS, Bench, cores, figure, ratio, rivals
+from stn.config import compose
+from stn.data.digits import undistorted
+from stn.data.download import export_embedded
+from stn.errors import UserError, told
+from stn.training.record import provenance
+from stn.training.run import precision
+
+PARTS: dict[str, tuple[str, Callable[["Run"], Iterator[dict]]]] = {
+    "distortion": (
+        "Distorting digits, from parameters drawn beforehand",
+        lambda run: distortion.measure(run.bench, *run.digits()),
+    ),
+    "transformer": ("The transformer alone, batches of Table 1", lambda run: transformer.families(run.bench)),
+    "growth": ("How its cost grows, forward and backward", lambda run: transformer.growth(run.bench)),
+    "training": (
+        "Training steps of Table 1's networks on R, budget quick, input included",
+        lambda run: training.measure(run.bench, run.digits()[0], run.scratch, *run.digits()[1:]),
+    ),
+    "startup": ("Start-up", lambda run: startup.measure(run.bench)),
+    "house_numbers": ("House numbers: what transformers cost, and whether the input keeps up", None),
+}
+RIVALS = ("torchvision", "kornia", "opencv-python-headless")
+
+
+class Run:
+    """Where one call of this command reads and writes."""
+
+    def __init__(self, bench: Bench):
+        self.bench = bench
+        self.scratch = Path("outputs/bench")
+        self.folder = self.scratch if bench.quick else Path("reports/bench")
+        self._digits: list[str] | None = None
+
+    def digits(self) -> list[str]:
+        """`mnist` if it is there, else `digits`, and overrides after which its raw data is found."""
+        if self._digits is None:
+            try:
+                undistorted(compose("data=mnist_r", "model=cnn").data)
+                self._digits = ["mnist"]
+            except (OSError, UserError):
+                print("  MNIST is not here (`python -m stn.fetch data=mnist_r`): scikit-learn's digits instead")
+                export_embedded(self.scratch / "raw/digits")
+                self._digits = ["digits", f"data.raw={self.scratch / 'raw/digits'}"]
+        return self._digits
+
+    def write(self, part: str, rows: list[dict]) -> Path:
+        """The record of a part."""
+        on = "gpu" if self.bench.device.type == "cuda" else "cpu"
+        used = precision(compose("budget=quick", f"trainer={on}")) if part == "training" else "float32"
+        quick = " --quick" if self.bench.quick else ""
+        about = {
+            "part": part,
+            "title": PARTS[part][0],
+            "command": f"python -m benchmarks --only {part} --device {self.bench.device}{quick}",
+            "provenance": {**provenance(used), "cores_used": cores(), "rivals": versions()},
+            "device": str(self.bench.device),
+            "quick": self.bench.quick,
+            "repeats": self.bench.repeats,
+            "left_out": self.bench.left_out,
+            "rows": rows,
+        }
+        path = self.folder / f"{part}-{self.bench.device.type}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(about, indent=1) + "\n")
+        return path
+
+
+def versions() -> dict[str, str | None]:
+    """Of the rivals; None for one that is not installed."""
+    found = {}
+    for package in RIVALS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def chosen(only: str | None) -> list[str]:
+    """The parts that `--only` names, in our order."""
+    names = list(PARTS) if only is None else [name.strip() for name in only.split(",")]
+    for name in names:
+        if name not in PARTS:
+            raise UserError(f"--only={name}: no such part; there are {', '.join(PARTS)}")
+    return [part for part in PARTS if part in names]
+
+
+def usable(name: str) -> torch.device:
+    """The device of that name."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device={name}: choose cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device={name}, but torch finds no GPU here: use --device=cpu")
+    return device
+
+
+def table(title: str, rows: list[dict]) -> Table:
+    """Work | ours | every rival, the best first, what it reached and the ratio."""
+    shown = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("work", overflow="fold")
+    shown.add_column("ours", justify="right", no_wrap=True)
+    shown.add_column("rivals, the best first", overflow="fold")
+    shown.add_column("theirs", justify="right", no_wrap=True)
+    shown.add_column("ratio", justify="right", no_wrap=True)
+    for row in rows:
+        work, ours = row["work"], f"{figure(row, OURS)} {row['unit']}"
+        for name in rivals(row) or [None]:
+            theirs = (name, figure(row, name), ratio(row, name)) if name else ("–", "–", "–")
+            shown.add_row(work, ours, *theirs)
+            work = ours = ""
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", metavar="PART,...", help=f"of {', '.join(PARTS)}; all if not given")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: its numbers mean nothing")
+    args = parser.parse_args()
+    with told():
+        parts, device = chosen(args.only), usable(args.device)
+        torch.set_num_threads(cores())
+        bench = Bench(device, args.quick)
+        run(Run(bench), parts)
+
+
+def run(here: Run, parts: list[str]) -> None:
+    """Measure, write and show the parts."""
+    begun = time.monotonic()
+    tables, paths = [], []
+    for i, part in enumerate(parts, 1):
+        title, measure = PARTS[part]
+        print(f"[{i}/{len(parts)}, {time.monotonic() - begun:.0f} s] {part}: {title}", flush=True)
+        here.bench.left_out.clear()
+        if measure is None:
+            paths += houses(here)
+            continue
+        rows = list(measure(here))
+        paths.append(here.write(part, rows))
+        tables.append(table(title, rows))
+    console = Console(width=None if Console().is_terminal else 100)
+    for some in tables:
+        console.print(some)
+    print("ratio: how many times as fast ours is, the median over repeats taken in turn")
+    print(f"{time.monotonic() - begun:.0f} s; {', '.join(map(str, paths))}")
+
+
+def houses(here: Run) -> list[Path]:
+    """The part that has a record of its own form."""
+    sizes = {"batch_size": 2, "width": 0.1, "repeats": 2} if here.bench.quick else {"repeats": 5}
+    try:
+        about = house_numbers.measure(here.bench.device, calls=1, **sizes)
+    except (UserError, OSError) as error:
+        here.bench.skip(f"house_numbers: {error}")
+        return []
+    return [house_numbers.write(about, here.bench.device, here.folder)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""How everything here is timed: in one process, in turn, medians of repeats."""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+OURS = "ours"
+
+
+def seconds(work: Callable[[], Any], device: torch.device, n: int) -> float:
+    """Of one call, over n of them."""
+    begun = wait(device)
+    for _ in range(n):
+        work()
+    return (wait(device) - begun) / n
+
+
+def wait(device: torch.device) -> float:
+    """The time at which all that the device was asked for is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def alternate(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """What each measure says, asked in turn so that the machine's moods fall on all alike; the first round is lost."""
+    found = {name: [] for name in measures}
+    for _ in range(1 + repeats):
+        for name, measure in measures.items():
+            found[name].append(measure())
+    return {name: values[1:] for name, values in found.items()}
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass
+class Work:
+    """One contestant of a comparison.
+
+    Attributes:
+        call: does the work.
+        amount: of what is counted (images, steps, ...) in one call.
+        other: whether it is known to do something else of like cost, and its name says so: it is timed whatever its
+            result, and is never the best rival.
+        result: a tensor, or a tuple of them, for the comparison with ours; what `call` returns if not given.
+        measure: seconds of one call, where a call does more than what is timed.
+    """
+
+    call: Callable[[], Any]
+    amount: int = 1
+    other: bool = False
+    result: Callable[[], Any] | None = None
+    measure: Callable[[], float] | None = None
+
+
+@dataclass
+class Bench:
+    """The place and the patience of a run of benchmarks, and what was left out on the way.
+
+    Attributes:
+        device: where our own work is done; rivals that know no GPU say so in their names.
+        quick: sizes for a smoke test, from which no number may be taken.
+    """
+
+    device: torch.device
+    quick: bool = False
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def repeats(self) -> int:
+        return 2 if self.quick else 7
+
+    @property
+    def span(self) -> float:
+        """Seconds of one measurement, at least (a single call may take longer)."""
+        return 0.002 if self.quick else 0.1
+
+    def skip(self, line: str) -> None:
+        """Say once what is left out, and why."""
+        if line not in self.left_out:
+            self.left_out.append(line)
+            print(f"  left out: {line}", flush=True)
+
+    def compare(
+        self, work: str, unit: str, contestants: dict[str, Work], tolerance: float | None = None, **facts
+    ) -> dict:
+        """Time `contestants`, of which one is `OURS`, and give a row of a record.
+
+        A rival whose result differs from ours by more than `tolerance` (mean absolute difference over what both made,
+        in units of our mean absolute value) does something else, and is not timed.
+
+        Args:
+            facts: what the record says of this row besides: sizes, threads, precision.
+        """
+        differences = {}
+        if tolerance is not None:
+            reference = _results(contestants[OURS])
+            for name, rival in list(contestants.items()):
+                if name == OURS:
+                    continue
+                differences[name] = _difference(reference, _results(rival))
+                if not (rival.other or differences[name] <= tolerance):
+                    self.skip(f"{name} in {work}: its result is not ours (off by {100 * differences[name]:.2g} %)")
+                    del contestants[name]
+        measures = {name: some.measure or self._timed(some.call) for name, some in contestants.items()}
+        found = alternate(measures, self.repeats)
+        per_unit = {name: [s / contestants[name].amount for s in found[name]] for name in found}
+        rows = {
+            name: {
+                "rate": _spread([1 / s for s in per_unit[name]]),
+                "seconds_per_call": _spread(found[name]),
+                "amount_per_call": contestants[name].amount,
+                "same_work": not contestants[name].other,
+                "ours_is_times_as_fast": _spread(
+                    [theirs / ours for theirs, ours in zip(per_unit[name], per_unit[OURS], strict=True)]
+                ),
+                **({"relative_difference_from_ours": differences[name]} if name in differences else {}),
+            }
+            for name in found
+        }
+        row = {"work": work, "unit": unit, "repeats": self.repeats, **facts, "contestants": rows}
+        print(f"  {told(row)}", flush=True)
+        return row
+
+    def _timed(self, call: Callable[[], Any]) -> Callable[[], float]:
+        """A measure of as many calls as fill the span."""
+        call()
+        n = max(1, min(10_000, round(self.span / seconds(call, self.device, 1))))
+        return partial(seconds, call, self.device, n)
+
+
+def rivals(row: dict) -> list[str]:
+    """All of a row but ours, the fastest first; last those that do not quite the same work."""
+    facts = row["contestants"]
+    names = [name for name in facts if name != OURS]
+    return sorted(names, key=lambda name: (not facts[name]["same_work"], -facts[name]["rate"]["median"]))
+
+
+def figure(row: dict, name: str) -> str:
+    """What one contestant of a row reached, in the row's unit: a rate, or seconds."""
+    facts = row["contestants"][name]
+    return shown(facts["seconds_per_call" if row["unit"] == "s" else "rate"]["median"])
+
+
+def ratio(row: dict, name: str) -> str:
+    """How many times as fast as this rival we are."""
+    return f"{row['contestants'][name]['ours_is_times_as_fast']['median']:.2f}"
+
+
+def told(row: dict) -> str:
+    """Ours and the best rival in one line."""
+    line = f"{row['work']}: {figure(row, OURS)} {row['unit']}"
+    for best in rivals(row)[:1]:
+        line += f", {ratio(row, best)} x {best} ({figure(row, best)})"
+    return line
+
+
+def shown(number: float) -> str:
+    """Three digits are all that a median of a few repeats is good for."""
+    digits = float(f"{number:.3g}")
+    return f"{digits:,.0f}" if digits >= 100 else f"{digits:g}"
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "quartiles": [low, high]}
+
+
+def _results(work: Work) -> tuple[torch.Tensor, ...]:
+    result = (work.result or work.call)()
+    parts = result if isinstance(result, tuple) else (result,)
+    return tuple(part.detach().float().cpu() for part in parts)
+
+
+def _difference(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> float:
+    """The largest over results of the relative difference; infinite where shapes differ but in their length."""
+    found = []
+    for a, b in zip(ours, theirs, strict=True):
+        n = min(len(a), len(b))
+        a, b = a[:n], b[:n]
+        off = ((a - b).abs().sum() / a.abs().sum().clamp_min(1e-12)).item() if a.shape == b.shape else math.inf
+        found.append(math.inf if math.isnan(off) else off)
+    return max(found)

@@ -1,0 +1,281 @@
+"""Training steps of Table 1's networks: our learner and feed under Lightning, against a plain PyTorch loop.
+
+The rival is what most people write, and write well: a data set of PIL images, torchvision's `RandomRotation` and
+`ToTensor`, a `DataLoader` with a worker for each core that lives on between epochs, the network out of the textbook.
+Its weights, batch, optimiser, schedule, precision and threads are ours; its scores are held against ours beforehand.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from benchmarks.timing import OURS, Bench, Work, cores, seconds, wait
+from benchmarks.transformer import Spline, affine_by_pytorch, projective_by_hand
+from stn.config import compose
+from stn.data.digits import Digits, load_stored, store, undistorted
+from stn.errors import UserError
+from stn.models.digits import DigitNetwork
+from stn.training.feed import Feed
+from stn.training.learner import Learner, new_learner
+from stn.training.run import make_trainer, precision, quieten
+
+MODELS = (
+    "fcn",
+    "cnn",
+    *(f"st_{kind}_{family}" for kind in ("fcn", "cnn") for family in ("affine", "projective", "tps")),
+)
+PLAIN = "plain PyTorch loop"
+TOLERANCE = 0.01  # relative, of scores; a GPU convolves in TF32
+
+
+def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[dict]:
+    """Steps per second of each network of Table 1 on R, budget quick."""
+    quieten()
+    on = "gpu" if bench.device.type == "cuda" else "cpu"
+    steps = 2 if bench.quick else 25 if on == "cpu" else 200
+    keys = [f"data={data}_r", "budget=quick", f"trainer={on}", "logger=none", *overrides]
+    keys += _stored(keys, scratch)
+    if bench.quick:
+        keys += ["budget.batch_size=8"]
+    digits = undistorted(compose("model=cnn", *keys).data)["train"]
+    for model in MODELS[:3] if bench.quick else MODELS:
+        yield _compared(bench, compose(f"model={model}", *keys), digits, steps)
+
+
+def _compared(bench: Bench, cfg: DictConfig, digits: Digits, steps: int) -> dict:
+    torch.manual_seed(0)
+    learner = new_learner(cfg)
+    images = torch.rand(16, 1, cfg.data.canvas, cfg.data.canvas)
+    plain = PlainLoop(learner, cfg, digits, bench.device, cores())
+    try:
+        return bench.compare(
+            cfg.model.name,
+            "steps/s",
+            {
+                OURS: Work(lambda: _scores(learner, images), measure=OurLoop(learner, cfg, bench.device, steps)),
+                PLAIN: Work(lambda: _scores(plain.network, images), measure=lambda: plain.seconds(steps)),
+            },
+            TOLERANCE,
+            data=cfg.data.name,
+            batch=cfg.budget.batch_size,
+            steps=steps,
+            workers=cores(),
+            precision=precision(cfg),
+            threads=torch.get_num_threads(),
+        )
+    finally:
+        plain.close()
+
+
+def _stored(keys: list[str], scratch: Path) -> list[str]:
+    """Overrides after which the stored sets are there; they are made in `scratch` if need be."""
+    cfg = compose("model=cnn", *keys)
+    try:
+        load_stored(cfg.data, "validation")
+        return []
+    except UserError:
+        override = f"data.stored={scratch / 'distorted' / cfg.data.name}"
+        store(compose("model=cnn", *keys, override).data, scratch)
+        return [override]
+
+
+@torch.no_grad()
+def _scores(network: nn.Module, images: Tensor) -> Tensor:
+    return network(images.to(next(network.parameters()).device))
+
+
+class OurLoop:
+    """Seconds of one of our training steps, feed included, under the trainer that `stn.train` makes.
+
+    The trainer's own start is not counted, nor are its first steps.
+    """
+
+    def __init__(self, learner: Learner, cfg: DictConfig, device: torch.device, steps: int, warm: int = 3):
+        self.learner, self.cfg, self.device, self.steps, self.warm = learner.to(device), cfg, device, steps, warm
+        self.feed = Feed(cfg.data, cfg.budget, 0)
+
+    def __call__(self) -> float:
+        trainer = make_trainer(self.cfg, 0, None, False)
+        clock = _Clock(self.warm, self.warm + self.steps, self.device)
+        trainer.callbacks, trainer.limit_val_batches = [clock], 0
+        trainer.fit(self.learner, self.feed)
+        self.learner.to(self.device)  # Lightning takes it back to the CPU
+        return clock.seconds / self.steps
+
+
+class _Clock(L.Callback):
+    """Runs from the end of step `first` to the end of step `last`, and ends the run there."""
+
+    def __init__(self, first: int, last: int, device: torch.device):
+        self.first, self.last, self.device = first, last, device
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
+        if trainer.global_step == self.first:
+            self.begun = wait(self.device)
+        elif trainer.global_step == self.last:
+            self.seconds = wait(self.device) - self.begun
+            trainer.should_stop = True
+
+
+class PlainLoop:
+    """The rival: its network starts with the learner's weights."""
+
+    def __init__(self, learner: Learner, cfg: DictConfig, digits: Digits, device: torch.device, workers: int):
+        budget = cfg.budget
+        self.device, self.workers, self.size = device, workers, budget.batch_size
+        self.bf16 = precision(cfg) == "bf16-mixed"
+        self.network = plain_network(learner.network, cfg).to(device)
+        located = [p for name, p in self.network.named_parameters() if not name.startswith("classifier")]
+        groups = [{"params": list(self.network.classifier.parameters()), "lr": budget.learning_rate}]
+        if located:
+            groups.append({"params": located, "lr": budget.learning_rate * budget.localisation_rate})
+        self.optimiser = torch.optim.AdamW(
+            groups, betas=(budget.momentum, 0.999), weight_decay=budget.weight_decay, fused=True
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser,
+            max_lr=[group["lr"] for group in groups],
+            total_steps=budget.steps + 1,
+            pct_start=budget.warm_up,
+            cycle_momentum=False,
+        )
+        self.loader = DataLoader(
+            PlainDigits(digits, rotation(cfg.data.distortion.rotation)),
+            batch_size=self.size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            persistent_workers=True,
+            pin_memory=device.type == "cuda",
+        )
+        self.batches = self._batches()
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from self.loader
+
+    def step(self) -> None:
+        images, labels = (part.to(self.device, non_blocking=True) for part in next(self.batches))
+        self.optimiser.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = F.cross_entropy(self.network(images), labels)
+        loss.backward()
+        self.optimiser.step()
+        self.schedule.step()
+
+    def seconds(self, steps: int) -> float:
+        """Of one step. What the workers made ready while others were timed is used up before."""
+        for _ in range(self.loader.prefetch_factor * self.workers + 3):
+            self.step()
+        return seconds(self.step, self.device, steps)
+
+    def close(self) -> None:
+        """End the workers."""
+        self.batches.close()
+        self.loader._iterator = None
+
+
+class PlainDigits(Dataset):
+    """An image at a time, as torchvision's own MNIST hands them out."""
+
+    def __init__(self, digits: Digits, transform):
+        self.images, self.labels, self.transform = digits.images, digits.labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[i].numpy())), int(self.labels[i])
+
+
+def rotation(degrees: float | tuple[float, float]) -> transforms.Compose:
+    """R, as torchvision has it."""
+    return transforms.Compose([transforms.RandomRotation(degrees, InterpolationMode.BILINEAR), transforms.ToTensor()])
+
+
+def plain_network(ours: DigitNetwork, cfg: DictConfig) -> nn.Module:
+    """The textbook's network of the same sizes, with the same weights."""
+    classifier = cfg.model.classifier.name
+    width = ours.classifier[0 if classifier == "cnn" else 1].weight.shape[0]
+    family = cfg.model.transformation.name if cfg.model.transformation else None
+    plain = PlainNetwork(cfg.data.canvas, classifier, width, family, **cfg.model.localisation)
+    with torch.no_grad():
+        for mine, theirs in zip(plain.parameters(), ours.parameters(), strict=True):
+            mine.copy_(theirs)
+    return plain
+
+
+class PlainNetwork(nn.Module):
+    """FCN or CNN for 28 x 28 pixels, with or without a transformer before it, in the usual words."""
+
+    def __init__(
+        self,
+        canvas: int,
+        classifier: str,
+        width: int,
+        family: str | None,
+        filters: int,
+        features: int,
+        hidden: int,
+        layers: int,
+    ):
+        super().__init__()
+        self.family = family
+        if family:
+            length = {"affine": 6, "projective": 8, "tps": 32}[family]
+            self.warp = {"affine": affine_by_pytorch, "projective": projective_by_hand, "tps": Spline(4).warp}[family]
+            if classifier == "cnn":
+                self.localisation = nn.Sequential(
+                    nn.AvgPool2d(2),
+                    nn.Conv2d(1, filters, 5),
+                    nn.ReLU(),
+                    nn.MaxPool2d(2),
+                    nn.Conv2d(filters, filters, 5),
+                    nn.ReLU(),
+                    nn.Flatten(),
+                    nn.Linear(filters, features),
+                    nn.ReLU(),
+                )
+                self.regression = nn.Linear(features, length)
+            else:
+                widths = [canvas**2] + [hidden] * layers
+                body = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
+                self.localisation = nn.Sequential(nn.Flatten(), *body)
+                self.regression = nn.Linear(hidden, length)
+        if classifier == "cnn":
+            self.classifier = nn.Sequential(
+                nn.Conv2d(1, width, 9),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(width, width, 7),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(width * 4, 10),
+            )
+        else:
+            self.classifier = nn.Sequential(
+                nn.Flatten(),
+                nn.Linear(canvas**2, width),
+                nn.ReLU(),
+                nn.Linear(width, width),
+                nn.ReLU(),
+                nn.Linear(width, 10),
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.family:
+            theta = self.regression(self.localisation(images))
+            with torch.autocast(images.device.type, enabled=False):  # a grid in bfloat16 would be off by pixels
+                images = self.warp(images, theta.float())
+        return self.classifier(images)

@@ -1,0 +1,135 @@
+"""Benchmarks: that rivals do the same work, and what a run leaves. None of these tests looks at a time."""
+
+import json
+from contextlib import ExitStack
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import distortion, training
+from benchmarks.timing import OURS, Bench, Work
+from conftest import one_error, run
+from stn.config import compose
+from stn.data import digits
+from stn.data.draws import generator
+from stn.training.learner import new_learner
+
+N = 24
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    yield
+    torch.set_num_threads(1)  # a run of benchmarks takes all
+
+
+@pytest.fixture
+def blobs() -> torch.Tensor:
+    """Smooth images (N, 28, 28) uint8, dark at the edges as digits are."""
+    small = torch.rand(N, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    large = F.interpolate(small, (20, 20), mode="bilinear", align_corners=False)
+    return (F.pad(large, (4, 4, 4, 4))[:, 0] * 255).round().to(torch.uint8)
+
+
+def contestants(kind: str, blobs: torch.Tensor, processes: int = 1) -> dict[str, torch.Tensor]:
+    """What ours and every installed rival make of the same parameters."""
+    warp = digits.distortion(compose(f"data=mnist_{kind}", "model=cnn").data)
+    parameters = warp.draw(N, generator(0, "test"))
+    with ExitStack() as stack:
+        works = distortion.contestants(
+            Bench(torch.device("cpu"), quick=True), warp, parameters, blobs, 8, processes, stack
+        )
+        return {name: (work.result or work.call)().clone() for name, work in works.items() if not work.other}
+
+
+@pytest.mark.parametrize("kind", ["r", "rts", "p", "e"])
+def test_rivals_make_the_images_that_we_make(kind, blobs):
+    made = contestants(kind, blobs)
+    assert {"OpenCV", "torchvision v2"} <= set(made)
+    ours = made[OURS]
+    for name, images in made.items():
+        assert (images - ours[: len(images)]).abs().mean() < 0.002, name  # a hundredth of what a wrong turn makes
+    assert (ours - blobs[:, None].float().mean() / 255).abs().mean() > 0.1  # and there is something on them
+
+
+def test_a_loop_spread_over_processes_makes_the_same_images(blobs):
+    alone, together = contestants("r", blobs), contestants("r", blobs, processes=2)
+    assert torch.equal(alone["OpenCV"], together["OpenCV"])
+    assert torch.equal(alone["torchvision v2"], together["torchvision v2"])
+
+
+def test_a_rival_that_does_something_else_is_not_timed(capsys):
+    bench = Bench(torch.device("cpu"), quick=True)
+    works = {
+        OURS: Work(lambda: torch.ones(3)),
+        "the same": Work(lambda: torch.ones(3)),
+        "wrong": Work(lambda: torch.zeros(3)),
+        "another shape": Work(lambda: torch.ones(3, 2)),
+        "no number": Work(lambda: torch.full((3,), torch.nan)),
+    }
+    row = bench.compare("ones", "calls/s", works, tolerance=0.01)
+    assert set(row["contestants"]) == {OURS, "the same"}
+    assert len(bench.left_out) == 3 and "wrong in ones: its result is not ours" in bench.left_out[0]
+    assert "left out: wrong" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", training.MODELS)
+def test_the_plain_network_is_our_network(model):
+    cfg = compose("data=digits_r", f"model={model}")
+    torch.manual_seed(0)
+    ours = new_learner(cfg).network
+    with torch.no_grad():
+        for parameter in ours.parameters():  # a transformer starts at the identity: move it off
+            parameter += 0.02 * torch.randn_like(parameter)
+    plain = training.plain_network(ours, cfg)
+    images = torch.rand(4, 1, 28, 28)
+    scores, theirs = ours(images), plain(images)
+    torch.testing.assert_close(theirs, scores, rtol=1e-3, atol=1e-4)
+    for network, out in ((ours, scores), (plain, theirs)):
+        out.logsumexp(1).sum().backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
+    last, same = (list(network.parameters())[-2].grad for network in (ours, plain))
+    torch.testing.assert_close(same, last, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("degrees", [-70.0, 30.0])
+def test_the_plain_loop_rotates_as_we_do(degrees, blobs):
+    warp = digits.distortion(compose("data=digits_r", "model=cnn").data)
+    ours = warp.render(torch.tensor([[degrees, 1.0, 0.0, 0.0]]).expand(N, -1), blobs)
+    rotated = training.PlainDigits(digits.Digits(blobs, torch.arange(N)), training.rotation((degrees, degrees)))
+    theirs = torch.stack([rotated[i][0] for i in range(N)])
+    assert (theirs - ours).abs().mean() < 0.005
+    assert [rotated[i][1] for i in range(N)] == list(range(N))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--only", "distortion,speling"), "--only=speling: no such part; there are distortion, transformer"),
+        (("--device", "tpu"), "--device=tpu: choose cpu or cuda"),
+    ],
+)
+def test_an_unknown_part_or_device_is_one_line(arguments, line, tmp_path):
+    assert line in one_error(run("benchmarks.__main__", *arguments, cwd=tmp_path))
+
+
+def test_a_quick_run_leaves_records_that_explain_themselves_and_no_report(tmp_path):
+    result = run("benchmarks.__main__", "--quick", "--device", "cpu", "--only", "distortion,training", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "reports").exists()
+    for part, contest in (("distortion", {OURS, "OpenCV", "torchvision v2"}), ("training", {OURS, training.PLAIN})):
+        about = json.loads((tmp_path / f"outputs/bench/{part}-cpu.json").read_text())
+        assert about["quick"] and about["command"].endswith("--quick") and about["device"] == "cpu"
+        assert {"cpu", "cores", "cores_used", "threads", "python", "torch", "rivals"} <= set(about["provenance"])
+        assert about["provenance"]["rivals"]["torchvision"]
+        for row in about["rows"]:
+            assert row["repeats"] == 2 and row["threads"] and row["batch"] and row["precision"]
+            assert row["data"].startswith("digits_")  # MNIST is not here
+            assert contest <= set(row["contestants"])
+            for facts in row["contestants"].values():
+                low, high = facts["rate"]["quartiles"]
+                assert 0 < low <= facts["rate"]["median"] <= high
+    for name in ("fcn", "R, one core", "rivals, the best first", "OpenCV"):
+        assert name in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100
