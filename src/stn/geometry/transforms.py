@@ -64,11 +64,16 @@ class MatrixTransformation(Transformation):
 
     def matrix(self, theta: Tensor) -> Tensor:
         """Theta (B, P) as matrices (B, 3, 3)."""
+        rows = self._rows(theta)
+        last = rows.new_tensor([0.0, 0.0, 1.0]).expand(len(rows), 1, 3)
+        return torch.cat([rows, last], 1)
+
+    def _rows(self, theta: Tensor) -> Tensor:
+        """The rows of A, (B, 2, 3)."""
         raise NotImplementedError
 
     def _points(self, theta: Tensor, points: Tensor) -> Tensor:
-        matrix = self.matrix(theta)
-        return _combined(points, matrix[:, :2, :2].mT) + matrix[:, None, :2, 2]
+        return _mapped(self._rows(theta), points)
 
 
 class Translation(MatrixTransformation):
@@ -86,9 +91,10 @@ class Translation(MatrixTransformation):
     def identity(self) -> Tensor:
         return torch.zeros(2)
 
-    def matrix(self, theta: Tensor) -> Tensor:
+    def _rows(self, theta: Tensor) -> Tensor:
         tx, ty = theta.unbind(1)
-        return _rows((_full(tx, self.scale), 0, tx), (0, _full(tx, self.scale), ty))
+        scale = torch.full_like(tx, self.scale)
+        return _matrix((scale, 0, tx), (0, scale, ty))
 
     def __repr__(self) -> str:
         return f"Translation(scale={self.scale})"
@@ -102,9 +108,9 @@ class Attention(MatrixTransformation):
     def identity(self) -> Tensor:
         return torch.tensor([1.0, 0.0, 0.0])
 
-    def matrix(self, theta: Tensor) -> Tensor:
+    def _rows(self, theta: Tensor) -> Tensor:
         s, tx, ty = theta.unbind(1)
-        return _rows((s, 0, tx), (0, s, ty))
+        return _matrix((s, 0, tx), (0, s, ty))
 
 
 class Similarity(MatrixTransformation):
@@ -115,9 +121,9 @@ class Similarity(MatrixTransformation):
     def identity(self) -> Tensor:
         return torch.tensor([1.0, 0.0, 0.0, 0.0])
 
-    def matrix(self, theta: Tensor) -> Tensor:
+    def _rows(self, theta: Tensor) -> Tensor:
         a, b, tx, ty = theta.unbind(1)
-        return _rows((a, -b, tx), (b, a, ty))
+        return _matrix((a, -b, tx), (b, a, ty))
 
 
 class Affine(MatrixTransformation):
@@ -128,9 +134,8 @@ class Affine(MatrixTransformation):
     def identity(self) -> Tensor:
         return torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
 
-    def matrix(self, theta: Tensor) -> Tensor:
-        a, b, c, d, e, f = theta.unbind(1)
-        return _rows((a, b, c), (d, e, f))
+    def _rows(self, theta: Tensor) -> Tensor:
+        return theta.view(-1, 2, 3)
 
 
 class Projective(MatrixTransformation):
@@ -148,8 +153,7 @@ class Projective(MatrixTransformation):
         return torch.cat([theta, torch.ones_like(theta[:, :1])], 1).view(-1, 3, 3)
 
     def _points(self, theta: Tensor, points: Tensor) -> Tensor:
-        matrix = self.matrix(theta)
-        homogeneous = _combined(points, matrix[:, :, :2].mT) + matrix[:, None, :, 2]
+        homogeneous = _mapped(self.matrix(theta), points)
         w = homogeneous[..., 2:]
         w = torch.where(w.abs() < HORIZON, torch.full_like(w, HORIZON).copysign(w), w)
         return homogeneous[..., :2] / w
@@ -259,13 +263,17 @@ def _combined(weights: Tensor, values: Tensor) -> Tensor:
     return (values.mT.flatten(0, 1) @ weights.mT).unflatten(0, (len(values), values.shape[2])).mT
 
 
-def _full(like: Tensor, value: float) -> Tensor:
-    return torch.full_like(like, value)
+def _mapped(rows: Tensor, points: Tensor) -> Tensor:
+    """rows (B, R, 3) on homogeneous points (N, 2) or (B, N, 2): shape (B, N, R). One product, as in `_combined`."""
+    linear, offset = rows[..., :2], rows[..., 2:]
+    if points.ndim == 3:
+        return points @ linear.mT + offset.mT
+    return torch.addmm(offset.flatten(0, 1), linear.flatten(0, 1), points.mT).unflatten(0, rows.shape[:2]).mT
 
 
-def _rows(first: tuple, second: tuple) -> Tensor:
-    """Two rows of tensors (B,) or zeros, closed by (0, 0, 1), as matrices (B, 3, 3)."""
-    like = next(entry for entry in first if isinstance(entry, Tensor))
-    zero, one = torch.zeros_like(like), torch.ones_like(like)
-    entries = [entry if isinstance(entry, Tensor) else zero for entry in (*first, *second)]
-    return torch.stack([*entries, zero, zero, one], 1).view(-1, 3, 3)
+def _matrix(*rows: tuple) -> Tensor:
+    """Rows of tensors (B,) or zeros as (B, R, 3)."""
+    like = next(entry for entry in rows[0] if isinstance(entry, Tensor))
+    zero = torch.zeros_like(like)
+    entries = [entry if isinstance(entry, Tensor) else zero for row in rows for entry in row]
+    return torch.stack(entries, 1).view(-1, len(rows), 3)
