@@ -135,6 +135,13 @@ def table(title: str, rows: list[dict]) -> Table:
     return shown
 
 
+def share(rows: list[dict]) -> str:
+    """How near our steps come to the machine's matrix products."""
+    shares = sorted(100 * row["of_matmul_rate"] for row in rows)
+    rate = f"{2e-9 * rows[0]['matmul_rate']:.0f} GFLOP/s, {rows[0]['precision']}"
+    return f"Ours reach {shares[0]:.0f} to {shares[-1]:.0f} % of the rate of a large matrix product here ({rate})\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -164,6 +171,8 @@ def run(here: Run, parts: list[str]) -> None:
         rows = list(measure(here))
         paths.append(here.write(part, rows))
         tables.append(table(title, rows))
+        if part == "training":
+            tables.append(share(rows))
     console = Console(width=None if Console().is_terminal else 100)
     for some in tables:
         console.print(some)

@@ -27,6 +27,7 @@ from stn.errors import UserError
 from stn.models.digits import DigitNetwork
 from stn.training.feed import Feed
 from stn.training.learner import Learner, new_learner
+from stn.training.record import multiply_adds
 from stn.training.run import make_trainer, precision, quieten
 
 MODELS = (
@@ -39,7 +40,11 @@ TOLERANCE = 0.01  # relative, of scores; a GPU convolves in TF32
 
 
 def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[dict]:
-    """Steps per second of each network of Table 1 on R, budget quick."""
+    """Steps per second of each network of Table 1 on R, budget quick, and how near ours come to a product's rate.
+
+    `matmul_rate` (multiply-adds per second) is that of one large matrix product in the same precision, and
+    `of_matmul_rate` the share of it that our steps reach, a step taken for three times the multiply-adds of a forward.
+    """
     quieten()
     on = "gpu" if bench.device.type == "cuda" else "cpu"
     steps = 2 if bench.quick else 25 if on == "cpu" else 200
@@ -48,8 +53,11 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
     if bench.quick:
         keys += ["budget.batch_size=8"]
     digits = undistorted(compose("model=cnn", *keys).data)["train"]
+    peak = _matmul_rate(bench, precision(compose("model=cnn", *keys)))
     for model in MODELS[:3] if bench.quick else MODELS:
-        yield _compared(bench, compose(f"model={model}", *keys), digits, steps)
+        row = _compared(bench, compose(f"model={model}", *keys), digits, steps)
+        done = row["contestants"][OURS]["rate"]["median"] * row["batch"] * 3 * row["multiply_adds"]
+        yield row | {"matmul_rate": peak, "of_matmul_rate": done / peak}
 
 
 def _compared(bench: Bench, cfg: DictConfig, digits: Digits, steps: int) -> dict:
@@ -69,12 +77,21 @@ def _compared(bench: Bench, cfg: DictConfig, digits: Digits, steps: int) -> dict
             data=cfg.data.name,
             batch=cfg.budget.batch_size,
             steps=steps,
+            multiply_adds=multiply_adds(learner.network, images.shape[1:]),
             workers=cores(),
             precision=precision(cfg),
             threads=torch.get_num_threads(),
         )
     finally:
         plain.close()
+
+
+def _matmul_rate(bench: Bench, used: str) -> float:
+    """Multiply-adds per second of a large matrix product, the best of some."""
+    side = 256 if bench.quick else 4096 if bench.device.type == "cuda" else 2048
+    kind = torch.bfloat16 if used.startswith("bf16") else torch.float32
+    a, b = (torch.randn(side, side, device=bench.device, dtype=kind) for _ in range(2))
+    return side**3 / min(seconds(lambda: a @ b, bench.device, 3) for _ in range(5))
 
 
 def _stored(keys: list[str], scratch: Path) -> list[str]:

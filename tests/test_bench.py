@@ -130,6 +130,7 @@ def test_a_quick_run_leaves_records_that_explain_themselves_and_no_report(tmp_pa
             for facts in row["contestants"].values():
                 low, high = facts["rate"]["quartiles"]
                 assert 0 < low <= facts["rate"]["median"] <= high
-    for name in ("fcn", "R, one core", "rivals, the best first", "OpenCV"):
+    assert all(row["of_matmul_rate"] > 0 and row["multiply_adds"] > 1e5 for row in about["rows"])
+    for name in ("Ours reach", "fcn", "R, one core", "rivals, the best first", "OpenCV"):
         assert name in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
