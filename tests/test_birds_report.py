@@ -185,11 +185,14 @@ def test_the_text_says_whether_windows_divide_the_bird(records):
     section = text.partition("## Which part each window holds")[2].partition("\n## ")[0]
     assert section.count("\n| ") == 1 + 16 and section.count("\n- ") == 4
     assert re.search(r"- 2xST-CNN 448 px on 50 classes: window 1 holds .* window 2 more of the body \(\d+ %", section)
-    windows = [{"row": "2xST-CNN 224 px", "column": "50 classes", "window": i + 1} for i in range(2)]
+    windows = [{"row": "2xST-CNN 224 px", "column": "50 classes", "window": i + 1, "moves": 7.0} for i in range(2)]
     shares = [{"head": 60.0, "body": 70.0}, {"head": 20.0, "body": 10.0}]
     (said,) = tables.divisions([window | share for window, share in zip(windows, shares, strict=True)], BIRDS)
     assert "window 1 holds more of the head than any other (60 %, and 70 % of the body)" in said
     assert said.endswith("more of the body too: no division of labour.")
+    still = [window | share | {"moves": 0.2} for window, share in zip(windows, shares, strict=True)]
+    (said,) = tables.divisions(still, BIRDS)
+    assert "hardly move from image to image (at most 0.2 % of the side)" in said
 
 
 # Writers

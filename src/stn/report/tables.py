@@ -44,6 +44,7 @@ KEYS = (
     *("schema", "table", "budget", "data", "model", "row", "column", "metric", "complete", "part", "parameters"),
     *("multiply_adds", "n_test", "config", "seeds", "pose_names"),
 )
+STILL = 1.0  # a window whose centre moves less, in % of the side, has no say in what it holds
 SEED_KEYS = ("seed", "error", "errors", "n_test", "steps", "images_seen", "seconds", "provenance")
 
 
@@ -738,13 +739,18 @@ def _by_part(records: Sequence[dict], table: PaperTable) -> list[str]:
 
 
 def divisions(found: Sequence[dict], table: PaperTable) -> list[str]:
-    """A sentence for each cell of `parts_held` whose windows move: which window holds the head, which the body."""
+    """A sentence for each cell of `parts_held` whose windows may move: which holds the head, which the body."""
     cells: dict[tuple[str, str], list[dict]] = {}
     for window in found:
         if window["row"] not in table.controls.values():
             cells.setdefault((window["row"], window["column"]), []).append(window)
     lines = []
     for (row, column), windows in cells.items():
+        if all(window["moves"] < STILL for window in windows):
+            most = max(window["moves"] for window in windows)
+            text = f"{row} on {column}: the windows hardly move from image to image (at most {most:.1f} % of the side)"
+            lines.append(f"{text}: they hold what the tiles hold at which they start.")
+            continue
         head, body = (max(windows, key=lambda window, region=region: window[region]) for region in BIRD)
         text = f"{row} on {column}: window {head['window']} holds more of the head than any other "
         text += f"({head['head']:.0f} %, and {head['body']:.0f} % of the body)"
