@@ -135,6 +135,37 @@ def table(title: str, rows: list[dict]) -> Table:
     return shown
 
 
+def page(folder: Path) -> str:
+    """The records of a folder as one page of markdown, a section for each part and device."""
+    text = [
+        "# How fast it is",
+        "Written by `make bench` from the records beside it. Each comparison ran in one process on the same work, in "
+        "turn; medians of repeats. The ratio is how many times as fast ours is.",
+    ]
+    for part in PARTS:
+        for path in sorted(folder.glob(f"{part}-*.json")):
+            about = json.loads(path.read_text())
+            if "rows" not in about:  # house numbers have a record of their own form
+                continue
+            place = about["provenance"]
+            where = place["gpu"] or f"{place['cpu']} with {place['cores_used']} cores"
+            text.append(f"## {about['title']}")
+            text.append(
+                f"{where}; {place['precision']}; torch {place['torch']}, Python {place['python']}; "
+                f"{about['repeats']} repeats. `{about['command']}`"
+            )
+            lines = ["| work | ours | rival | theirs | ratio |", "|---|---:|---|---:|---:|"]
+            for row in about["rows"]:
+                ours = f"{figure(row, OURS)} {row['unit']}"
+                for name in rivals(row) or [None]:
+                    theirs = f"{figure(row, name)} | {ratio(row, name)}" if name else "– | –"
+                    lines.append(f"| {row['work']} | {ours} | {name or '–'} | {theirs} |")
+            text.append("\n".join(lines))
+            if part == "training":
+                text.append(share(about["rows"]).strip() + ".")
+    return "\n\n".join(text) + "\n"
+
+
 def share(rows: list[dict]) -> str:
     """How near our steps come to the machine's matrix products."""
     shares = sorted(100 * row["of_matmul_rate"] for row in rows)
@@ -173,6 +204,7 @@ def run(here: Run, parts: list[str]) -> None:
         tables.append(table(title, rows))
         if part == "training":
             tables.append(share(rows))
+    (here.folder / "README.md").write_text(page(here.folder))
     console = Console(width=None if Console().is_terminal else 100)
     for some in tables:
         console.print(some)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import distortion, training
+from benchmarks.__main__ import page
 from benchmarks.timing import OURS, Bench, Work
-from conftest import one_error, run
+from conftest import ROOT, one_error, run
 from stn.config import compose
 from stn.data import digits
 from stn.data.draws import generator
@@ -134,3 +135,8 @@ def test_a_quick_run_leaves_records_that_explain_themselves_and_no_report(tmp_pa
     for name in ("Ours reach", "fcn", "R, one core", "rivals, the best first", "OpenCV"):
         assert name in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_the_page_of_committed_records_says_what_they_say():
+    folder = ROOT / "reports/bench"
+    assert (folder / "README.md").read_text() == page(folder)
