@@ -145,7 +145,8 @@ def page(folder: Path) -> str:
     for part in PARTS:
         for path in sorted(folder.glob(f"{part}-*.json")):
             about = json.loads(path.read_text())
-            if "rows" not in about:  # house numbers have a record of their own form
+            if "rows" not in about:
+                text += houses_page(about)
                 continue
             place = about["provenance"]
             where = place["gpu"] or f"{place['cpu']} with {place['cores_used']} cores"
@@ -164,6 +165,24 @@ def page(folder: Path) -> str:
             if part == "training":
                 text.append(share(about["rows"]).strip() + ".")
     return "\n\n".join(text) + "\n"
+
+
+def houses_page(about: dict) -> list[str]:
+    """The section of a record of house numbers, which has a form of its own."""
+    place = about["provenance"]
+    where = place["gpu"] or f"{place['cpu']} with {place['cores']} cores"
+    facts = f"`{about['data']}`, {about['width']:g} times the paper's width, batches of {about['batch']}"
+    lines = ["| work | milliseconds | ratio |", "|---|---:|---:|"]
+    for work in ("forward and backward", "step with input"):
+        lines += [
+            f"| {work}, {name} | {row['milliseconds']:,.0f} | {row['ratio']:.2f} |" for name, row in about[work].items()
+        ]
+    return [
+        f"## {PARTS['house_numbers'][0]}: {facts}",
+        f"{where}; {place['precision']}; torch {place['torch']}, Python {place['python']}; {about['repeats']} repeats. "
+        "The ratio is to the first of its kind.",
+        "\n".join(lines),
+    ]
 
 
 def share(rows: list[dict]) -> str:

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -149,3 +150,12 @@ def test_importing_stn_loads_torch_only(tmp_path):
     heavy = "{'lightning', 'hydra', 'wandb', 'scipy', 'matplotlib', 'torchvision'}"
     code = f"import sys, stn; from stn import SpatialTransformer; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("data", ["mnist_r", "svhn_64", "svhn_strips_128", "cub_224", "cub50_448"])
+def test_medium_is_quick_in_five_times_the_steps(data):
+    model = {"mnist": "st_cnn_affine", "svhn": "svhn_st_single", "cub": "cub_2st"}[re.match("mnist|svhn|cub", data)[0]]
+    quick, medium = (experiment(compose(f"data={data}", f"model={model}", f"budget={b}")) for b in ("quick", "medium"))
+    assert quick["model"] == medium["model"] and medium["budget"]["steps"] == 5 * quick["budget"]["steps"]
+    other = {key for key, value in quick["budget"].items() if medium["budget"][key] != value}
+    assert other == {"name", "steps", "validate_every"}

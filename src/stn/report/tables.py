@@ -33,6 +33,7 @@ CSV_COLUMNS = (
 COLOURS = {"better": "green", "within": "cyan", "worse": "yellow", "not comparable": ""}
 NOT_BEATEN, NOT_CLEARLY = "†", "‡"
 SIGNIFICANT = 0.05
+STILL = 1.0  # a window whose centre moves less, in % of the side, has no say in what it holds
 PAIRED = (
     "Both networks on the same test images: McNemar's exact two-sided test on the images that only one of them "
     "has right, one test per seed, the largest p shown, not corrected for the number of tests."
@@ -44,7 +45,6 @@ KEYS = (
     *("schema", "table", "budget", "data", "model", "row", "column", "metric", "complete", "part", "parameters"),
     *("multiply_adds", "n_test", "config", "seeds", "pose_names"),
 )
-STILL = 1.0  # a window whose centre moves less, in % of the side, has no say in what it holds
 SEED_KEYS = ("seed", "error", "errors", "n_test", "steps", "images_seen", "seconds", "provenance")
 
 
