@@ -26,6 +26,7 @@ ROOMS = {
     1: ("stn.data.digits", "stn.models.digits"),
     2: ("stn.data.numbers", "stn.models.numbers"),
     3: ("stn.data.birds", "stn.models.birds"),
+    7: ("stn.data.digits", "stn.models.digits"),
 }
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -41,6 +42,7 @@ Train = _choice("Train", "stream", "frozen")
 Classifier = _choice("Classifier", "fcn", "cnn")
 Family = _choice("Family", "affine", "projective", "tps")
 Sampler = _choice("Sampler", "integer", "bilinear", "bicubic")
+AnySampler = _choice("AnySampler", "integer", "bilinear", "bicubic", "learned")
 Transformers = _choice("Transformers", "none", "single", "multi")
 Birds = _choice("Birds", "cub")
 Head = _choice("Head", "linear", "bilinear")
@@ -85,6 +87,13 @@ class DigitsConfig(DataConfig):
     train: Train
     draws: int
     distortion: DistortionConfig
+
+
+@dataclass
+class UndoneConfig(DigitsConfig):
+    """One whose images are undone by the true parameters of their distortion."""
+
+    undo: bool
 
 
 @dataclass
@@ -141,7 +150,7 @@ class DigitsModelConfig(ModelConfig):
     width: int | None
     match_filters: int
     transformation: Family | None
-    sampler: Sampler
+    sampler: AnySampler
     localisation: DigitsLocalisationConfig
 
 
@@ -187,9 +196,10 @@ class BirdsModelConfig(ModelConfig):
 
 
 SCHEMAS = {
-    1: (DigitsConfig, DigitsModelConfig),
+    1: (DigitsConfig, DigitsModelConfig),  # or UndoneConfig
     2: (NumbersConfig, NumbersModelConfig),
     3: (BirdsConfig, BirdsModelConfig),
+    7: (DigitsConfig, DigitsModelConfig),
 }
 
 
@@ -296,7 +306,10 @@ def checked(cfg: DictConfig, with_model: bool = True) -> DictConfig:
     if not with_model:
         cfg = OmegaConf.merge(cfg, {"model": None})
     schema = OmegaConf.structured(RunConfig)
-    schema.data, schema.model = (OmegaConf.structured(part) for part in SCHEMAS[_table(cfg)])
+    data, model = SCHEMAS[_table(cfg)]
+    if data is DigitsConfig and "undo" in cfg.data:
+        data = UndoneConfig
+    schema.data, schema.model = OmegaConf.structured(data), OmegaConf.structured(model)
     cfg = OmegaConf.merge(schema, cfg)
     missing = OmegaConf.missing_keys(cfg)
     if missing:

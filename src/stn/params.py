@@ -1,7 +1,7 @@
 """`params.yaml`, the few knobs of the pipeline, and the cells that they declare."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
@@ -13,15 +13,24 @@ from stn.config import CONF, one_line
 from stn.errors import UserError
 
 PARAMS = Path("params.yaml")
-KNOBS = ("budget", "seeds", "numbers", "birds")
-TABLES = (1, 2, 3)
-OPTIONAL = ("mnist_tc",)
+KNOBS = ("budget", "seeds", "columns", "numbers", "birds")
+TABLES = (1, 2, 3, 7)
+# The columns of Table 1; those that are no knob's are shown where all of their cells were run.
+COLUMNS = ("mnist_r", "mnist_rts", "mnist_p", "mnist_e", "mnist_tc")
+# What Table 1 takes the transformers' true poses for; shown where it was run.
+CEILING = {f"undone_{name}": ("cnn_undone",) for name in ("r", "rts", "p", "e")}
 NUMBERS = ("svhn", "svhn_strips")
 BIRDS = ("cub", "cub50")
 # The networks of Tables 2 and 3 by the side of the images in pixels.
 READERS = dict.fromkeys((64, 128), ("svhn_cnn", "svhn_st_single", "svhn_st_multi"))
 WATCHERS = {224: ("cub_cnn", "cub_2st"), 448: ("cub_2st", "cub_4st", "cub_bilinear", "cub_2st_fixed")}
 ON_DEMAND = {224: ("cub_2st_fixed",), 448: ("cub_4st_fixed", "cub_2st_shared")}
+# The networks by data set of the tables that have no knob of their own.
+PLAIN = {
+    7: dict.fromkeys(
+        ("kernels_r", "kernels_rts"), tuple(f"kernel_{name}" for name in ("integer", "bilinear", "bicubic", "learned"))
+    ),
+}
 
 
 @dataclass
@@ -69,14 +78,15 @@ def write_params(**knobs: str) -> list[str]:
     for knob, value in knobs.items():
         if knob not in KNOBS:
             raise UserError(f"no knob {knob!r}: there are {', '.join(KNOBS)}")
-        setattr(params, knob, value)
+        setattr(params, knob, value.split(",") if knob == "columns" else value)
     check(params)
     text, told = PARAMS.read_text(), []
     for knob, value in knobs.items():
-        old = re.search(rf'^{knob}: "?([^"\s]+)"?', text, re.MULTILINE).group(1)
-        if old != value:
-            quoted = f'"{value}"' if knob == "seeds" else value
-            text = re.sub(rf'^{knob}: ("[^"]*"|\S+)', f"{knob}: {quoted}", text, flags=re.MULTILINE)
+        quoted = {"seeds": f'"{value}"', "columns": f"[{value.replace(',', ', ')}]"}.get(knob, value)
+        old = re.search(rf'^{knob}: ("[^"]*"|\[[^]]*\]|\S+)', text, re.MULTILINE).group(1)
+        if old != quoted:
+            text = text.replace(f"{knob}: {old}", f"{knob}: {quoted}")
+            old, value = (said.strip('"') for said in (old, quoted))
             told.append(f"{PARAMS}: {knob} {old} -> {value}")
     PARAMS.write_text(text)
     return told
@@ -86,14 +96,25 @@ def declared(params: Params, table: int) -> dict[tuple[str, str], Path]:
     """The cells (data, model) -> record that the pipeline brings up to date for a table."""
     if table == 1:
         return _records(params, table, product(params.columns, params.rows))
+    if table in PLAIN:
+        return _records(params, table, _pairs(PLAIN[table]))
     return _records(params, table, _of(params.numbers) if table == 2 else _of(params.birds))
+
+
+def ceiling(params: Params) -> dict[tuple[str, str], Path]:
+    """The cells (data, model) -> record whose networks are told the true pose, for Table 1."""
+    return _records(params, 1, _pairs(CEILING))
 
 
 def cells(params: Params, table: int) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path]]:
     """The cells (data, model) -> record that a table shows: those that must be there, and those that may."""
     if table == 1:
-        optional = [] if params.source != "mnist" else [data for data in OPTIONAL if data not in params.columns]
-        return declared(params, table), _records(params, table, product(optional, params.rows))
+        if params.source != "mnist":
+            return declared(params, table), {}
+        more = product((data for data in COLUMNS if data not in params.columns), params.rows)
+        return declared(params, table), _records(params, table, more) | ceiling(params)
+    if table in PLAIN:
+        return {}, declared(params, table)
     sources = NUMBERS if table == 2 else BIRDS
     return {}, _records(params, table, chain.from_iterable(_of(source, on_demand=True) for source in sources))
 
@@ -103,6 +124,10 @@ def _of(source: str, on_demand: bool = False) -> list[tuple[str, str]]:
     models = READERS if source in NUMBERS else WATCHERS
     more = ON_DEMAND if on_demand and source in BIRDS else {}
     return [(f"{source}_{size}", model) for size, names in models.items() for model in (*names, *more.get(size, ()))]
+
+
+def _pairs(networks: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
+    return [(data, model) for data, models in networks.items() for model in models]
 
 
 def _records(params: Params, table: int, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:

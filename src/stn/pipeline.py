@@ -1,4 +1,4 @@
-"""Bring a table up to date: `make table [TABLE=..] [BUDGET=..] [SEEDS=..] [JOBS=..] [FRESH=1]`, `make demo`.
+"""Bring a table up to date: `make table [TABLE=..] [BUDGET=..] [SEEDS=..] [JOBS=..] [FRESH=1] ...`, `make demo`.
 
 DVC decides what is stale; this turns the knobs, runs cells side by side, and says what was trained and what reused.
 """
@@ -15,17 +15,31 @@ from pathlib import Path
 
 from stn.config import CONF
 from stn.errors import UserError, told
-from stn.params import KNOBS, TABLES, Params, declared, read_params, write_params
+from stn.params import KNOBS, TABLES, Params, ceiling, declared, read_params, write_params
 
-# The stages of `dvc.yaml` that make a table's stored sets, and that train its cells; those of birds go by their side.
-STAGES = {1: ("distort", "cell"), 2: ("crop", "cell2"), 3: ("crop_birds", "cell3_{side}")}
+# The stages of `dvc.yaml` that make the stored sets of a table's cells, and that train them. `kind` is what a data
+# set's name ends with: which distortion, or the side of the images.
+STAGES = {
+    1: ("distort@{data}", "cell@{data}-{model}-{budget}"),
+    2: ("crop", "cell2@{data}-{model}-{budget}"),
+    3: ("crop_birds", "cell3_{kind}@{data}-{model}-{budget}"),
+    7: ("distort@mnist_{kind}", "cell7@{kind}-{model}-{budget}"),
+}
+CEILING = ("distort@mnist_{kind}", "ceiling@{kind}-{model}-{budget}")
 
 
-def bring_up_to_date(table: int, jobs: int, fresh: bool) -> None:
-    """Fetch, distort or crop, train what is stale, `jobs` cells at a time, and write the table and its figures."""
+def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -> None:
+    """Fetch, distort or crop, train what is stale, `jobs` cells at a time, and write the table and its figures.
+
+    With `oracle` the cells that are told the true pose belong to Table 1 too.
+    """
     params = read_params()
     required = declared(params, table)
-    store = STAGES[table][0]
+    stages = {cell: _stages(STAGES[table], cell, params) for cell in required}
+    if oracle:
+        required = required | ceiling(params)
+        stages |= {cell: _stages(CEILING, cell, params) for cell in ceiling(params)}
+    names = [name for _, name in stages.values()]
     if fresh:
         for path in required.values():
             path.unlink(missing_ok=True)
@@ -33,8 +47,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool) -> None:
             shutil.rmtree(Path("outputs/runs") / params.budget / path.stem, ignore_errors=True)
     before = {cell: _seconds_and_dates(path) for cell, path in required.items()}
     started = time.monotonic()
-    _dvc("repro", "-q", store)
-    names = stage_names(params, table)
+    _dvc("repro", "-q", *dict.fromkeys(store for store, _ in stages.values()))
     if jobs == 1:
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *names)
     else:
@@ -62,12 +75,19 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool) -> None:
 
 
 def stage_names(params: Params, table: int) -> list[str]:
-    """The stages of `dvc.yaml` that train the table's cells."""
-    train = STAGES[table][1]
-    return [
-        f"{train.format(side=data.rpartition('_')[2])}@{data}-{model}-{params.budget}"
-        for data, model in declared(params, table)
-    ]
+    """The stages of `dvc.yaml` that make the stored sets of the table's cells and train them."""
+    found = [_stages(STAGES[table], cell, params) for cell in declared(params, table)]
+    if table == 1 and params.source == "mnist":
+        found += [_stages(CEILING, cell, params) for cell in ceiling(params)]
+    return list(dict.fromkeys(name for pair in found for name in pair))
+
+
+def _stages(templates: tuple[str, str], cell: tuple[str, str], params: Params) -> tuple[str, str]:
+    """The stage that stores a cell's data, and the one that trains it."""
+    data, model = cell
+    names = {"data": data, "kind": data.rpartition("_")[2], "model": model, "budget": params.budget}
+    store, train = (template.format(**names) for template in templates)
+    return store, train
 
 
 def demo(jobs: int) -> None:
@@ -124,10 +144,12 @@ def main() -> None:
     parser.add_argument("--table", default="1")
     parser.add_argument("--budget")
     parser.add_argument("--seeds")
+    parser.add_argument("--columns")
     parser.add_argument("--numbers")
     parser.add_argument("--birds")
     parser.add_argument("--jobs")
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--oracle", action="store_true")
     args = parser.parse_args()
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # python and dvc of this venv
     with told():
@@ -136,12 +158,14 @@ def main() -> None:
             raise UserError(f"JOBS={jobs} is no number of cells to train side by side, such as 2")
         if args.table not in map(str, TABLES):
             raise UserError(f"TABLE={args.table}: there is {', '.join(map(str, TABLES))}")
+        if args.oracle and args.table != "1":
+            raise UserError(f"ORACLE=1 TABLE={args.table}: the true pose is for Table 1 alone")
         if args.what == "demo":
             return demo(int(jobs))
         knobs = {knob: value for knob in KNOBS if (value := getattr(args, knob)) is not None}
         for line in write_params(**knobs):
             print(line)
-        bring_up_to_date(int(args.table), int(jobs), args.fresh)
+        bring_up_to_date(int(args.table), int(jobs), args.fresh, args.oracle)
 
 
 if __name__ == "__main__":

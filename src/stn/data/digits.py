@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stn.data.distortions import POSE, Clutter, Distortion, Elastic, Pose, Projection, found_pose
 from stn.data.draws import generator
 from stn.errors import UserError
+from stn.geometry.sampling import LearnableSampler
 
 POSES = 1000  # test images whose poses are kept for the report
 CHUNK = 250  # images distorted at a time: what they touch stays in the processor's cache
@@ -163,7 +164,7 @@ def load_stored(data: DictConfig, split: str) -> StoredSet:
 
 
 class DistortedDigits:
-    """What a run feeds on. Batches are (images (B, 1, canvas, canvas) float in [0, 1], labels (B,)), on the device.
+    """What a run feeds on. Batches are (images (B, 1, side, side) float in [0, 1], labels (B,)), on the device.
 
     A set is moved to the device once, as uint8, and batches are picked from it there.
     """
@@ -172,7 +173,8 @@ class DistortedDigits:
 
     def __init__(self, data: DictConfig):
         self.data = data
-        self.shape = (1, data.canvas, data.canvas)
+        self.undo = data.get("undo", False)
+        self.shape = (1, *[28 if self.undo else data.canvas] * 2)  # of what a network gets
         self.warp = distortion(data)
         self.sets: dict[str, StoredSet | Digits] = {}
 
@@ -188,7 +190,10 @@ class DistortedDigits:
     def batch(self, split: str, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """The stored images `index` (B,) of a split."""
         images, labels = self._resident(split, device)
-        return images[index, None].float() / 255, labels[index]
+        images = images[index, None].float() / 255
+        if self.undo:
+            images = self.warp.undone(self.sets[split].parameters[index].to(device), images)
+        return images, labels[index]
 
     def train_batch(
         self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
@@ -196,8 +201,10 @@ class DistortedDigits:
         """The training digits `index` (B,), distorted; `part` says which B of the global batch of `size` they are."""
         if self.data.train.name == "frozen":
             return self.batch("train", index, device)
-        images, labels = self._resident("train", device)
-        return self.warp.render(self.warp.draw(size, draws)[part], images[index], images), labels[index]
+        digits, labels = self._resident("train", device)
+        parameters = self.warp.draw(size, draws)[part]
+        images = self.warp.render(parameters, digits[index], digits)
+        return self.warp.undone(parameters, images) if self.undo else images, labels[index]
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -206,10 +213,14 @@ class DistortedDigits:
         example_input, example_grid, example_output, example_label: the first test image of each class, the grid laid
         on it, and what the classifier sees. cloud_before, cloud_after (POSES, 9, 2): the digit points at nine fixed
         points of the canvas, and at those of the transformer's output. pose_true, pose_found (POSES, D), pose_names:
-        see `stn.data.distortions.found_pose`.
+        see `stn.data.distortions.found_pose`. phi_x, phi_y: what a learnable kernel has learned.
         """
         if "theta" not in arrays:
             return {}
+        sampler = network.transformer.sampler
+        phi = {}
+        if isinstance(sampler, LearnableSampler):
+            phi = {"phi_x": sampler.kernel_x.phi.cpu().numpy(), "phi_y": sampler.kernel_y.phi.cpu().numpy()}
         made, transformation = self.sets["test"], network.transformer.transformation
         device = next(network.parameters()).device
         theta = torch.from_numpy(arrays["theta"]).to(device)
@@ -234,6 +245,7 @@ class DistortedDigits:
         found["pose_found"] = poses[:, [POSE.index(name) for name in names]]
         return {
             **{name: value.cpu().numpy() for name, value in found.items()},
+            **phi,
             "pose_names": np.array(names, dtype=str),
         }
 

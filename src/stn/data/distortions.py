@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import (
@@ -24,6 +25,7 @@ from stn.geometry.transforms import (
     pixel_centres,
 )
 
+INVERSIONS = 20  # steps towards the inverse of a spline; what is then left: see the tests
 CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))  # clockwise from the top left
 POSE = ("angle", "scale", "x", "y")  # degrees counter-clockwise, a factor, pixels
 REDRAWS = 16  # candidates for each projective image; all fail once in 1e20 draws or so
@@ -62,6 +64,14 @@ class Distortion:
     def grid(self, parameters: Tensor) -> Tensor:
         """The digit points of all canvas pixels, (n, canvas, canvas, 2), in the parameters' precision."""
         raise NotImplementedError
+
+    def inverse_grid(self, parameters: Tensor) -> Tensor:
+        """The canvas points at which all digit pixels appear, (n, digit, digit, 2)."""
+        raise NotImplementedError
+
+    def undone(self, parameters: Tensor, images: Tensor) -> Tensor:
+        """The digits (n, 1, digit, digit) as distorted `images` (n, 1, canvas, canvas) show them: bilinear."""
+        return bilinear(images, self.inverse_grid(parameters.to(images)))
 
     def render(self, parameters: Tensor, digits: Tensor, pool: Tensor | None = None) -> Tensor:
         """Distorted images (n, 1, canvas, canvas) in [0, 1] of `digits` (n, digit, digit), uint8.
@@ -117,6 +127,10 @@ class Pose(Distortion):
     def grid(self, parameters: Tensor) -> Tensor:
         return Affine().grid(self.theta(parameters), (self.canvas, self.canvas))
 
+    def inverse_grid(self, parameters: Tensor) -> Tensor:
+        inverse = torch.linalg.inv(Affine().matrix(self.theta(parameters)))
+        return Affine().grid(inverse[:, :2].flatten(1), (self.digit, self.digit))
+
 
 @dataclass(frozen=True)
 class Projection(Distortion):
@@ -159,6 +173,13 @@ class Projection(Distortion):
         zoom = self.canvas / self.digit / parameters[:, 0]
         return Projective().grid(self._theta(parameters), (self.canvas, self.canvas)) * zoom[:, None, None, None]
 
+    def inverse_grid(self, parameters: Tensor) -> Tensor:
+        zoom = self.canvas / self.digit / parameters[:, 0]
+        moved = self._moved(parameters[:, 1:9].view(-1, 4, 2))
+        theta = homography_through(source=moved, target=moved.new_tensor(CORNERS).expand_as(moved))
+        digit = pixel_centres((self.digit, self.digit), theta.dtype, theta.device)
+        return Projective().points(theta, digit / zoom[:, None, None]).unflatten(1, (self.digit, self.digit))
+
 
 @dataclass(frozen=True)
 class Elastic(Distortion):
@@ -197,6 +218,23 @@ class Elastic(Distortion):
 
     def grid(self, parameters: Tensor) -> Tensor:
         return self.spline.grid(self._theta(parameters), (self.canvas, self.canvas))
+
+    def inverse_grid(self, parameters: Tensor) -> Tensor:
+        """By iteration: a spline has no inverse in closed form, and where it folds none at all.
+
+        With f(p) = zoom p + d(p) from canvas to digit, p <- (q - d(p)) / zoom; d is known at the canvas's pixels and
+        interpolated between them, which is exact to about a hundredth of a pixel.
+        """
+        zoom = (self.canvas / self.digit / parameters[:, 0])[:, None, None, None]
+        size = (self.canvas, self.canvas)
+        canvas = pixel_centres(size, parameters.dtype, parameters.device).view(1, *size, 2)
+        d = (self.grid(parameters) - zoom * canvas).movedim(3, 1)
+        size = (self.digit, self.digit)
+        q = pixel_centres(size, parameters.dtype, parameters.device).view(1, *size, 2)
+        p = q / zoom
+        for _ in range(INVERSIONS):
+            p = (q - grid_sample(d, p, padding_mode="border", align_corners=False).movedim(1, 3)) / zoom
+        return p
 
 
 @dataclass(frozen=True)
@@ -237,6 +275,12 @@ class Clutter(Distortion):
         return self.digit_points(parameters, pixel_centres(size, parameters.dtype, parameters.device)).unflatten(
             1, size
         )
+
+    def inverse_grid(self, parameters: Tensor) -> Tensor:
+        corner = 2 * parameters[:, None, :2] / self.canvas - 1
+        size = (self.digit, self.digit)
+        digit = pixel_centres(size, parameters.dtype, parameters.device)
+        return ((digit + 1) * (self.digit / self.canvas) + corner).unflatten(1, size)
 
     def render(self, parameters: Tensor, digits: Tensor, pool: Tensor | None = None) -> Tensor:
         n = len(parameters)

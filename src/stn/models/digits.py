@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from stn.geometry.sampling import bicubic, bilinear, integer
+from stn.geometry.sampling import LearnableSampler, bicubic, bilinear, integer
 from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, Transformation
 from stn.models.localisation import convolutional, fully_connected
 from stn.models.transformer import SpatialTransformer
@@ -16,7 +16,12 @@ TRANSFORMATIONS: dict[str, Callable[[], Transformation]] = {
     "projective": Projective,
     "tps": lambda: ThinPlateSpline(4),
 }
-SAMPLERS = {"integer": integer, "bilinear": bilinear, "bicubic": bicubic}
+SAMPLERS = {
+    "integer": lambda: integer,
+    "bilinear": lambda: bilinear,
+    "bicubic": lambda: bicubic,
+    "learned": LearnableSampler,
+}
 
 
 class DigitNetwork(nn.Module):
@@ -55,7 +60,7 @@ class DigitNetwork(nn.Module):
                 features = localisation["hidden"]
                 network = fully_connected(canvas, features, localisation["layers"])
             self.transformer = SpatialTransformer(
-                network, features, TRANSFORMATIONS[transformation](), SAMPLERS[sampler]
+                network, features, TRANSFORMATIONS[transformation](), SAMPLERS[sampler]()
             )
             side = math.ceil(canvas / pool)
         self.pool = nn.AvgPool2d(pool) if transformation is not None and pool > 1 else nn.Identity()
@@ -150,7 +155,7 @@ def n_parameters(network: nn.Module) -> int:
 def network(model, data) -> DigitNetwork:
     """The network that a model config describes on the canvas of a data config."""
     parts = {
-        "canvas": data.canvas,
+        "canvas": 28 if data.get("undo") else data.canvas,  # undone images are as large as the digits
         "classifier": _name(model.classifier),
         "transformation": _name(model.transformation),
         "sampler": _name(model.sampler),
@@ -159,7 +164,7 @@ def network(model, data) -> DigitNetwork:
     }
     if model.width:
         return DigitNetwork(width=model.width, **parts)
-    reference = DigitNetwork(data.canvas, "cnn", model.match_filters)
+    reference = DigitNetwork(parts["canvas"], "cnn", model.match_filters)
     return DigitNetwork(width=width_for(n_parameters(reference), **parts), **parts)
 
 

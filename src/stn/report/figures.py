@@ -22,10 +22,11 @@ from PIL import Image
 
 from stn.errors import UserError
 from stn.report.paper import BIRD, TABLES
-from stn.report.statistics import at_size_of, scatter, share_explained, variance_undone, without_constant
+from stn.report.statistics import at_size_of, interval, scatter, share_explained, variance_undone, without_constant
 from stn.report.tables import parts_held
 
 COLOURS = {"Aff": "#0072B2", "Proj": "#D55E00", "TPS": "#009E73"}  # Okabe and Ito: told apart by colour-blind readers
+KERNELS = {"integer": "#767676", "bilinear": "#0072B2", "bicubic": "#009E73", "learned": "#D55E00"}
 DISTORTIONS = {
     "R": "rotation",
     "RTS": "rotation, translation, scale",
@@ -313,6 +314,71 @@ def parts(records: Sequence[dict], path: Path) -> None:
             sheet.text(0.2, height - 0.15 - LINE * i, line, size=7.5, color=GREY)
 
 
+def kernels(records: Sequence[dict], path: Path) -> None:
+    """Writes, per column, the learned kernels beside those that are fixed, and the error with each."""
+    table = TABLES[7]
+    cells = {(record["row"].rpartition(", ")[2], record["column"]): record for record in records}
+    columns = [column for column in table.columns if any(key[1] == column for key in cells)]
+    if not cells:
+        raise UserError(f"no record to draw: `{table.make}` trains the cells")
+    wide, tall, left, gap, top, between = 3.3, 2.1, 0.75, 0.75, 1.05, 0.75
+    width = max(left + len(columns) * (wide + gap), 5.6)
+    height = top + tall + between + 1.25 + 0.75
+    with _sheet(width, height, path) as sheet:
+        sheet.text(0.2, 0.32, "Sampling kernels: fixed and learned", size=12, weight="bold")
+        sheet.text(0.2, 0.56, "Above: weight by distance. Below: test error with its 95 % interval.", color=GREY)
+        d = np.linspace(-2, 2, 401)
+        near, a = np.abs(d), -0.75
+        fixed = {
+            "integer": np.where(near < 0.5, 1.0, 0.0),
+            "bilinear": np.clip(1 - near, 0, None),
+            "bicubic": np.where(
+                near <= 1, (a + 2) * near**3 - (a + 3) * near**2 + 1, a * (near**3 - 5 * near**2 + 8 * near - 4)
+            ),
+        }
+        for i, column in enumerate(columns):
+            x = left + i * (wide + gap)
+            axes = sheet.axes(x, top, wide, tall)
+            axes.axhline(0, color=PALE, linewidth=0.8)
+            for kernel, weights in fixed.items():
+                axes.plot(d, weights, color=KERNELS[kernel], linewidth=1.2, label=kernel, alpha=0.8)
+            learned = cells.get(("learned", column))
+            for axis, style in (("x", "-"), ("y", "--")) if learned else ():
+                phi = np.pad(learned["arrays"][f"phi_{axis}"].astype(float), 1)
+                knots = np.linspace(-2, 2, len(phi))
+                style = {"linestyle": style, "marker": "o", "markersize": 3}
+                axes.plot(knots, phi, color=KERNELS["learned"], linewidth=1.7, label=f"learned, {axis}", **style)
+            axes.set(xlabel="distance (pixels)", xlim=(-2, 2), xticks=[-2, -1, 0, 1, 2])
+            axes.set_ylabel("weight", labelpad=1)
+            axes.set_title(column, size=11, loc="left", weight="bold")
+            if i == 0:
+                axes.legend(frameon=False, fontsize=7.5, loc="upper left", handlelength=1.6, borderaxespad=0)
+            errors = sheet.axes(x, top + tall + between, wide, 1.25)
+            present = [kernel for kernel in KERNELS if (kernel, column) in cells]
+            for k, kernel in enumerate(present):
+                record = cells[kernel, column]
+                low, high = interval(record["seeds"])
+                mean = np.mean([seed["error"] for seed in record["seeds"]])
+                errors.plot([low, high], [k, k], color=KERNELS[kernel], linewidth=2.2, solid_capstyle="butt")
+                errors.plot([mean], [k], "o", color=KERNELS[kernel], markersize=4.5)
+                errors.annotate(
+                    f"{mean:.2f}",
+                    (high, k),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    size=8,
+                    annotation_clip=False,
+                )
+            errors.set(yticks=range(len(present)), yticklabels=present, ylim=(len(present) - 0.5, -0.5))
+            errors.set_xlabel("test error (%)")
+            errors.margins(x=0.12)
+        budget, n = records[0]["budget"], max(record["n_test"] for record in records)
+        seeds = ", ".join(map(str, sorted({seed["seed"] for record in records for seed in record["seeds"]})))
+        source = f"ST-CNN Aff, budget {budget}, seeds {seeds} (kernels of the first); {n:,} test images"
+        sheet.text(0.2, height - 0.14, source, size=7.5, color=GREY)
+
+
 def _st_cnn(
     records: Sequence[dict], number: int, on_demand: bool = False
 ) -> tuple[dict[tuple[str, str], dict], list[str], list[str]]:
@@ -321,7 +387,7 @@ def _st_cnn(
     Rows on demand, such as controls whose windows are fixed, are left out unless asked for.
     """
     table = TABLES[number]
-    out = () if on_demand else table.on_demand
+    out = () if on_demand else table.where_run
     cells = {
         (record["row"].removeprefix("ST-CNN "), record["column"]): record
         for record in records

@@ -359,7 +359,7 @@ def summary(records: Sequence[dict]) -> list[str]:
     table = TABLES[records[0]["table"]]
     with_st = [cell for cell in paired(records) if table.transforms(cell["row"])]
     for subject, comparisons in (
-        ("An ST network beats its baseline", with_st),
+        (table.contest, with_st),
         ("An ST network beats its control, whose windows do not move,", paired(records, table.controls)),
     ):
         if comparisons:
@@ -398,7 +398,7 @@ def _order(whole: Sequence[dict]) -> str:
 def caption(records: Sequence[dict], number: int) -> str:
     """What was measured, on what, for how long, where: one paragraph of markdown, all of it from the records."""
     table = TABLES[number]
-    text = f"{table.measure}, **ours** (the paper's)"
+    text = table.measure if table.is_all_ours else f"{table.measure}, **ours** (the paper's)"
     if not records:
         return f"{text}. No cell is trained yet: `{table.make}` trains them."
     text = [f"{text}, budget `{records[0]['budget']}`{_parts(records, table)}."]
@@ -503,7 +503,7 @@ def _matrix(
     shown = [
         row
         for row in table.rows
-        if row in table.cited or any(key[0] == row for key in cells) or (whole and row not in table.on_demand)
+        if row in table.cited or any(key[0] == row for key in cells) or (whole and row not in table.where_run)
     ]
     columns = [column for column in table.columns if whole or any(key[1] == column for key in cells)]
     groups: list[tuple[list[str], dict[str, int]]] = []
@@ -600,6 +600,8 @@ def _absent(table: PaperTable, row: str, column: str) -> str:
     """What stands where a cell has no record: it is cited, could have been run, or is no cell of the table."""
     if row in table.cited:
         return "cited" if column in table.paper[row] else "–"
+    if row in table.on_demand:
+        return "–"
     return "not run" if column in table.paper[row] or table.is_ours(column) or not table.paper[row] else "–"
 
 

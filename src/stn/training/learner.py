@@ -23,7 +23,8 @@ class Learner(L.LightningModule):
     """Trains and tests the network of one experiment.
 
     A network maps images to scores (B, classes) for labels (B,), or to (B, positions, classes) for labels (B,
-    positions): then the loss is the sum over positions, and an image counts as right when all of them are. Its
+    positions): then the loss is the sum over positions, and an image counts as right when all of them are. One that
+    answers something else has an `objective` of its own, with the `loss` and `right` of `Classification`. Its
     `thetas(images)` are what its transformers do, by name. Parameters whose name starts with "transformer" learn at
     `budget.localisation_rate` times the rate; with "classifier" at `model.head_rate` times, where a model has one.
 
@@ -38,6 +39,7 @@ class Learner(L.LightningModule):
         self.cfg = OmegaConf.create(experiment)
         self.log_every = log_every
         self.network = build_network(self.cfg).to(memory_format=torch.channels_last)
+        self.objective = getattr(self.network, "objective", Classification)
         self.validation: list[list[float]] = []  # [step, error in percent, loss]
         self.seconds = 0.0  # of training, over all interruptions
         self.tested: dict[str, list[Tensor]] = {}
@@ -49,7 +51,7 @@ class Learner(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        loss = _loss(self.network(images), labels) / len(labels)
+        loss = self.objective.loss(self.network(images), labels) / len(labels)
         step, parts = self.global_step, self.trainer.accumulate_grad_batches
         self._mean = loss.detach() / parts + (self._mean if batch_idx % parts else 0)  # of a batch taken in parts
         # Looking at the loss makes a GPU wait, so there it is looked at only when it is logged. A NaN stays one.
@@ -71,8 +73,8 @@ class Learner(L.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         scores = self.network(images)
-        self._loss += _loss(scores, labels).item()
-        self._wrong += (~_right(scores, labels).all(1)).sum().item()
+        self._loss += self.objective.loss(scores, labels).item()
+        self._wrong += (~self.objective.right(scores, labels).all(1)).sum().item()
         self._seen += len(labels)
 
     def on_validation_epoch_end(self) -> None:
@@ -86,7 +88,7 @@ class Learner(L.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        right = _right(self.network(images), labels)
+        right = self.objective.right(self.network(images), labels)
         found = {"correct": right.all(1), **self.network.thetas(images)}
         if right.shape[1] > 1:
             found["positions"] = right
@@ -149,14 +151,18 @@ class Learner(L.LightningModule):
         self.weights, self._generator = checkpoint.get("weights"), checkpoint.get("generator")
 
 
-def _loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy, summed over images and positions."""
-    return F.cross_entropy(scores.float().flatten(0, -2), labels.flatten(), reduction="sum")
+class Classification:
+    """The objective of a network that scores classes."""
 
+    @staticmethod
+    def loss(scores: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy, summed over images and positions."""
+        return F.cross_entropy(scores.float().flatten(0, -2), labels.flatten(), reduction="sum")
 
-def _right(scores: Tensor, labels: Tensor) -> Tensor:
-    """(B, positions): which are right."""
-    return (scores.argmax(-1) == labels).view(len(labels), -1)
+    @staticmethod
+    def right(scores: Tensor, labels: Tensor) -> Tensor:
+        """(B, positions) bool: which are right."""
+        return (scores.argmax(-1) == labels).view(len(labels), -1)
 
 
 def new_learner(cfg: DictConfig) -> Learner:

@@ -223,7 +223,7 @@ def scratch(cfg: DictConfig, seed: int) -> Path:
 def code(table: int) -> list[bytes]:
     """The source of every module that can change a result of this table."""
     package = Path(__file__).parents[1]
-    rooms = {name for other, names in ROOMS.items() if other != table for name in names}
+    rooms = {name for names in ROOMS.values() for name in names} - set(ROOMS[table])
     files = [path for folder in ("geometry", "models", "data", "training") for path in (package / folder).glob("*.py")]
     return [path.read_bytes() for path in sorted(files) if f"stn.{path.parent.name}.{path.stem}" not in rooms]
 
