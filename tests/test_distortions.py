@@ -13,6 +13,7 @@ from stn.data.distortions import CORNERS, found_pose
 from stn.data.download import export_embedded
 from stn.data.draws import generator
 from stn.errors import UserError
+from stn.geometry.transforms import pixel_centres
 
 N = 4000
 
@@ -164,6 +165,30 @@ def test_stored_sets_hold_labels_and_the_parameters_that_made_them(data, tmp_pat
     again = distortion(data).render(test.parameters.double(), plain.images.repeat_interleave(10, 0))
     torch.testing.assert_close(test.images, (again[:, 0] * 255).round().to(torch.uint8))
     assert about["columns"][-1] == "redraws" and "redrawn" in about["sets"]["test"]
+
+
+@pytest.mark.parametrize("kind, off", [("r", 1e-4), ("rts", 1e-4), ("p", 1e-3), ("e", 0.05), ("tc", 1e-4)])
+def test_a_distortion_is_undone_by_its_own_parameters(kind, off):
+    """`off` in pixels, of the points inside the canvas: beyond its edge there is nothing to undo."""
+    warp = distortion(compose(f"data=mnist_{kind}", "model=cnn").data)
+    parameters = warp.draw(400, generator(3, "undone"))
+    canvas = warp.inverse_grid(parameters)
+    digit = pixel_centres((28, 28), torch.float32, torch.device("cpu"))
+    distance = 14 * (warp.digit_points(parameters, canvas.flatten(1, 2)) - digit).norm(dim=2)
+    inside = canvas.flatten(1, 2).abs().amax(2) < 1
+    assert inside.float().mean() > 0.7 and distance[inside].quantile(0.99) < off
+
+
+def test_undone_digits_look_like_those_before():
+    digits = torch.zeros(50, 28, 28, dtype=torch.uint8)
+    digits[:, 9:19, 11:17] = 255
+    for kind in ("r", "rts", "p", "e"):
+        warp = distortion(compose(f"data=mnist_{kind}", "model=cnn").data)
+        parameters = warp.draw(50, generator(4, "undone"))
+        shown = warp.render(parameters, digits)
+        undone = warp.undone(parameters, shown)
+        assert undone.shape == (50, 1, 28, 28)
+        assert (undone[:, 0] - digits / 255).abs().mean() < 0.03 < (shown.mean() if kind == "rts" else shown.std())
 
 
 def test_frozen_training_digits_are_stored_beside_not_instead(data, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from stn.errors import UserError
 from stn.report import figures, tables
+from stn.report.paper import KERNELS
 from test_tables import STRIPS, write_cell
 
 FAMILIES = ("Aff", "Proj", "TPS")
@@ -16,6 +17,7 @@ DRAWN = {
     figures.windows: "numbers",
     figures.birds: "birds",
     figures.parts: "birds",
+    figures.kernels: "kernels",
 }
 EVERY = pytest.mark.parametrize("draw", DRAWN)
 BOTH = pytest.mark.parametrize("draw", [figures.pictures, figures.poses])
@@ -42,6 +44,13 @@ def birds(tmp_path_factory):
     rows = ("2xST-CNN 224 px", "4xST-CNN 448 px", "2xST-CNN 448 px, fixed")
     cells = [write_cell(folder, row, "50 classes", [9], n_test=80, part="50 of 200") for row in rows]
     return tables.load(3, cells)
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kernels")
+    cells = [(row, column) for row in KERNELS.rows for column in KERNELS.columns]
+    return tables.load(7, [write_cell(folder, *cell, [100]) for cell in cells])
 
 
 def words(figure):

@@ -112,6 +112,8 @@ def test_the_table_refuses_a_record_of_another_config(tiny):
         (["--jobs", "many"], "JOBS=many"),
         (["--table", "9"], "TABLE=9"),
         (["--birds", "owls"], "cub50"),
+        (["--columns", "mnist_r,mnist_q"], "mnist_tc"),
+        (["--oracle", "--table", "2"], "ORACLE=1"),
         (["--numbers", "seven"], "svhn_strips"),
     ],
 )
@@ -131,6 +133,8 @@ def test_a_turned_knob_is_told_and_keeps_the_comments(tmp_path, monkeypatch):
     text = (tmp_path / "params.yaml").read_text()
     assert "# a comment" in text and "# another" in text
     assert read_params().seeds == "0,1" and write_params(seeds="0,1") == []
+    assert write_params(columns="digits_r,digits_e") == ["params.yaml: columns [digits_r] -> [digits_r, digits_e]"]
+    assert read_params().columns == ["digits_r", "digits_e"] and write_params(columns="digits_r,digits_e") == []
 
 
 def test_a_misspelt_knob_in_the_file_is_named(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from conftest import one_error, run
 from stn.config import CONF, compose, experiment
 from stn.errors import UserError
 from stn.report import tables
-from stn.report.paper import BIRD, BIRDS, DIGITS, NUMBERS, TABLES
+from stn.report.paper import BIRD, BIRDS, DIGITS, KERNELS, NUMBERS, TABLES
 
 STRIPS = ("64 px strips", "128 px strips")
 SPECIES = np.array(["Black footed Albatross", "Laysan Albatross", "Groove billed Ani", "Crested Auklet"])
@@ -204,6 +204,10 @@ def cell_name(row, column):
     if column in NUMBERS.columns:
         size, _, *strips = column.split()
         return "_".join(["svhn", *strips, size]), f"svhn_{row.lower().replace('st-cnn ', 'st_')}"
+    if row in KERNELS.rows:
+        return f"kernels_{column.lower()}", f"kernel_{row.rpartition(' ')[2]}"
+    if row == "CNN, true pose":
+        return f"undone_{column.lower()}", "cnn_undone"
     model = row.lower().replace("-", "_").replace(" ", "_").replace("aff", "affine")
     return f"mnist_{column.lower()}", model
 
@@ -211,7 +215,7 @@ def cell_name(row, column):
 def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=0.0, weights=None, **changes):
     """One record under `folder`, its NPZ beside it; `errors` has one count for each seed. Returns the JSON's path."""
     rng = np.random.default_rng(7)
-    table = next(table for table in TABLES.values() if column in table.columns)
+    table = next(table for table in TABLES.values() if row in table.rows and column in table.columns)
     data, model = cell_name(row, column)
     names, arrays = [], {}
     if table is NUMBERS and table.transforms(row):
@@ -221,6 +225,8 @@ def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=
     elif table.transforms(row):
         names, made = geometry(column, knows, n, turn)
         arrays.update(made)
+        if row.endswith("learned"):
+            arrays |= {"phi_x": np.float32([-0.1, 0, 0.4, 1.1, 0.4, 0, -0.1]), "phi_y": np.ones(7, np.float32)}
     seeds = []
     for seed, count in enumerate(errors):
         correct = np.ones(n_test, bool)
@@ -286,7 +292,7 @@ def write_table(folder, columns=("R", "RTS", "P", "E"), **changes):
     """All cells of the columns: every ST row halves its baseline's errors, but ST-FCN TPS on E, which does not win."""
     paths = []
     table = next(table for table in TABLES.values() if columns[0] in table.columns)
-    for row in [row for row in table.rows if row not in table.cited]:
+    for row in [row for row in table.rows if row not in (*table.cited, *table.on_demand)]:
         for column in columns:
             errors = (400 if "FCN" in row else 200) // (2 if row in table.baseline else 1)
             if (row, column) == ("ST-FCN TPS", "E"):
@@ -712,3 +718,31 @@ def test_print_writes_nothing_and_an_unknown_table_is_one_line(workplace):
     result = run("stn.table", "--table", "2", "--print", cwd=folder)
     assert "not run" in result.stdout and not (folder / "reports").exists()
     assert "--table 7: there is 1, 2" in one_error(run("stn.table", "--table", "7", cwd=folder))
+
+
+def test_the_ceiling_is_shown_where_it_was_run(whole, tmp_path):
+    absent = tables.to_markdown(tables.load(1, whole), 1)
+    assert "true pose" not in absent
+    found = tables.load(1, whole, [write_cell(tmp_path, "CNN, true pose", "R", [77])])
+    text = tables.to_markdown(found, 1)
+    line = next(line for line in text.splitlines() if line.startswith("| CNN, true pose "))
+    assert "**0.77**" in line and "not run" not in line and "the ceiling for a transformer" in text
+    assert "CNN, true pose" in tables.to_tex(found, 1) and "CNN, true pose" not in tables.to_tex(
+        tables.load(1, whole), 1
+    )
+
+
+def test_kernels_are_held_against_bilinear_sampling(tmp_path):
+    errors = {"integer": 300, "bilinear": 150, "bicubic": 152, "learned": 90}
+    paths = [
+        write_cell(tmp_path, f"ST-CNN Aff, {kernel}", column, [count])
+        for kernel, count in errors.items()
+        for column in KERNELS.columns
+    ]
+    found = tables.load(7, paths)
+    text = tables.to_markdown(found, 7)
+    assert "A kernel beats bilinear sampling in 2 of 6 cells; not in ST-CNN Aff, integer on R" in text
+    assert "paper" not in text and "not run" not in text
+    console = Console(width=100, record=True)
+    console.print(tables.to_terminal(found, 7))
+    assert "0.90" in console.export_text() and "paper" not in console.export_text()
