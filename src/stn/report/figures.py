@@ -320,7 +320,7 @@ def kernels(records: Sequence[dict], path: Path) -> None:
     cells = {(record["row"].rpartition(", ")[2], record["column"]): record for record in records}
     columns = [column for column in table.columns if any(key[1] == column for key in cells)]
     if not cells:
-        raise UserError(f"no record to draw: `{table.make}` trains the cells")
+        raise UserError(f"no ST-CNN record to draw: `{table.make}` trains the cells")
     wide, tall, left, gap, top, between = 3.3, 2.1, 0.75, 0.75, 1.05, 0.75
     width = max(left + len(columns) * (wide + gap), 5.6)
     height = top + tall + between + 1.25 + 0.75

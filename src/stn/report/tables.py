@@ -564,11 +564,15 @@ def to_markdown(records: Sequence[dict], number: int, others: Sequence[Sequence[
     ]
     head = ["row", "column", "paper", "ours", "95 % interval", "n seeds", "n test", "parameters"]
     head += ["multiply-adds, M", "minutes", "verdict"]
+    align = "llrrrrrrrrl"
+    if table.is_all_ours:  # nothing to hold them against
+        ours = [i for i, name in enumerate(head) if name not in ("paper", "verdict")]
+        head, align, *body = ([line[i] for i in ours] for line in (head, align, *body))
     if body:
         text += [
             "## Every cell",
             "Multiply-adds are those of one image in a test, in millions; minutes are of training, all seeds.",
-            _markdown_table(head, body, "llrrrrrrrrl"),
+            _markdown_table(head, body, align),
         ]
     return "\n\n".join(filter(None, text)) + "\n"
 
