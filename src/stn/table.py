@@ -107,7 +107,9 @@ def main() -> None:
             for path, text in (texts | readme(texts)).items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-        Console(width=min(100, shutil.get_terminal_size((100, 24)).columns)).print(tables.to_terminal(found, number))
+        Console(width=min(100, shutil.get_terminal_size((100, 24)).columns)).print(
+            tables.to_terminal(found, number, others(number))
+        )
 
 
 if __name__ == "__main__":

@@ -579,16 +579,22 @@ def to_markdown(records: Sequence[dict], number: int, others: Sequence[Sequence[
 
 def _side_by_side(budgets: Sequence[Sequence[dict]], table: PaperTable) -> list[str]:
     """The cells at several budgets in one matrix, and how far each budget has come; nothing for a single one."""
-    budgets = sorted(filter(None, budgets), key=lambda found: max(seed["steps"] for seed in found[0]["seeds"]))
-    if len(budgets) < 2:
+    if len(list(filter(None, budgets))) < 2:
         return []
+    told, head, body = _budgets(budgets, table, "**{}**")
+    return [told, _markdown_table(head, body, "l" + "r" * (len(head) - 1))]
+
+
+def _budgets(budgets: Sequence[Sequence[dict]], table: PaperTable, bold: str) -> tuple[str, list[str], list[list[str]]]:
+    """What is said of several budgets, and the head and body of the matrix that shows them, ours in `bold`."""
+    budgets = sorted(filter(None, budgets), key=lambda found: max(seed["steps"] for seed in found[0]["seeds"]))
     found = [{(row["row"], row["column"]): row["ours"] for row in rows(records)} for records in budgets]
     keys = {key for some in found for key in some}
     columns = [column for column in table.columns if any(key[1] == column for key in keys)]
     shown = [row for row in table.rows if any(key[0] == row for key in keys)]
 
     def entry(row: str, column: str) -> str:
-        values = [f"**{some[row, column]:.2f}**" if (row, column) in some else "–" for some in found]
+        values = [bold.format(f"{some[row, column]:.2f}") if (row, column) in some else "–" for some in found]
         paper = table.paper[row].get(column)
         return " · ".join(values) + ("" if paper is None else f" ({paper:.1f})")
 
@@ -597,7 +603,7 @@ def _side_by_side(budgets: Sequence[Sequence[dict]], table: PaperTable) -> list[
     for name, records in zip(names, budgets, strict=True):
         told += f" `{name}`: {len(records)} of {len(keys)} cells, {_trained(records)}. {_trained_on(records)}"
     body = [[row, *(entry(row, column) for column in columns)] for row in shown]
-    return [told, _markdown_table(["model", *columns], body, "l" + "r" * len(columns))]
+    return told, ["model", *columns], body
 
 
 def _absent(table: PaperTable, row: str, column: str) -> str:
@@ -885,8 +891,11 @@ def _tex_signs(text: str) -> str:
     return text.replace("–", "--")
 
 
-def to_terminal(records: Sequence[dict], number: int) -> Group:
-    """The matrix and its summary for a rich console, at most 100 columns wide; marks carry what colours repeat."""
+def to_terminal(records: Sequence[dict], number: int, others: Sequence[Sequence[dict]] = ()) -> Group:
+    """The matrix and its summary for a rich console, at most 100 columns wide; marks carry what colours repeat.
+
+    Where there are `others`, the same cells at other budgets, a second matrix shows them side by side.
+    """
     table = TABLES[number]
     shown, columns, cells, _ = _matrix(records, table)
     matrix = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -919,7 +928,16 @@ def to_terminal(records: Sequence[dict], number: int) -> Group:
     told = caption(records, number).replace("**ours** (the paper's)", "paper | ours").replace("`", "")
     notes = [Text(note, style="dim") for note in (told, _legend(cells, shown, columns, table)) if note]
     title = Text(f"Table {number}: {table.title}", style="bold")
-    return Group(title, Text(), matrix, Text(), *notes, *map(Text, summary(records)))
+    shown = [title, Text(), matrix, Text(), *notes, *map(Text, summary(records))]
+    if len(list(filter(None, [records, *others]))) > 1:
+        told, head, body = _budgets([records, *others], table, "{}")
+        aside = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        for name in head:
+            aside.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+        for line in body:
+            aside.add_row(*line)
+        shown += [Text(), aside, Text(), Text(told.replace("`", ""), style="dim")]
+    return Group(*shown)
 
 
 # -------------------------------------------------------------------------------------------------- README
