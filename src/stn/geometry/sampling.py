@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stn.geometry.transforms import full_precision
+
 
 def integer(U: Tensor, grid: Tensor) -> Tensor:
     """The nearest pixel (equation 4). Its gradient with respect to the grid is zero."""
@@ -35,7 +37,7 @@ def general(U: Tensor, grid: Tensor, kernel_x, kernel_y, radius: int) -> Tensor:
     Args:
         radius: half the kernels' width in pixels; they must vanish at distances of `radius` and beyond.
     """
-    with torch.autocast(U.device.type, enabled=False):
+    with full_precision(U):
         grid = _at_least_float32(grid)
         image = U.to(grid.dtype)
         batch, channels, height, width = image.shape
@@ -101,7 +103,7 @@ class LearnableSampler(nn.Module):
 
 
 def _grid_sample(U: Tensor, grid: Tensor, mode: str) -> Tensor:
-    with torch.autocast(U.device.type, enabled=False):
+    with full_precision(U):
         grid = _at_least_float32(grid)
         V = F.grid_sample(U.to(grid.dtype), grid, mode=mode, padding_mode="zeros", align_corners=False)
         return V.to(U.dtype)

@@ -9,6 +9,7 @@ Shapes: B batch, P parameters of theta, N points, H W target size, K control poi
 Half precision is raised to float32 before any of this arithmetic, also under autocast; float32 and float64 are kept.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -33,13 +34,13 @@ class Transformation:
     def points(self, theta: Tensor, points: Tensor) -> Tensor:
         """Source points (B, N, 2) of the target points (N, 2) or (B, N, 2) under theta (B, P)."""
         theta = self._checked(theta)
-        with torch.autocast(theta.device.type, enabled=False):
+        with full_precision(theta):
             return self._points(theta, points.to(theta))
 
     def grid(self, theta: Tensor, size: tuple[int, int]) -> Tensor:
         """The sampling grid T_theta(G), shape (B, H, W, 2), for a target of `size` (H, W) pixels; theta is (B, P)."""
         theta = self._checked(theta)
-        with torch.autocast(theta.device.type, enabled=False):
+        with full_precision(theta):
             return self._grid(theta, size).view(-1, *size, 2)
 
     def _grid(self, theta: Tensor, size: tuple[int, int]) -> Tensor:
@@ -153,10 +154,10 @@ class Projective(MatrixTransformation):
         return torch.cat([theta, torch.ones_like(theta[:, :1])], 1).view(-1, 3, 3)
 
     def _points(self, theta: Tensor, points: Tensor) -> Tensor:
-        homogeneous = _mapped(self.matrix(theta), points)
-        w = homogeneous[..., 2:]
+        matrix = self.matrix(theta)
+        w = _mapped(matrix[:, 2:], points)  # by itself: its gradient need not be woven into that of x and y
         w = torch.where(w.abs() < HORIZON, torch.full_like(w, HORIZON).copysign(w), w)
-        return homogeneous[..., :2] / w
+        return _mapped(matrix[:, :2], points) / w
 
 
 class ThinPlateSpline(Transformation):
@@ -198,6 +199,12 @@ def homography_through(source: Tensor, target: Tensor) -> Tensor:
     rows_u = torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], -1)
     rows_v = torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], -1)
     return torch.linalg.solve(torch.cat([rows_u, rows_v], 1), torch.cat([u, v], 1))
+
+
+def full_precision(like: Tensor) -> AbstractContextManager:
+    """No autocast on the tensor's device. Entering that costs as much as a small grid, so only where there is any."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stn.geometry.sampling import bilinear
-from stn.geometry.transforms import Affine, Transformation
+from stn.geometry.transforms import Affine, Transformation, full_precision
 
 
 class SpatialTransformer(nn.Module):
@@ -60,7 +60,7 @@ class SpatialTransformer(nn.Module):
     def theta(self, U: Tensor) -> Tensor:
         """f_loc(U): theta (B, P), or (B, N, P) for N parallel transformers; float32 also under autocast."""
         features = self.localisation(U)
-        with torch.autocast(U.device.type, enabled=False):
+        with full_precision(U):
             theta = self.regression(features.to(self.regression.weight.dtype))
         return theta if self.parallel is None else theta.unflatten(1, (self.parallel, -1))
 
