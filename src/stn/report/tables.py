@@ -658,7 +658,12 @@ def _by_pair(records: Sequence[dict], table: PaperTable) -> list[str]:
         (
             "With and without a transformer",
             "without ST,with ST,difference,only without right,only with right,p,beats its baseline",
-            [cell for cell in pairs if table.transforms(cell["row"])],
+            [cell for cell in pairs if table.transforms(cell["row"]) and not table.transforms(cell["other"])],
+        ),
+        (
+            "Against the baseline",
+            "baseline,this,difference,only baseline right,only this right,p,beats its baseline",
+            [cell for cell in pairs if table.transforms(cell["other"])],
         ),
         (
             "Windows that move against windows that do not",
