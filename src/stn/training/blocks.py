@@ -37,7 +37,7 @@ class BlockLearner(Learner):
         images, labels = batch
         optimiser, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         first, rates = self.global_step, []
-        for _ in labels:
+        for _ in range(len(labels)):
             rates.append([group["lr"] for group in optimiser.param_groups])
             schedule.step()
         with torch.autocast(self.device.type, enabled=False):  # Lightning's is round all of this; see `_step`
