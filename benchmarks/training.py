@@ -25,6 +25,7 @@ from stn.config import compose
 from stn.data.digits import Digits, load_stored, store, undistorted
 from stn.errors import UserError
 from stn.models.digits import DigitNetwork
+from stn.training.blocks import BlockLearner
 from stn.training.feed import Feed
 from stn.training.learner import Learner, new_learner
 from stn.training.record import multiply_adds
@@ -36,6 +37,8 @@ MODELS = (
     *(f"st_{kind}_{family}" for kind in ("fcn", "cnn") for family in ("affine", "projective", "tps")),
 )
 PLAIN = "plain PyTorch loop"
+BLOCK = 50  # steps
+BLOCKS = f"ours, in captured blocks of {BLOCK}"  # beside the steps one by one, where there is a GPU
 TOLERANCE = 0.01  # relative, of scores; a GPU convolves in TF32
 
 
@@ -72,6 +75,7 @@ def _compared(bench: Bench, cfg: DictConfig, digits: Digits, steps: int) -> dict
             {
                 OURS: Work(lambda: _scores(learner, images), measure=OurLoop(learner, cfg, bench.device, steps)),
                 PLAIN: Work(lambda: _scores(plain.network, images), measure=lambda: plain.seconds(steps)),
+                **(_in_blocks(cfg, images, bench.device, steps) if bench.device.type == "cuda" else {}),
             },
             TOLERANCE,
             data=cfg.data.name,
@@ -84,6 +88,14 @@ def _compared(bench: Bench, cfg: DictConfig, digits: Digits, steps: int) -> dict
         )
     finally:
         plain.close()
+
+
+def _in_blocks(cfg: DictConfig, images: Tensor, device: torch.device, steps: int) -> dict[str, Work]:
+    torch.manual_seed(0)
+    learner = new_learner(cfg, BlockLearner)
+    steps = -(-steps // BLOCK) * BLOCK
+    loop = OurLoop(learner, cfg, device, steps, warm=BLOCK, block=BLOCK)
+    return {BLOCKS: Work(lambda: _scores(learner, images), measure=loop)}
 
 
 def _matmul_rate(bench: Bench, used: str) -> float:
@@ -117,9 +129,11 @@ class OurLoop:
     The trainer's own start is not counted, nor are its first steps.
     """
 
-    def __init__(self, learner: Learner, cfg: DictConfig, device: torch.device, steps: int, warm: int = 3):
+    def __init__(
+        self, learner: Learner, cfg: DictConfig, device: torch.device, steps: int, warm: int = 3, block: int = 1
+    ):
         self.learner, self.cfg, self.device, self.steps, self.warm = learner.to(device), cfg, device, steps, warm
-        self.feed = Feed(cfg.data, cfg.budget, 0)
+        self.feed = Feed(cfg.data, cfg.budget, 0, block=block)
 
     def __call__(self) -> float:
         trainer = make_trainer(self.cfg, 0, None, False)

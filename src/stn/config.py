@@ -228,6 +228,7 @@ class TrainerConfig:
     num_nodes: int
     strategy: str
     accumulate: int
+    block: int
 
 
 @dataclass
@@ -375,6 +376,7 @@ _SMALLEST = {
     "logger.every": 1,
     "trainer.devices": 1,
     "trainer.accumulate": 1,
+    "trainer.block": 1,
     "trainer.num_nodes": 1,
 }
 

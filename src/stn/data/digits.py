@@ -192,7 +192,7 @@ class DistortedDigits:
         images, labels = self._resident(split, device)
         images = images[index, None].float() / 255
         if self.undo:
-            images = self.warp.undone(self.sets[split].parameters[index].to(device), images)
+            images = self.warp.undone(self.sets[split].parameters[index.cpu()].to(device), images)
         return images, labels[index]
 
     def train_batch(
@@ -205,6 +205,22 @@ class DistortedDigits:
         parameters = self.warp.draw(size, draws)[part]
         images = self.warp.render(parameters, digits[index], digits)
         return self.warp.undone(parameters, images) if self.undo else images, labels[index]
+
+    def train_block(self, index: Tensor, draws: list[torch.Generator], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images (K, B, 1, side, side) and labels (K, B) of the training digits `index` (K, B), distorted.
+
+        The K batches are what `train_batch` makes of each with its own of the K draws.
+        """
+        shape, index = index.shape, index.flatten()
+        if self.data.train.name == "frozen":
+            images, labels = self.batch("train", index, device)
+        else:
+            digits, labels = self._resident("train", device)
+            chances = zip(*(self.warp.chances(shape[1], some) for some in draws), strict=True)
+            parameters = self.warp.parameters(*map(torch.cat, chances))
+            images, labels = self.warp.render(parameters, digits[index], digits), labels[index]
+            images = self.warp.undone(parameters, images) if self.undo else images
+        return images.unflatten(0, shape), labels.view(shape)
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ image is exactly what made it.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -55,6 +55,14 @@ class Distortion:
 
     def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Parameters (n, D), float32, on the generator's device; drawn in `dtype`."""
+        return self.parameters(*self.chances(n, generator, dtype))
+
+    def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        """All that is random in n draws: tensors (n, ...) in `dtype`, which may be joined with those of other draws."""
+        raise NotImplementedError
+
+    def parameters(self, *chances: Tensor) -> Tensor:
+        """What the chances make of it: parameters (n, D), float32."""
         raise NotImplementedError
 
     def digit_points(self, parameters: Tensor, points: Tensor) -> Tensor:
@@ -106,8 +114,10 @@ class Pose(Distortion):
         varied = {"angle": self.rotation > 0, "scale": self.scale[0] < self.scale[1], "x": self.roam, "y": self.roam}
         return [name for name in POSE if varied[name]]
 
-    def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        u = torch.rand(n, 4, generator=generator, dtype=dtype, device=generator.device)
+    def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        return (torch.rand(n, 4, generator=generator, dtype=dtype, device=generator.device),)
+
+    def parameters(self, u: Tensor) -> Tensor:
         angle = (2 * u[:, 0] - 1) * self.rotation
         scale = _between(u[:, 1], self.scale)
         room = (self.canvas - scale * self.digit).clamp_min(0) / 2 * self.roam
@@ -147,23 +157,25 @@ class Projection(Distortion):
     def names(self) -> list[str]:
         return ["scale", *(f"{axis}{corner}" for corner in range(4) for axis in ("x", "y")), "redraws"]
 
-    def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        device = generator.device
-        scale = _between(torch.rand(n, generator=generator, dtype=dtype, device=device), self.scale)
-        moves = torch.randn(n, REDRAWS, 4, 2, generator=generator, dtype=dtype, device=device) * self.sigma
+    def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        how = {"generator": generator, "dtype": dtype, "device": generator.device}
+        return torch.rand(n, **how), torch.randn(n, REDRAWS, 4, 2, **how)
+
+    def parameters(self, u: Tensor, normal: Tensor) -> Tensor:
+        scale, moves = _between(u, self.scale), normal * self.sigma
         sides = self._moved(moves).roll(-1, 2) - self._moved(moves)
         following = sides.roll(-1, 2)
         turns = sides[..., 0] * following[..., 1] - sides[..., 1] * following[..., 0]
         first = (turns > 0).all(-1).int().argmax(1)  # 0 if none is convex
-        chosen = moves[torch.arange(n, device=device), first].flatten(1)
-        return torch.cat([scale[:, None], chosen, first[:, None].to(dtype)], 1).float()
+        chosen = moves[torch.arange(len(u), device=u.device), first].flatten(1)
+        return torch.cat([scale[:, None], chosen, first[:, None].to(u.dtype)], 1).float()
 
     def _moved(self, moves: Tensor) -> Tensor:
-        return moves.new_tensor(CORNERS) + 2 * moves / self.canvas
+        return _corners(moves.dtype, moves.device) + 2 * moves / self.canvas
 
     def _theta(self, parameters: Tensor) -> Tensor:
         moved = self._moved(parameters[:, 1:9].view(-1, 4, 2))
-        return homography_through(source=moved.new_tensor(CORNERS).expand_as(moved), target=moved)
+        return homography_through(source=_corners(moved.dtype, moved.device).expand_as(moved), target=moved)
 
     def digit_points(self, parameters: Tensor, points: Tensor) -> Tensor:
         zoom = self.canvas / self.digit / parameters[:, 0]
@@ -176,7 +188,7 @@ class Projection(Distortion):
     def inverse_grid(self, parameters: Tensor) -> Tensor:
         zoom = self.canvas / self.digit / parameters[:, 0]
         moved = self._moved(parameters[:, 1:9].view(-1, 4, 2))
-        theta = homography_through(source=moved, target=moved.new_tensor(CORNERS).expand_as(moved))
+        theta = homography_through(source=moved, target=_corners(moved.dtype, moved.device).expand_as(moved))
         digit = pixel_centres((self.digit, self.digit), theta.dtype, theta.device)
         return Projective().points(theta, digit / zoom[:, None, None]).unflatten(1, (self.digit, self.digit))
 
@@ -201,15 +213,16 @@ class Elastic(Distortion):
     def names(self) -> list[str]:
         return ["scale", *(f"{axis}{point}" for point in range(self.k**2) for axis in ("x", "y"))]
 
-    def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        device = generator.device
-        scale = _between(torch.rand(n, 1, generator=generator, dtype=dtype, device=device), self.scale)
-        moves = torch.randn(n, 2 * self.k**2, generator=generator, dtype=dtype, device=device) * self.sigma
-        return torch.cat([scale, moves], 1).float()
+    def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        how = {"generator": generator, "dtype": dtype, "device": generator.device}
+        return torch.rand(n, 1, **how), torch.randn(n, 2 * self.k**2, **how)
+
+    def parameters(self, u: Tensor, normal: Tensor) -> Tensor:
+        return torch.cat([_between(u, self.scale), normal * self.sigma], 1).float()
 
     def _theta(self, parameters: Tensor) -> Tensor:
         """Control points moved and scaled: the spline is linear in them, so one product does both."""
-        centres = control_points(self.k).to(parameters).flatten()
+        centres = _centres(self.k, parameters.dtype, parameters.device)
         zoom = self.canvas / self.digit / parameters[:, :1]
         return (centres + 2 * parameters[:, 1:] / self.canvas) * zoom
 
@@ -259,10 +272,14 @@ class Clutter(Distortion):
     def pose_names(self) -> list[str]:
         return ["x", "y"]
 
-    def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        u = torch.rand(n, 2 + 5 * self.patches, generator=generator, dtype=dtype, device=generator.device).float()
+    def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        return (torch.rand(n, 2 + 5 * self.patches, generator=generator, dtype=dtype, device=generator.device),)
+
+    def parameters(self, u: Tensor) -> Tensor:
+        u = u.float()
         cuts, puts = self.digit - self.side + 1, self.canvas - self.side + 1
-        counts = u.new_tensor([self.canvas - self.digit + 1] * 2 + [0, cuts, cuts, puts, puts] * self.patches)
+        counts = (self.canvas - self.digit + 1,) * 2 + (0, cuts, cuts, puts, puts) * self.patches
+        counts = _constant(counts, u.dtype, u.device)
         whole = (u * counts).floor().minimum(counts - 1)  # float32 may round u up to 1
         return torch.where(counts > 0, whole, u)
 
@@ -315,6 +332,22 @@ def found_pose(canvas_points: Tensor, points: Tensor, canvas: int) -> Tensor:
     angle = torch.atan2(b - c, a + d).rad2deg()
     scale = (a * d - b * c).abs().sqrt()
     return torch.stack([angle, scale, x * canvas / 2, y * canvas / 2], 1)
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Cached, because bringing it to a GPU makes the host wait till the GPU has nothing else to do. Not to write to."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
+
+
+def _corners(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _constant(CORNERS, dtype, device)
+
+
+def _centres(k: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The control points, (2 k k,)."""
+    return _constant(tuple(control_points(k).flatten().tolist()), dtype, device)
 
 
 def _between(u: Tensor, bounds: tuple[float, float]) -> Tensor:

@@ -9,6 +9,8 @@ with x_i, y_i in pixels and k the sampling kernel. What lies outside the image i
 sampled in float32 and handed back in their own type; the grid decides between float32 and float64.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,7 +43,7 @@ def general(U: Tensor, grid: Tensor, kernel_x, kernel_y, radius: int) -> Tensor:
         grid = _at_least_float32(grid)
         image = U.to(grid.dtype)
         batch, channels, height, width = image.shape
-        size = torch.tensor([width, height], dtype=grid.dtype, device=grid.device)
+        size = _pixels(width, height, grid.dtype, grid.device)
         position = ((grid + 1) * size - 1) / 2  # in pixels; 0 is the centre of the first one
         # Beyond the kernel's reach all is zero; the clamp keeps a wild theta from overflowing an integer.
         position = torch.minimum(position.clamp_min(-radius - 1), size + radius)
@@ -107,6 +109,13 @@ def _grid_sample(U: Tensor, grid: Tensor, mode: str) -> Tensor:
         grid = _at_least_float32(grid)
         V = F.grid_sample(U.to(grid.dtype), grid, mode=mode, padding_mode="zeros", align_corners=False)
         return V.to(U.dtype)
+
+
+@lru_cache(maxsize=64)
+def _pixels(width: int, height: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(width, height) on the device. Cached, because a step captured on a GPU may take nothing from the host."""
+    with torch.inference_mode(False):
+        return torch.tensor([width, height], dtype=dtype, device=device)
 
 
 def _at_least_float32(grid: Tensor) -> Tensor:

@@ -18,16 +18,17 @@ class Feed(L.LightningDataModule):
 
     The training batch of step t is a function of (seed, t) alone: which images, and how they are distorted or
     augmented. So a resumed run sees what an uninterrupted one would have seen. With several processes each takes its
-    slice of the global batch, and may take it in `parts`, one after the other, before it makes its step.
+    slice of the global batch, and may take it in `parts`, one after the other, before it makes its step. With a `block`
+    of more than one step, a training batch is that of so many, or of those left to the next validation, at once.
 
     Attributes:
         source: what the data room of the table makes of the config, such as `stn.data.digits.DistortedDigits`.
     """
 
-    def __init__(self, data: DictConfig, budget: DictConfig, seed: int, parts: int = 1):
+    def __init__(self, data: DictConfig, budget: DictConfig, seed: int, parts: int = 1, block: int = 1):
         super().__init__()
         self.source = importlib.import_module(ROOMS[data.table][0]).source(data)
-        self.budget, self.seed, self.parts = budget, seed, parts
+        self.budget, self.seed, self.parts, self.block = budget, seed, parts, block
 
     def setup(self, stage: str | None = None) -> None:
         for split in {"fit": ("train", "validation"), "test": ("test",)}.get(stage, ("train", "validation", "test")):
@@ -37,6 +38,9 @@ class Feed(L.LightningDataModule):
         """The batches up to the next validation; the trainer asks again for each such stretch."""
         step, stretch = self.trainer.global_step, self.budget.validate_every
         last = min(step - step % stretch + stretch, self.budget.steps)
+        if self.block > 1:  # pinned, so that the host need not wait till a GPU takes them
+            pinned = self.trainer.strategy.root_device.type == "cuda"
+            return DataLoader(_Blocks(self, step, last), batch_size=None, pin_memory=pinned)
         return DataLoader(_Steps(self, step, last), batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
@@ -63,6 +67,9 @@ class Feed(L.LightningDataModule):
         device = self.trainer.strategy.root_device
         if split != "train":
             return self.source.batch(split, index, device)
+        if index.ndim == 2:  # a block
+            draws = [generator(self.seed, "distortion", step + i, device=device) for i in range(len(index))]
+            return self.source.train_block(index, draws, device)
         draws = generator(self.seed, "distortion", step, device=device)
         return self.source.train_batch(index, draws, self.budget.batch_size, self.part(*k), device)
 
@@ -92,6 +99,25 @@ class _Steps:
             raise IndexError(i)
         step, k = divmod(i, self.feed.parts)
         return "train", self.first + step, self.feed.picks(self.first + step)[self.feed.part(k)], k
+
+
+@dataclass
+class _Blocks:
+    """The picks (K, B) of steps first ... last - 1, as a data set whose items are blocks, K at most `feed.block`."""
+
+    feed: Feed
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return -(-(self.last - self.first) // self.feed.block)
+
+    def __getitem__(self, i: int) -> tuple[str, int, Tensor]:
+        if i >= len(self):
+            raise IndexError(i)
+        first = self.first + i * self.feed.block
+        steps = range(first, min(first + self.feed.block, self.last))
+        return "train", first, torch.stack([self.feed.picks(step) for step in steps])
 
 
 @dataclass

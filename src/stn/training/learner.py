@@ -57,15 +57,19 @@ class Learner(L.LightningModule):
         # Looking at the loss makes a GPU wait, so there it is looked at only when it is logged. A NaN stays one.
         if loss.device.type == "cpu" or step % self.log_every == 0:
             if not torch.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss.item()} at step {step} of {self.cfg.data.name}/{self.cfg.model.name}: "
-                    f"lower budget.learning_rate (now {self.cfg.budget.learning_rate}), "
-                    "or find the first NaN with debug=anomaly"
-                )
+                raise self.diverged(loss.item(), step)
             if step % self.log_every == 0 and (batch_idx + 1) % parts == 0:
                 self.log("train/loss", self._mean)
                 self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])
         return loss
+
+    def diverged(self, loss: float, step: int) -> UserError:
+        """What is raised when the loss of a step is not finite."""
+        return UserError(
+            f"the loss is {loss} at step {step} of {self.cfg.data.name}/{self.cfg.model.name}: "
+            f"lower budget.learning_rate (now {self.cfg.budget.learning_rate}), "
+            "or find the first NaN with debug=anomaly"
+        )
 
     def on_validation_epoch_start(self) -> None:
         self._wrong, self._loss, self._seen = 0, 0.0, 0
@@ -149,6 +153,13 @@ class Learner(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.validation, self.seconds = checkpoint["validation"], checkpoint["seconds"]
         self.weights, self._generator = checkpoint.get("weights"), checkpoint.get("generator")
+        loops = checkpoint["loops"]["fit_loop"]  # steps that Lightning made and those of blocks are counted apart
+        plain = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
+        blocks = loops["epoch_loop.manual_optimization.optim_step_progress"]
+        for counter in (plain, blocks):
+            counter["total"] |= {"ready": checkpoint["global_step"], "completed": checkpoint["global_step"]}
+        batches = loops["epoch_loop.batch_progress"]  # the next stretch may be of another length: then this would mix
+        batches["current"] = dict.fromkeys(batches["current"], 0)  # the two, and validate at other steps
 
 
 class Classification:
@@ -165,12 +176,12 @@ class Classification:
         return (scores.argmax(-1) == labels).view(len(labels), -1)
 
 
-def new_learner(cfg: DictConfig) -> Learner:
+def new_learner(cfg: DictConfig, kind: type[Learner] = Learner) -> Learner:
     """An untrained learner, with pretrained weights if the model is to start from them; seed the generators before.
 
     A checkpoint holds all weights, so a `Learner` made to load one needs no others.
     """
-    learner = Learner(experiment(cfg), cfg.logger.every)
+    learner = kind(experiment(cfg), cfg.logger.every)
     if cfg.model.get("pretrained"):
         learner.weights = learner.network.load_pretrained()
     return learner

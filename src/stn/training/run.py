@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from stn.config import ROOMS, digest, experiment
 from stn.errors import UserError
+from stn.training.blocks import BlockLearner
 from stn.training.callbacks import Pictures, Watch
 from stn.training.feed import Feed
 from stn.training.learner import Learner, build_network, new_learner
@@ -65,10 +66,11 @@ def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
 def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     """Train one seed, from its last checkpoint if there is one, and test it. Returns its result and arrays."""
     L.seed_everything(seed, verbose=False)
-    feed = Feed(cfg.data, cfg.budget, seed, cfg.trainer.accumulate)
+    feed = Feed(cfg.data, cfg.budget, seed, cfg.trainer.accumulate, block(cfg))
     feed.setup()  # a missing data set is told before anything is set up
     last = folder / "last.ckpt"
-    learner = Learner(experiment(cfg), cfg.logger.every) if last.exists() else new_learner(cfg)
+    kind = BlockLearner if feed.block > 1 else Learner
+    learner = kind(experiment(cfg), cfg.logger.every) if last.exists() else new_learner(cfg, kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -203,6 +205,17 @@ def make_logger(cfg: DictConfig, seed: int):
     return False
 
 
+def block(cfg: DictConfig) -> int:
+    """Steps of a block, `trainer.block`, where they can be made together: else 1, which is the plain learner.
+
+    Digits are drawn on the device, and their networks draw nothing. Several processes, or parts of a batch, would have
+    to meet within a step, and the search for a NaN looks at every kernel's result.
+    """
+    alone = cfg.trainer.strategy == "auto" and cfg.trainer.devices * cfg.trainer.num_nodes == 1
+    digits = ROOMS[cfg.data.table][0] == "stn.data.digits"
+    return cfg.trainer.block if alone and digits and cfg.trainer.accumulate == 1 and not cfg.debug.detect_anomaly else 1
+
+
 def precision(cfg: DictConfig) -> str:
     """Lightning's name for the budget's precision on this machine; float32 where bf16 would be emulated."""
     if cfg.budget.precision.name == "float32":
@@ -241,7 +254,8 @@ def quieten() -> None:
         ".*does not have many workers.*",  # batches are index picks: there is no work for a worker
         ".*Checkpoint directory .* exists and is not empty.*",  # resuming is meant
         ".*The `srun` command is available.*",  # clusters go through submitit
-        ".*lr_scheduler.step.*before.*optimizer.step.*",  # order of the first step under mixed precision
+        ".*lr_scheduler.step.*before.*optimizer.step.*",  # first step: mixed precision; the rates of a block
+        ".*checkpoint that ended before the epoch ended.*",  # Lightning takes blocks for steps: it ended with one
         ".*You are using a CUDA device .* that has Tensor Cores.*",  # precision is the budget's choice
         ".*Trying to infer the `batch_size`.*",  # errors are counted, not averaged over batches
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # between lightning and torch
