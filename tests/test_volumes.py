@@ -229,6 +229,18 @@ def test_a_training_batch_is_a_function_of_its_draws_and_parts_make_it_whole(sma
     assert (whole - other).abs().max() > 0.5
 
 
+def test_undone_volumes_are_the_same_ones_seen_in_one_pose(small):
+    feeds = [Volumes(compose_with(small.data, undo=undo)) for undo in (False, True)]
+    index, cpu = torch.arange(8), torch.device("cpu")
+    for feed in feeds:
+        feed.load("test")
+    (posed, labels), (undone, same) = (feed.batch("test", index, cpu) for feed in feeds)
+    assert torch.equal(labels, same) and feeds[1].shape == undone.shape[1:] == (1, 30, 30, 30)
+    digits = torch.nn.functional.interpolate(feeds[0].images["test"][index, None] / 255, (30, 30), mode="bilinear")
+    shown = undone.mean(2) * DIGIT / 8
+    assert (shown - digits).abs().mean() < 0.03 < (posed.mean(2) * 60 / 8).std()
+
+
 # ------------------------------------------------------------------------------------------------- networks
 
 
@@ -309,6 +321,8 @@ def test_a_turn_is_counted_from_the_pose_that_the_network_prefers_and_zoom_is_no
     theta = np.concatenate([linear, np.full((4, 3, 1), 0.3)], 2).reshape(4, 12)
     left = pose_left(theta, turns)
     assert left["turn_after"].max() < 1e-6 and left["tilt_after"].max() < 1e-3 and left["turn_before"].min() > 5
+    seen = solid_pose(np.eye(3, 4).reshape(1, 12), np.array([[0.0, 0, 30]]))[1]
+    np.testing.assert_allclose(seen, 30)  # from x to y: clockwise, as y is down
     broken = theta.copy()
     broken[0], broken[1] = np.nan, 0
     assert np.isnan(pose_left(broken, turns)["tilt_after"][:2]).all()
