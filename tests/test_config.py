@@ -13,7 +13,7 @@ from stn.errors import UserError
 from stn.models.digits import DigitNetwork, n_parameters
 from stn.training.learner import build_network
 
-BASES = {"mnist", "digits", "svhn", "cub", "birds"}
+BASES = {"mnist", "digits", "svhn", "cub", "birds", "volumes"}
 DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml") if path.stem not in BASES)
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in BASES)
 BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
@@ -21,7 +21,7 @@ BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
 
 def table(name: str) -> int:
     """Of a data set or a network, by its name."""
-    return {"svhn": 2, "cub": 3, "cub50": 3, "kernels": 7}.get(name.split("_")[0], 1)
+    return {"svhn": 2, "cub": 3, "cub50": 3, "volumes": 6, "volume": 6, "kernels": 7}.get(name.split("_")[0], 1)
 
 
 CLASSIFIERS = [name for name in MODELS if table(name) == 1]
@@ -152,9 +152,10 @@ def test_importing_stn_loads_torch_only(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("data", ["mnist_r", "svhn_64", "svhn_strips_128", "cub_224", "cub50_448"])
+@pytest.mark.parametrize("data", ["mnist_r", "svhn_64", "svhn_strips_128", "cub_224", "cub50_448", "volumes_60"])
 def test_medium_is_quick_in_five_times_the_steps(data):
-    model = {"mnist": "st_cnn_affine", "svhn": "svhn_st_single", "cub": "cub_2st"}[re.match("mnist|svhn|cub", data)[0]]
+    models = {"mnist": "st_cnn_affine", "svhn": "svhn_st_single", "cub": "cub_2st", "volumes": "volume_st"}
+    model = models[re.match("|".join(models), data)[0]]
     quick, medium = (experiment(compose(f"data={data}", f"model={model}", f"budget={b}")) for b in ("quick", "medium"))
     assert quick["model"] == medium["model"] and medium["budget"]["steps"] == 5 * quick["budget"]["steps"]
     other = {key for key, value in quick["budget"].items() if medium["budget"][key] != value}

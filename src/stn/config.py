@@ -26,6 +26,7 @@ ROOMS = {
     1: ("stn.data.digits", "stn.models.digits"),
     2: ("stn.data.numbers", "stn.models.numbers"),
     3: ("stn.data.birds", "stn.models.birds"),
+    6: ("stn.data.volumes", "stn.models.volumes"),
     7: ("stn.data.digits", "stn.models.digits"),
 }
 CONF = Path(__file__).parents[2] / "conf"
@@ -127,6 +128,19 @@ class BirdsConfig(DataConfig):
 
 
 @dataclass
+class VolumesConfig(DataConfig):
+    """A data set of Table 6. `canvas` is the side of the volumes."""
+
+    source: Source
+    thickness: int
+    rotation: float
+    scale: tuple[float, float]
+    roam: bool
+    projection: int
+    undo: bool
+
+
+@dataclass
 class ModelConfig:
     """What networks share; those of a table add to it."""
 
@@ -195,10 +209,28 @@ class BirdsModelConfig(ModelConfig):
     localisation: BirdsLocalisationConfig
 
 
+@dataclass
+class VolumesLocalisationConfig:
+    downsample: int
+    filters: int
+    features: int
+
+
+@dataclass
+class VolumesModelConfig(ModelConfig):
+    """A network of Table 6."""
+
+    transformer: bool
+    width: int | None
+    match_filters: int
+    localisation: VolumesLocalisationConfig
+
+
 SCHEMAS = {
     1: (DigitsConfig, DigitsModelConfig),  # or UndoneConfig
     2: (NumbersConfig, NumbersModelConfig),
     3: (BirdsConfig, BirdsModelConfig),
+    6: (VolumesConfig, VolumesModelConfig),
     7: (DigitsConfig, DigitsModelConfig),
 }
 
@@ -367,8 +399,10 @@ _SMALLEST = {
     "model.localisation.features": 1,
     "model.localisation.hidden": 1,
     "model.localisation.layers": 1,
+    "model.localisation.downsample": 1,
     "data.canvas": 1,
     "data.pool": 1,
+    "data.projection": 1,
     "data.draws": 1,
     "data.validation": 1,
     "data.expand": 0,

@@ -5,7 +5,11 @@ outer edge to outer edge (`align_corners=False` in torch's words), so the centre
 (2j + 1) / W - 1. A transformation maps a point of the *target* (output) to the point of the *source* (input) that is
 sampled there.
 
-Shapes: B batch, P parameters of theta, N points, H W target size, K control points; a trailing 2 is (x, y).
+In volumes there is a third coordinate, (x, y, z), z away from the viewer: [-1, 1] spans the depth from the front face
+to the back, and the centre of layer k of D lies at (2k + 1) / D - 1.
+
+Shapes: B batch, P parameters of theta, N points, H W target size (of volumes D H W), K control points; a trailing 2 is
+(x, y), a trailing 3 (x, y, z).
 Half precision is raised to float32 before any of this arithmetic, also under autocast; float32 and float64 are kept.
 """
 
@@ -37,13 +41,16 @@ class Transformation:
         with full_precision(theta):
             return self._points(theta, points.to(theta))
 
-    def grid(self, theta: Tensor, size: tuple[int, int]) -> Tensor:
-        """The sampling grid T_theta(G), shape (B, H, W, 2), for a target of `size` (H, W) pixels; theta is (B, P)."""
+    def grid(self, theta: Tensor, size: tuple[int, ...]) -> Tensor:
+        """The sampling grid T_theta(G), shape (B, H, W, 2), for a target of `size` (H, W) pixels; theta is (B, P).
+
+        Of a family for volumes: (B, D, H, W, 3) for a target of (D, H, W) voxels.
+        """
         theta = self._checked(theta)
         with full_precision(theta):
-            return self._grid(theta, size).view(-1, *size, 2)
+            return self._grid(theta, size).view(-1, *size, len(size))
 
-    def _grid(self, theta: Tensor, size: tuple[int, int]) -> Tensor:
+    def _grid(self, theta: Tensor, size: tuple[int, ...]) -> Tensor:
         return self._points(theta, pixel_centres(size, theta.dtype, theta.device))
 
     def _points(self, theta: Tensor, points: Tensor) -> Tensor:
@@ -61,16 +68,16 @@ class Transformation:
 
 
 class MatrixTransformation(Transformation):
-    """A family whose maps are 3x3 matrices on homogeneous points (x, y, 1)."""
+    """A family whose maps are matrices on homogeneous points: 3x3 on (x, y, 1), of volumes 4x4 on (x, y, z, 1)."""
 
     def matrix(self, theta: Tensor) -> Tensor:
-        """Theta (B, P) as matrices (B, 3, 3)."""
+        """Theta (B, P) as matrices (B, 3, 3), of volumes (B, 4, 4)."""
         rows = self._rows(theta)
-        last = rows.new_tensor([0.0, 0.0, 1.0]).expand(len(rows), 1, 3)
+        last = rows.new_tensor([0.0] * (rows.shape[2] - 1) + [1.0]).expand(len(rows), 1, -1)
         return torch.cat([rows, last], 1)
 
     def _rows(self, theta: Tensor) -> Tensor:
-        """The rows of A, (B, 2, 3)."""
+        """The rows of A, (B, 2, 3), of volumes (B, 3, 4)."""
         raise NotImplementedError
 
     def _points(self, theta: Tensor, points: Tensor) -> Tensor:
@@ -137,6 +144,18 @@ class Affine(MatrixTransformation):
 
     def _rows(self, theta: Tensor) -> Tensor:
         return theta.view(-1, 2, 3)
+
+
+class Affine3D(MatrixTransformation):
+    """theta = the rows of the 3x4 matrix A, for volumes (paper, appendix A.3): points are (x, y, z)."""
+
+    n_parameters = 12
+
+    def identity(self) -> Tensor:
+        return torch.eye(3, 4).flatten()
+
+    def _rows(self, theta: Tensor) -> Tensor:
+        return theta.view(-1, 3, 4)
 
 
 class Projective(MatrixTransformation):
@@ -208,13 +227,14 @@ def full_precision(like: Tensor) -> AbstractContextManager:
 
 
 @lru_cache(maxsize=64)
-def pixel_centres(size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The regular grid G: centres of an H x W image's pixels, (H W, 2), row by row. Cached: do not write to it."""
+def pixel_centres(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The regular grid G: centres of an H x W image's pixels, (H W, 2), row by row. Cached: do not write to it.
+
+    Of a D x H x W volume: (D H W, 3), layer by layer.
+    """
     with torch.inference_mode(False):  # a tensor made under inference mode could not take part in training later
-        height, width = size
-        y = (2 * torch.arange(height, dtype=torch.float64) + 1) / height - 1
-        x = (2 * torch.arange(width, dtype=torch.float64) + 1) / width - 1
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 2)
+        axes = [(2 * torch.arange(n, dtype=torch.float64) + 1) / n - 1 for n in size]
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).view(-1, len(size))
         return grid.to(device, dtype)
 
 
@@ -271,8 +291,11 @@ def _combined(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def _mapped(rows: Tensor, points: Tensor) -> Tensor:
-    """rows (B, R, 3) on homogeneous points (N, 2) or (B, N, 2): shape (B, N, R). One product, as in `_combined`."""
-    linear, offset = rows[..., :2], rows[..., 2:]
+    """rows (B, R, 3) on homogeneous points (N, 2) or (B, N, 2): shape (B, N, R). One product, as in `_combined`.
+
+    In volumes rows are (B, R, 4) and points have three coordinates.
+    """
+    linear, offset = rows[..., :-1], rows[..., -1:]
     if points.ndim == 3:
         return points @ linear.mT + offset.mT
     return torch.addmm(offset.flatten(0, 1), linear.flatten(0, 1), points.mT).unflatten(0, rows.shape[:2]).mT

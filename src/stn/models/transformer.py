@@ -13,15 +13,16 @@ class SpatialTransformer(nn.Module):
     """Warps its input U (B, C, H, W) by the theta that its localisation network reads from U.
 
     It can stand anywhere in a network: at the input, between convolutions (C is free), in depth, or several in
-    parallel. The regression layer that ends the localisation starts with zero weights and the identity as its bias,
-    so an untrained transformer hands its input on unchanged.
+    parallel. With `Affine3D` and `trilinear` U and V are volumes (B, C, D, H, W). The regression layer that ends the
+    localisation starts with zero weights and the identity as its bias, so an untrained transformer hands its input on
+    unchanged.
 
     Args:
         localisation: any module that maps U to features (B, F).
         features: F.
         transformation: the family T_theta (`stn.geometry.transforms`).
         sampler: called as `sampler(U, grid)`; a function of `stn.geometry.sampling`, or a module with parameters.
-        size: the target size (h, w) in pixels; the size of U if not given. A smaller one downsamples.
+        size: the target size (h, w) in pixels, or (d, h, w); the size of U if not given. A smaller one downsamples.
         starts: (N, P), the thetas at which N parallel transformers start. They share the localisation network, and
             must start at different places: with equal starts they would receive equal gradients and never part.
 
@@ -36,7 +37,7 @@ class SpatialTransformer(nn.Module):
         features: int,
         transformation: Transformation | None = None,
         sampler: Callable[[Tensor, Tensor], Tensor] = bilinear,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, ...] | None = None,
         starts: Tensor | None = None,
     ):
         super().__init__()

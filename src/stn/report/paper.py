@@ -195,6 +195,30 @@ BIRDS = PaperTable(
         "2xST-CNN 448 px, shared": "In the row named shared one trunk serves both windows: the paper's simplification.",
     },
 )
+VOLUMES = PaperTable(
+    number=6,
+    title="digits in three dimensions",
+    measure="Test error in %",
+    columns=("60 voxels",),
+    paper={"CNN": {}, "ST-CNN 3-D Aff": {}, "CNN, true pose": {}},
+    baseline={"ST-CNN 3-D Aff": "CNN"},
+    arrays=(
+        "theta",
+        "example_volume",
+        "example_before",
+        "example_after",
+        "example_label",
+        "example_theta",
+        "pose_true",
+    ),
+    blocks=("CNN", "CNN, true pose"),
+    notes={
+        "CNN": "All rows classify the projection of a volume along its depth; the paper has a figure and no numbers.",
+        "CNN, true pose": (
+            "CNN, true pose: the CNN on volumes undone by their true pose, the ceiling for a transformer."
+        ),
+    },
+)
 KERNELS = PaperTable(
     number=7,
     title="sampling kernels (equation 3)",
@@ -208,7 +232,7 @@ KERNELS = PaperTable(
     blocks=("ST-CNN Aff, integer",),
     contest="A kernel beats bilinear sampling",
 )
-TABLES = {table.number: table for table in (DIGITS, NUMBERS, BIRDS, KERNELS)}
+TABLES = {table.number: table for table in (DIGITS, NUMBERS, BIRDS, VOLUMES, KERNELS)}
 
 # The parts that CUB-200-2011 marks, by what the paper says its windows find: head and body.
 BIRD = {

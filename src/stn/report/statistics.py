@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
+from scipy.spatial.transform import Rotation
 
 TRIMMED = 0.05  # share of the farthest images that `variance_undone` leaves out
 
@@ -102,6 +103,41 @@ def without_constant(true: np.ndarray, found: np.ndarray, name: str) -> tuple[np
     else:
         residual = found - true - (found - true).mean()
     return true + residual, residual
+
+
+def solid_pose(theta: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How a thin digit in a volume is seen through the transformer: tilt and turn (n,), in degrees.
+
+    `theta` (n, 12) maps what is seen to the volume, `turns` (n, 3) are the digit's rotation vectors in degrees. The
+    tilt, 0 to 180, is the angle between the line of sight and the digit's normal: at 0 it faces the viewer, at 90 only
+    its edge is seen. The turn, +-180, is how far its image is rotated in the projection. A theta that is not finite, or
+    has no inverse, gives nan.
+    """
+    linear = np.asarray(theta, float).reshape(-1, 3, 4)[..., :3]
+    usable = np.isfinite(linear).all((1, 2))
+    usable[usable] = np.abs(np.linalg.det(linear[usable])) > 1e-9
+    linear = np.where(usable[:, None, None], linear, np.eye(3))
+    digit = Rotation.from_rotvec(np.asarray(turns, float), degrees=True).as_matrix()
+    sight = linear[..., 2] / np.linalg.norm(linear[..., 2], axis=1, keepdims=True)
+    tilt = np.degrees(np.arccos((sight * digit[..., 2]).sum(1).clip(-1, 1)))
+    seen = np.linalg.solve(linear, digit)[:, :2, :2]  # the digit's plane in the projection's
+    turn = np.degrees(np.arctan2(seen[:, 1, 0] - seen[:, 0, 1], seen[:, 0, 0] + seen[:, 1, 1]))
+    return np.where(usable, tilt, np.nan), np.where(usable, turn, np.nan)
+
+
+def pose_left(theta: np.ndarray, turns: np.ndarray) -> dict[str, np.ndarray]:
+    """What of their pose digits have without and with the transformer: tilt and turn as in `solid_pose`, each (n,).
+
+    Tilts are angles; turns are distances from the pose to which the network turns its digits, of which none is right.
+    """
+    found = {}
+    for when, how in (("before", np.broadcast_to(np.eye(3, 4).ravel(), (len(turns), 12))), ("after", theta)):
+        tilt, turn = solid_pose(how, turns)
+        whole = np.isfinite(turn)
+        if whole.any():
+            turn[whole] = np.abs(without_constant(np.zeros(whole.sum()), turn[whole], "angle")[1])
+        found |= {f"tilt_{when}": tilt, f"turn_{when}": turn}
+    return found
 
 
 def share_explained(true: np.ndarray, residual: np.ndarray, name: str) -> float:

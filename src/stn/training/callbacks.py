@@ -65,6 +65,8 @@ class Pictures(Callback):
         images, _ = trainer.datamodule.examples(self.n)
         with torch.inference_mode():
             seen = learner.network.seen(images)
+            if images.ndim == 5:  # volumes: as the classifier would see them without a transformer
+                images = learner.network.projected(images)
         seen = torch.nn.functional.interpolate(seen, size=images.shape[2:], mode="nearest")
         strip = torch.cat([torch.cat(list(row[:, 0]), 1) for row in (images, seen)]).cpu().numpy()
         image = wandb.Image((strip * 255).clip(0, 255).astype("uint8"), caption="above: input, below: seen")

@@ -38,7 +38,10 @@ class Learner(L.LightningModule):
         self.save_hyperparameters(logger=False)
         self.cfg = OmegaConf.create(experiment)
         self.log_every = log_every
-        self.network = build_network(self.cfg).to(memory_format=torch.channels_last)
+        self.network = build_network(self.cfg)
+        for parameter in self.network.parameters():
+            if parameter.ndim == 4:  # of convolutions of images; torch's own way stops at those of volumes
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.objective = getattr(self.network, "objective", Classification)
         self.validation: list[list[float]] = []  # [step, error in percent, loss]
         self.seconds = 0.0  # of training, over all interruptions

@@ -1,0 +1,255 @@
+"""Digits in three dimensions: extruded to a volume and seen in a random pose (paper, appendix A.3; Table 6, ours).
+
+The paper has a figure of the experiment and no numbers, and says neither how thick a digit is nor how it is turned.
+A set of volumes is stored as the poses that made it: 10,000 volumes of 60 voxels a side are 2 GB, their poses 300 kB,
+and a volume follows from its digit and its pose. Frames as in `stn.geometry.transforms`; lengths are in voxels.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from stn.data.digits import undistorted
+from stn.data.draws import generator
+from stn.errors import UserError
+from stn.geometry.sampling import bilinear, trilinear
+from stn.geometry.transforms import Affine3D
+
+DIGIT = 28  # side of a digit: pixels, and voxels at scale 1
+SPLITS = ("validation", "test")
+POSES = 1000  # test volumes whose poses are kept for the report
+CHUNK = 4  # volumes rendered at a time: what they touch stays in the processor's cache
+
+
+@dataclass(frozen=True)
+class SolidPose:
+    """Rotation, scale and location of a digit that is extruded along the depth.
+
+    Attributes:
+        canvas: side of the volume.
+        thickness: of the extruded digit at scale 1; even, as the 28 layers of its own volume are.
+        rotation: about an axis that points anywhere, all directions alike, by an angle U(0, rotation) degrees.
+        scale: (low, high) of the uniform scale factor.
+        roam: whether the digit's scaled, unrotated cube is placed uniformly inside the volume, or at its centre.
+    """
+
+    canvas: int
+    thickness: int
+    rotation: float
+    scale: tuple[float, float]
+    roam: bool
+
+    # The rotation is a vector in degrees: right-handed about its direction, by its length. x, y, z are of the centre.
+    names = ("turn_x", "turn_y", "turn_z", "scale", "x", "y", "z")
+
+    def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Parameters (n, 7), float32, on the generator's device; drawn in `dtype`."""
+        u = torch.rand(n, 7, generator=generator, dtype=dtype, device=generator.device)
+        height, around = 2 * u[:, :1] - 1, 2 * torch.pi * u[:, 1:2]  # of a point of the sphere (Archimedes)
+        axis = torch.cat([(1 - height**2).sqrt() * torch.cat([around.cos(), around.sin()], 1), height], 1)
+        low, high = self.scale
+        scale = low + (high - low) * u[:, 3:4]
+        room = (self.canvas - scale * DIGIT).clamp_min(0) / 2 * self.roam
+        return torch.cat([self.rotation * u[:, 2:3] * axis, scale, (2 * u[:, 4:] - 1) * room], 1).float()
+
+    def theta(self, parameters: Tensor) -> Tensor:
+        """The affine theta (n, 12) from the volume to the digit's cube: what a transformer would need to make it."""
+        turned = rotation(parameters[:, :3]).mT * (self.canvas / DIGIT / parameters[:, 3, None, None])
+        return self._rows(turned, -turned @ self._centre(parameters))
+
+    def inverse_theta(self, parameters: Tensor) -> Tensor:
+        """The affine theta (n, 12) from the digit's cube to the volume: what undoes the pose."""
+        turned = rotation(parameters[:, :3]) * (DIGIT / self.canvas * parameters[:, 3, None, None])
+        return self._rows(turned, self._centre(parameters))
+
+    def render(self, parameters: Tensor, digits: Tensor) -> Tensor:
+        """Volumes (n, 1, canvas, canvas, canvas) in [0, 1] of `digits` (n, 28, 28), uint8; outside the digit it is 0.
+
+        Trilinear sampling of a digit's own volume, whose middle layers are the digit and whose others are empty: that
+        volume is an image times a profile, so it is sampled as the product of the two, with the same result.
+        """
+        size = (self.canvas,) * 3
+        volumes = parameters.new_empty(len(parameters), 1, *size)
+        parts = (parameters.split(CHUNK), digits.split(CHUNK), volumes.split(CHUNK))
+        for some, images, target in zip(*parts, strict=True):
+            points = Affine3D().grid(self.theta(some), size)
+            flat = bilinear(images[:, None].to(some) / 255, points[..., :2].flatten(1, 2)).view_as(target)
+            depth = points[:, None, ..., 2].abs() * (DIGIT / 2)
+            torch.mul(flat, (self.thickness / 2 + 0.5 - depth).clamp_(0, 1), out=target)
+        return volumes
+
+    def undone(self, parameters: Tensor, volumes: Tensor, side: int) -> Tensor:
+        """The digits' cubes (n, 1, side, side, side) as `volumes` show them: trilinear, by the true pose."""
+        return trilinear(volumes, Affine3D().grid(self.inverse_theta(parameters.to(volumes)), (side,) * 3))
+
+    def _centre(self, parameters: Tensor) -> Tensor:
+        return parameters[:, 4:, None] * (2 / self.canvas)
+
+    @staticmethod
+    def _rows(linear: Tensor, offset: Tensor) -> Tensor:
+        return torch.cat([linear, offset], 2).flatten(1)
+
+
+def rotation(turns: Tensor) -> Tensor:
+    """Rotation vectors (n, 3) in degrees as matrices (n, 3, 3): right-handed, from x to y about z."""
+    x, y, z = turns.deg2rad().unbind(1)
+    zero = torch.zeros_like(x)
+    return torch.linalg.matrix_exp(torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).view(-1, 3, 3))
+
+
+def pose(data: DictConfig) -> SolidPose:
+    """The poses that a data config describes; a UserError for one that cannot be."""
+    low, high = data.scale
+    if not 0 < low <= high:
+        raise UserError(f"data.scale=[{low},{high}] is no range of scale factors: give such as [0.7,1.2]")
+    if not 0 <= data.rotation <= 180:
+        raise UserError(f"data.rotation={data.rotation} is no largest angle: give degrees from 0 to 180")
+    if data.thickness % 2 or not 0 < data.thickness <= DIGIT:
+        raise UserError(f"data.thickness={data.thickness} cannot be extruded: give an even number up to {DIGIT}")
+    return SolidPose(data.canvas, data.thickness, data.rotation, (low, high), data.roam)
+
+
+def store(data: DictConfig, scratch: Path) -> dict:
+    """Draw the poses of the validation and test digits, and write them. Returns what `sets.json` says of them.
+
+    Drawn in float64 on the CPU and rounded to float32. Written to `scratch` and moved to `data.stored` when whole.
+    """
+    splits, poses = undistorted(data), pose(data)
+    target, work = stored_folder(data), scratch / f"{stored_folder(data).name}.part"
+    about = {"distortion": repr(poses), "columns": poses.names, "seed": data.seed, "part": data.part, "sets": {}}
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        for split in SPLITS:
+            count = len(splits[split].labels)
+            drawn = poses.draw(count, generator(data.seed, split), torch.float64).numpy()
+            np.save(work / f"{split}_parameters.npy", drawn)
+            about["sets"][split] = {"images": count, "sha256": _sha256(drawn)}
+        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        work.replace(target)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or target}: {error.strerror}; free it or set data.stored"
+        ) from error
+    return about
+
+
+def stored_folder(data: DictConfig) -> Path:
+    """Where the poses lie."""
+    return Path(data.stored)
+
+
+def load_poses(data: DictConfig, split: str) -> Tensor:
+    """The stored poses (n, 7) of a split; missing or damaged ones are a UserError that names the command."""
+    folder, poses = stored_folder(data), pose(data)
+    mend = f"run `python -m stn.distort data={data.name}`"
+    try:
+        about = json.loads((folder / "sets.json").read_text())
+        drawn = np.load(folder / f"{split}_parameters.npy")
+        written, digest = (about["distortion"], about["seed"]), about["sets"][split]["sha256"]
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: {mend}") from None
+    except (KeyError, ValueError, EOFError, OSError) as error:
+        raise UserError(f"{folder} is damaged ({error}): {mend}") from None
+    if written != (repr(poses), data.seed):
+        raise UserError(f"{folder} holds {written[0]}, seed {written[1]}, which the config is not: {mend}")
+    if _sha256(drawn) != digest:
+        raise UserError(f"{folder / f'{split}_parameters.npy'} is not what was written there: {mend}")
+    return torch.from_numpy(drawn)
+
+
+class Volumes:
+    """What a run feeds on. Batches are (volumes (B, 1, side, side, side) float in [0, 1], labels (B,)), on the device.
+
+    With `data.undo` each volume is undone by its true pose and as large as the classifier's projection.
+    """
+
+    chunk = 100  # volumes of a validation or test batch
+
+    def __init__(self, data: DictConfig):
+        self.data = data
+        self.poses = pose(data)
+        self.shape = (1, *[data.projection if data.undo else data.canvas] * 3)  # of what a network gets
+        self.images: dict[str, Tensor] = {}
+        self.labels: dict[str, Tensor] = {}
+        self.parameters: dict[str, Tensor] = {}
+
+    def load(self, split: str) -> None:
+        """Read `train`, `validation` or `test`; a UserError if it is missing or damaged."""
+        if split in self.labels:
+            return
+        if split != "train":
+            self.parameters[split] = load_poses(self.data, split)
+        digits = undistorted(self.data)[split]
+        if split != "train" and len(self.parameters[split]) != len(digits.labels):
+            raise UserError(
+                f"{self.data.stored} has poses for {len(self.parameters[split])} {split} digits, "
+                f"{self.data.raw} has {len(digits.labels)}: run `python -m stn.distort data={self.data.name}`"
+            )
+        self.images[split], self.labels[split] = digits.images, digits.labels
+
+    def count(self, split: str) -> int:
+        return len(self.labels[split])
+
+    def batch(self, split: str, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The volumes of the digits `index` (B,) of a split, in their stored poses."""
+        return self._posed(split, index, self.parameters[split][index].to(device), device)
+
+    def train_batch(
+        self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """The training digits `index` (B,) in fresh poses; `part` says which B of the global batch of `size`."""
+        return self._posed("train", index, self.poses.draw(size, draws)[part], device)
+
+    def _posed(self, split: str, index: Tensor, parameters: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        for held in (self.images, self.labels):  # moved to the device once
+            held[split] = held[split].to(device)
+        volumes = self.poses.render(parameters, self.images[split][index])
+        if self.data.undo:
+            volumes = self.poses.undone(parameters, volumes, self.data.projection)
+        return volumes, self.labels[split][index]
+
+    @torch.inference_mode()
+    def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the report shows of a transformer on the test set; nothing for a network without one.
+
+        example_volume (10, canvas, canvas, canvas) uint8, example_before and example_after (10, side, side) float16,
+        example_label, example_theta (10, 12): the first test volume of each class, its projection without and with the
+        transformer, and the theta between them. pose_true (POSES, 7), pose_names: the first poses.
+        """
+        if "theta" not in arrays:
+            return {}
+        device = next(network.parameters()).device
+        labels = self.labels["test"].cpu()
+        first = torch.stack([(labels == digit).nonzero()[0, 0] for digit in range(10)])
+        volumes, labels = self.batch("test", first, device)
+        found = {
+            "example_volume": (volumes[:, 0] * 255).round().to(torch.uint8),
+            "example_before": network.projected(volumes)[:, 0].half(),
+            "example_after": network.seen(volumes)[:, 0].half(),
+            "example_label": labels,
+            "pose_true": self.parameters["test"][:POSES],
+        }
+        return {
+            **{name: value.cpu().numpy() for name, value in found.items()},
+            "example_theta": arrays["theta"][first.numpy()].astype("float32"),
+            "pose_names": np.array(self.poses.names, dtype=str),
+        }
+
+
+def source(data: DictConfig) -> Volumes:
+    """What the learner of Table 6 feeds on."""
+    return Volumes(data)
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
