@@ -11,6 +11,7 @@ DRAWN = {
     2: {"table2": figures.windows},
     3: {"table3": figures.birds, "table3_parts": figures.parts},
     7: {"table7": figures.kernels},
+    8: {"table8": figures.sizes},
 }
 
 
