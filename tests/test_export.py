@@ -11,6 +11,7 @@ import torch
 
 from conftest import one_error, run
 from stn.errors import UserError
+from stn.geometry.transforms import pixel_centres
 
 CELL = ("data=digits_r", "model=size_st_7k", "budget=smoke", "budget.steps=150", "outputs=exporting")
 QUICK = ("export.calibration=20", "export.timed=20", "export.warm_up=1", "export.batch=500")
@@ -30,6 +31,7 @@ def exported(workplace, checkpoint):
     """What an export says, and leaves: (stdout, record, folder of the files)."""
     for name in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(name)
+    pixel_centres.cache_clear()  # as in a process of its own
     record = workplace / "records" / "cell-export"
     result = run("stn.export", f"checkpoint={checkpoint}", f"record={record}", *QUICK, cwd=workplace)
     assert result.returncode == 0, result.stderr

@@ -161,11 +161,7 @@ def to_onnx(network: nn.Module, images: Tensor, path: Path, opset: int) -> None:
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
         raise UserError(f"this network cannot be exported to ONNX: {str(error).strip().splitlines()[0]}") from error
     program.save(path)
-    model = onnx.load(path)
-    for parts in (model.graph.node, model.graph.initializer, model.graph.value_info):
-        for part in parts:
-            part.ClearField("metadata_props")  # where in the source each node came from: half of a small file
-    onnx.save(model, path)
+    _slim(path)
 
 
 def to_int8(float32: Path, int8: Path, images: np.ndarray) -> None:
@@ -195,6 +191,19 @@ def to_int8(float32: Path, int8: Path, images: np.ndarray) -> None:
     finally:
         root.setLevel(level)
         prepared.unlink(missing_ok=True)
+    _slim(int8)
+
+
+def _slim(path: Path) -> None:
+    """Take out of a file what nobody runs: shapes in between, and where in the source each node came from.
+
+    That is half of a small one.
+    """
+    model = onnx.load(path)
+    model.graph.ClearField("value_info")
+    for part in (*model.graph.node, *model.graph.initializer):
+        part.ClearField("metadata_props")
+    onnx.save(model, path)
 
 
 def sampling_nodes(graph) -> set[str]:

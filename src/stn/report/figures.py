@@ -414,7 +414,7 @@ def sizes(records: Sequence[dict], path: Path) -> None:
                     of = [r for r in records if r["column"] == column and r["row"].rpartition(" ")[0] == kind]
                     of.sort(key=lambda record: table.rows.index(record["row"]))
                     _sized(axes, of, key, colour, numbered=k == 1)
-                axes.margins(x=0.09)
+                axes.margins(x=0.13)
                 axes.xaxis.set_minor_locator(NullLocator())
                 axes.xaxis.set_major_formatter(FuncFormatter(_short))
                 axes.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100]))
@@ -428,7 +428,8 @@ def sizes(records: Sequence[dict], path: Path) -> None:
                     axes.set_title(f"{column}: {DISTORTIONS[column]}", size=9.5, loc="left", weight="bold", pad=5)
         budget, n = records[0]["budget"], max(record["n_test"] for record in records)
         seeds = ", ".join(map(str, sorted({seed["seed"] for record in records for seed in record["seeds"]})))
-        source = f"budget {budget}, seeds {seeds}{' (int8 of the first)' if exported else ''}; {n:,} test images"
+        several = f"seeds {seeds}{' (int8 of the first)' if exported else ''}" if "," in seeds else f"seed {seeds}"
+        source = f"budget {budget}, {several}; {n:,} test images"
         sheet.text(0.2, height - 0.14, source, size=7.5, color=GREY)
 
 
@@ -437,13 +438,16 @@ def _sized(axes: mpl.axes.Axes, records: Sequence[dict], key: str, colour: str, 
     x = [record[key] for record in records]
     means = [np.mean([seed["error"] for seed in record["seeds"]]) for record in records]
     axes.plot(x, means, "-o", color=colour, linewidth=1.3, markersize=4.2, zorder=3)
+    st = colour == SIZES["ST-CNN"]
     for record, at, mean in zip(records, x, means, strict=True):
         axes.plot([at, at], np.maximum(interval(record["seeds"]), 0.01), color=colour, linewidth=1.3, zorder=2)
         if record["export"]:
             style = {"color": colour, "markerfacecolor": "none", "markersize": 6.5, "markeredgewidth": 0.9}
             axes.plot([at], [record["export"]["runs"]["int8"]["error"]], "o", **style, zorder=4)
         if numbered:
-            place = {"xytext": (4, 4), "textcoords": "offset points", "size": 7, "color": colour}
+            # The better kind lies below: its labels point away from the other's.
+            place = {"xytext": (-4, -4), "ha": "right", "va": "top"} if st else {"xytext": (4, 3)}
+            place |= {"textcoords": "offset points", "size": 7, "color": colour}
             axes.annotate(record["row"].rpartition(" ")[2], (at, mean), **place)
 
 
