@@ -21,10 +21,13 @@ BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
 
 def table(name: str) -> int:
     """Of a data set or a network, by its name."""
-    return {"svhn": 2, "cub": 3, "cub50": 3, "volumes": 6, "volume": 6, "kernels": 7}.get(name.split("_")[0], 1)
+    return {"svhn": 2, "cub": 3, "cub50": 3, "volumes": 6, "volume": 6, "kernels": 7, "sizes": 8}.get(
+        name.split("_")[0], 1
+    )
 
 
-CLASSIFIERS = [name for name in MODELS if table(name) == 1]
+SIZED = [name for name in MODELS if name.startswith("size_")]
+CLASSIFIERS = [name for name in MODELS if table(name) == 1 and name not in SIZED]
 OWN = {2: "svhn_cnn", 3: "cub_cnn"}
 
 
@@ -50,7 +53,7 @@ def test_house_numbers_and_birds_have_budgets_of_their_own(data, budget):
     assert compose(f"data={data}", model, f"budget={budget}", "budget.steps=7").budget.steps == 7
 
 
-@pytest.mark.parametrize("group", ["budget", "trainer", "logger", "debug"])
+@pytest.mark.parametrize("group", ["budget", "trainer", "logger", "debug", "export"])
 def test_every_other_config_composes(group):
     for path in (CONF / group).glob("*.yaml"):
         assert compose(f"{group}={path.stem}")
@@ -64,6 +67,15 @@ def test_a_config_is_named_like_its_file():
 def test_networks_of_a_column_have_equal_parameters_within_3_percent(data):
     totals = [n_parameters(build_network(compose(f"data={data}", f"model={model}"))) for model in CLASSIFIERS]
     assert max(totals) / min(totals) < 1.03
+
+
+@pytest.mark.parametrize("data", ["sizes_r", "sizes_rts"])
+@pytest.mark.parametrize("model", SIZED)
+def test_a_network_of_table_8_has_the_parameters_of_its_name_within_6_percent(data, model):
+    cfg = compose(f"data={data}", f"model={model}")
+    named = 1000 * float(cfg.model.row.rpartition(" ")[2].removesuffix("k"))
+    assert named == cfg.model.parameters
+    assert abs(n_parameters(build_network(cfg)) / named - 1) < 0.06
 
 
 def test_the_cnn_has_the_parameters_the_paper_allows():
@@ -113,6 +125,8 @@ def test_the_experiment_is_primitives_only():
         ("seeds=[1,x]", "seeds"),
         ("seeds=[]", "seeds=[]"),
         ("data=mnist", "data.name"),
+        ("export.opset=9", "export.opset=9"),
+        ("+model.parameters=0", "model.parameters=0"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_it(override, named):

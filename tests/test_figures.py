@@ -8,7 +8,7 @@ import pytest
 from stn.errors import UserError
 from stn.report import figures, tables
 from stn.report.paper import KERNELS
-from test_tables import STRIPS, write_cell
+from test_tables import STRIPS, write_cell, write_sizes
 
 FAMILIES = ("Aff", "Proj", "TPS")
 DRAWN = {
@@ -18,6 +18,7 @@ DRAWN = {
     figures.birds: "birds",
     figures.parts: "birds",
     figures.kernels: "kernels",
+    figures.sizes: "sizes",
 }
 EVERY = pytest.mark.parametrize("draw", DRAWN)
 BOTH = pytest.mark.parametrize("draw", [figures.pictures, figures.poses])
@@ -51,6 +52,12 @@ def kernels(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kernels")
     cells = [(row, column) for row in KERNELS.rows for column in KERNELS.columns]
     return tables.load(7, [write_cell(folder, *cell, [100]) for cell in cells])
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sizes")
+    return tables.load(8, write_sizes(folder))
 
 
 def words(figure):

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, dependencies, imports, one_error, run, spawn
 from stn.errors import UserError
 from stn.params import TABLES, cells, declared, read_params, write_params
-from stn.pipeline import stage_names, workspace
+from stn.pipeline import export_names, stage_names, workspace
 
 PARAMS = """# tiny
 budget: smoke   # a comment
@@ -158,7 +158,8 @@ def test_every_declared_cell_is_a_stage(monkeypatch):
     stages = {line.split()[0] for line in dvc("stage", "list", cwd=ROOT).splitlines()}
     stages |= {name.partition("@")[0] for name in stages}
     for table in TABLES:
-        assert set(stage_names(read_params(), table)) <= stages
+        assert set(stage_names(read_params(), table) + export_names(read_params(), table)) <= stages
+    assert len(export_names(read_params(), 8)) == len(declared(read_params(), 8)) == 24
 
 
 def test_a_cell_depends_on_all_it_imports(workplace):

@@ -16,7 +16,7 @@ from conftest import one_error, run
 from stn.config import CONF, compose, experiment
 from stn.errors import UserError
 from stn.report import tables
-from stn.report.paper import BIRD, BIRDS, DIGITS, KERNELS, NUMBERS, TABLES
+from stn.report.paper import BIRD, BIRDS, DIGITS, KERNELS, NUMBERS, SIZES, TABLES
 
 STRIPS = ("64 px strips", "128 px strips")
 SPECIES = np.array(["Black footed Albatross", "Laysan Albatross", "Groove billed Ani", "Crested Auklet"])
@@ -206,6 +206,9 @@ def cell_name(row, column):
         return "_".join(["svhn", *strips, size]), f"svhn_{row.lower().replace('st-cnn ', 'st_')}"
     if row in KERNELS.rows:
         return f"kernels_{column.lower()}", f"kernel_{row.rpartition(' ')[2]}"
+    if row in SIZES.rows:
+        kind, _, size = row.rpartition(" ")
+        return f"sizes_{column.lower()}", f"size_{kind.lower().removesuffix('-cnn')}_{size.replace('2.5k', '2k5')}"
     if row == "CNN, true pose":
         return f"undone_{column.lower()}", "cnn_undone"
     model = row.lower().replace("-", "_").replace(" ", "_").replace("aff", "affine")
@@ -299,6 +302,41 @@ def write_table(folder, columns=("R", "RTS", "P", "E"), **changes):
                 errors = 420
             paths.append(write_cell(folder, row, column, [errors], n=20, **changes))
     return paths
+
+
+def write_sizes(folder, exported=True):
+    """All cells of Table 8. Errors in % fall with size; an ST-CNN beats the CNN ten times its size, not the smallest.
+
+    On RTS int8 loses a point, and the last cell is not exported.
+    """
+    paths = []
+    for i, row in enumerate(SIZES.rows):
+        size, st = i // 2, i % 2
+        for column in SIZES.columns:
+            errors = [2000, 1200, 600, 400, 300, 250][size] - st * [-100, 600, 320, 200, 150, 100][size]
+            changes = {"parameters": 2500 * 3**size, "multiply_adds": 200_000 * 3**size // (1 + st)}
+            paths.append(write_cell(folder, row, column, [errors], n=20, **changes))
+            if exported and (row, column) != (SIZES.rows[-1], "RTS"):
+                write_export(paths[-1], errors + 100 * (column == "RTS"))
+    return paths
+
+
+def write_export(cell, int8, **changes):
+    """What `stn.export` leaves beside a cell; int8 makes so many errors."""
+    record = json.loads(cell.read_text())
+    seed, n, size = record["seeds"][0], record["n_test"], record["parameters"]
+    runs = {}
+    for i, (name, errors) in enumerate({"torch": seed["errors"], "float32": seed["errors"], "int8": int8}.items()):
+        runs[name] = {"error": 100 * errors / n, "errors": errors, "agreement": 100.0 if i < 2 else 98.5}
+        runs[name]["latency"] = {"median": 0.4 / (i + 1), "low": 0.1, "high": 0.5, "n": 500}
+        runs[name] |= {"bytes": 8000 + 4 * size // i**2} if i else {}
+    export = {"schema": 1, "data": record["data"], "model": record["model"], "tested": record["data"]}
+    export |= {"config": record["config"], "n_test": n, "parameters": size, "calibration": 500, "runs": runs}
+    export["trained"] = {"seed": seed["seed"], "date": seed["provenance"]["date"], "errors": seed["errors"]}
+    export["provenance"] = {"cpu": "AMD EPYC 9V74", "onnxruntime": "1.32.0"}
+    path = cell.with_name(f"{cell.stem}-export.json")
+    path.write_text(json.dumps(export | changes))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -752,3 +790,70 @@ def test_kernels_are_held_against_bilinear_sampling(tmp_path):
     console = Console(width=100, record=True)
     console.print(tables.to_terminal(found, 7))
     assert "0.90" in console.export_text() and "paper" not in console.export_text()
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory):
+    return write_sizes(tmp_path_factory.mktemp("sizes"))
+
+
+def test_a_small_st_network_is_held_against_every_larger_one(sizes):
+    found = tables.load(8, sizes)
+    pairs = tables.larger(found)
+    assert len(pairs) == 2 * 15 and all(pair["times"] > 1 for pair in pairs)
+    best = next(p for p in pairs if (p["row"], p["other"], p["column"]) == ("ST-CNN 60k", "CNN 400k", "R"))
+    assert best["clear"] and best["times"] == pytest.approx(9) and best["times_adds"] == pytest.approx(18)
+    lines = tables.summary(found)
+    line = next(line for line in lines if line.startswith("On R "))
+    assert "ST-CNN 20k (2.80 %) beats CNN 200k (3.00 %)" not in line  # not significant
+    assert "a small ST-CNN is better than a large CNN: ST-CNN 60k (2.00 %) beats CNN 400k (2.50 %)" in line
+    assert "with 1/9 of the parameters and 1/18 of the multiply-adds" in line
+    assert "Pairs of an ST-CNN and a larger CNN: 15; the smaller is significantly better in 4, worse in 8" in line
+
+
+def test_where_no_small_network_wins_that_is_said(tmp_path):
+    cells = [("CNN 2.5k", 500), ("ST-CNN 2.5k", 400), ("CNN 7k", 300)]
+    found = tables.load(8, [write_cell(tmp_path, row, "R", [errors], n=20) for row, errors in cells])
+    (line,) = (line for line in tables.summary(found) if line.startswith("On R "))
+    assert line.startswith("On R no ST-CNN is significantly better than a larger CNN. Pairs")
+
+
+def test_what_a_network_costs_is_shown_and_what_is_not_exported_is_said(sizes):
+    found = tables.load(8, sizes)
+    text = tables.to_markdown(found, 8)
+    block = tables.readme_block(text)
+    line = next(line for line in block.splitlines() if line.startswith("| ST-CNN 7k ") and "| RTS" in line)
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == [
+        *("RTS", "6.00", "5.55–6.48", "7.00", "0.400", "0.200", "0.133", "0.30", "7,500", "38", "16"),
+    ]
+    assert "1 cell has no export record (–): `make table TABLE=8` writes it." in block
+    last = next(line for line in block.splitlines() if line.startswith("| ST-CNN 400k ") and "| RTS" in line)
+    assert [cell.strip() for cell in last.split("|")].count("–") == 6 and "1.50" in last
+    assert "(the CNN of its size)" in block and "paper" not in block and "not run" not in block
+    console = Console(width=100, record=True)
+    console.print(tables.to_terminal(found, 8))
+    shown = console.export_text().splitlines()
+    assert all(len(line) <= 100 for line in shown) and any("5.55–6.48" in line for line in shown)
+    check_tex(tables.to_tex(found, 8), len(SIZES.rows))
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"trained": {"seed": 0, "date": "2024-12-31", "errors": 2000}}, "training that sizes_r-size_cnn_2k5"),
+        ({"config": {}}, "not of the training"),
+        ({"tested": "sizes_rts"}, "tested on other images"),
+        ({"runs": {}}, "without runs.torch"),
+        ({"schema": 7}, "schema 7"),
+        (None, "no valid JSON"),
+    ],
+)
+def test_an_export_of_something_else_is_refused_by_name(tmp_path, changes, reason):
+    cell = write_cell(tmp_path, "CNN 2.5k", "R", [2000])
+    path = write_export(cell, 2000, **(changes or {}))
+    if changes is None:
+        path.write_text("[1]")
+    with pytest.raises(UserError, match=reason) as caught:
+        tables.load(8, [cell])
+    assert str(path) in str(caught.value) and "make table TABLE=8" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -28,6 +28,7 @@ ROOMS = {
     3: ("stn.data.birds", "stn.models.birds"),
     6: ("stn.data.volumes", "stn.models.volumes"),
     7: ("stn.data.digits", "stn.models.digits"),
+    8: ("stn.data.digits", "stn.models.digits"),
 }
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -169,6 +170,13 @@ class DigitsModelConfig(ModelConfig):
 
 
 @dataclass
+class SizedModelConfig(DigitsModelConfig):
+    """One with as many `parameters` as near as its width allows, whatever the canvas."""
+
+    parameters: int
+
+
+@dataclass
 class NumbersLocalisationConfig:
     filters: int
     features: int
@@ -227,11 +235,12 @@ class VolumesModelConfig(ModelConfig):
 
 
 SCHEMAS = {
-    1: (DigitsConfig, DigitsModelConfig),  # or UndoneConfig
+    1: (DigitsConfig, DigitsModelConfig),  # or UndoneConfig; or SizedModelConfig
     2: (NumbersConfig, NumbersModelConfig),
     3: (BirdsConfig, BirdsModelConfig),
     6: (VolumesConfig, VolumesModelConfig),
     7: (DigitsConfig, DigitsModelConfig),
+    8: (DigitsConfig, DigitsModelConfig),
 }
 
 
@@ -278,6 +287,17 @@ class DebugConfig:
 
 
 @dataclass
+class ExportConfig:
+    folder: str | None
+    opset: int
+    calibration: int
+    batch: int
+    tolerance: float
+    warm_up: int
+    timed: int
+
+
+@dataclass
 class RunConfig:
     """What `stn.train` and the other front doors of a cell take."""
 
@@ -287,6 +307,7 @@ class RunConfig:
     trainer: TrainerConfig
     logger: LoggerConfig
     debug: DebugConfig
+    export: ExportConfig
     seeds: list[int]
     seed: int | None
     outputs: str
@@ -339,9 +360,8 @@ def checked(cfg: DictConfig, with_model: bool = True) -> DictConfig:
     if not with_model:
         cfg = OmegaConf.merge(cfg, {"model": None})
     schema = OmegaConf.structured(RunConfig)
-    data, model = SCHEMAS[_table(cfg)]
-    if data is DigitsConfig and "undo" in cfg.data:
-        data = UndoneConfig
+    _table(cfg)
+    data, model = schemas(cfg)
     schema.data, schema.model = OmegaConf.structured(data), OmegaConf.structured(model)
     cfg = OmegaConf.merge(schema, cfg)
     missing = OmegaConf.missing_keys(cfg)
@@ -365,6 +385,16 @@ def checked(cfg: DictConfig, with_model: bool = True) -> DictConfig:
         raise UserError("seeds=[] names no seed: give a list of integers such as seeds=[0,1,2]")
     OmegaConf.set_readonly(cfg, True)
     return cfg
+
+
+def schemas(cfg: DictConfig) -> tuple[type, type]:
+    """The schema classes of the data and the model of a config, or of a checkpoint's."""
+    data, model = SCHEMAS[cfg.data.table]
+    if data is DigitsConfig and "undo" in cfg.data:
+        data = UndoneConfig
+    if model is DigitsModelConfig and "parameters" in (cfg.model or ()):
+        model = SizedModelConfig
+    return data, model
 
 
 def _table(cfg: DictConfig) -> int:
@@ -395,6 +425,7 @@ _SMALLEST = {
     "data.side": 1,
     "model.width": 0.01,  # filters and units of Table 1, a factor of them in Table 2
     "model.match_filters": 1,
+    "model.parameters": 1,
     "model.localisation.filters": 1,
     "model.localisation.features": 1,
     "model.localisation.hidden": 1,
@@ -408,6 +439,12 @@ _SMALLEST = {
     "data.expand": 0,
     "data.window": 16,
     "logger.every": 1,
+    "export.opset": 16,
+    "export.calibration": 1,
+    "export.batch": 1,
+    "export.tolerance": 0,
+    "export.warm_up": 0,
+    "export.timed": 1,
     "trainer.devices": 1,
     "trainer.accumulate": 1,
     "trainer.block": 1,

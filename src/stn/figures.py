@@ -12,6 +12,7 @@ DRAWN = {
     3: {"table3": figures.birds, "table3_parts": figures.parts},
     6: {"table6": figures.solids},
     7: {"table7": figures.kernels},
+    8: {"table8": figures.sizes},
 }
 
 

@@ -25,7 +25,9 @@ STAGES = {
     3: ("crop_birds", "cell3_{kind}@{data}-{model}-{budget}"),
     6: ("distort_volumes", "cell6_{kind}@{data}-{model}-{budget}"),
     7: ("distort@mnist_{kind}", "cell7@{kind}-{model}-{budget}"),
+    8: ("distort@mnist_{kind}", "cell8@{kind}-{model}-{budget}"),
 }
+EXPORTS = {8: "export8@{kind}-{model}-{budget}"}  # of the tables whose networks are exported
 CEILING = ("distort@mnist_{kind}", "ceiling@{kind}-{model}-{budget}")
 
 
@@ -45,6 +47,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
         for path in required.values():
             path.unlink(missing_ok=True)
             path.with_suffix(".npz").unlink(missing_ok=True)
+            path.with_name(f"{path.stem}-export.json").unlink(missing_ok=True)
             shutil.rmtree(Path("outputs/runs") / params.budget / path.stem, ignore_errors=True)
     before = {cell: _seconds_and_dates(path) for cell, path in required.items()}
     started = time.monotonic()
@@ -65,6 +68,9 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
         for future in work:
             future.result()
     trained = [cell for cell, path in required.items() if _seconds_and_dates(path) != before[cell]]
+    exports = export_names(params, table)
+    if exports:  # one after the other, since each is timed
+        _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
     _dvc("repro", "-q", "--single-item", "--force", f"table{table}", f"figures{table}")
     minutes = (time.monotonic() - started) / 60
     print(f"{len(trained)} of {len(required)} cells trained here in {minutes:.1f} min", end="")
@@ -83,12 +89,17 @@ def stage_names(params: Params, table: int) -> list[str]:
     return list(dict.fromkeys(name for pair in found for name in pair))
 
 
-def _stages(templates: tuple[str, str], cell: tuple[str, str], params: Params) -> tuple[str, str]:
-    """The stage that stores a cell's data, and the one that trains it."""
+def export_names(params: Params, table: int) -> list[str]:
+    """The stages that export and time the networks of the table's cells; none for most tables."""
+    templates = (EXPORTS[table],) if table in EXPORTS else ()
+    return [name for cell in declared(params, table) for name in _stages(templates, cell, params)]
+
+
+def _stages(templates: tuple[str, ...], cell: tuple[str, str], params: Params) -> tuple[str, ...]:
+    """The stages of a cell: such as the one that stores its data, and the one that trains it."""
     data, model = cell
     names = {"data": data, "kind": data.rpartition("_")[2], "model": model, "budget": params.budget}
-    store, train = (template.format(**names) for template in templates)
-    return store, train
+    return tuple(template.format(**names) for template in templates)
 
 
 def demo(jobs: int) -> None:

@@ -164,8 +164,8 @@ def network(model, data) -> DigitNetwork:
     }
     if model.width:
         return DigitNetwork(width=model.width, **parts)
-    reference = DigitNetwork(parts["canvas"], "cnn", model.match_filters)
-    return DigitNetwork(width=width_for(n_parameters(reference), **parts), **parts)
+    total = model.get("parameters") or n_parameters(DigitNetwork(parts["canvas"], "cnn", model.match_filters))
+    return DigitNetwork(width=width_for(total, **parts), **parts)
 
 
 def _name(choice) -> str | None:

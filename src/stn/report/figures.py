@@ -17,7 +17,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -36,6 +36,7 @@ from stn.report.statistics import (
 from stn.report.tables import parts_held
 
 COLOURS = {"Aff": "#0072B2", "Proj": "#D55E00", "TPS": "#009E73"}  # Okabe and Ito: told apart by colour-blind readers
+SIZES = {"CNN": "#767676", "ST-CNN": "#0072B2"}
 KERNELS = {"integer": "#767676", "bilinear": "#0072B2", "bicubic": "#009E73", "learned": "#D55E00"}
 DISTORTIONS = {
     "R": "rotation",
@@ -434,6 +435,90 @@ def kernels(records: Sequence[dict], path: Path) -> None:
         seeds = ", ".join(map(str, sorted({seed["seed"] for record in records for seed in record["seeds"]})))
         source = f"ST-CNN Aff, budget {budget}, seeds {seeds} (kernels of the first); {n:,} test images"
         sheet.text(0.2, height - 0.14, source, size=7.5, color=GREY)
+
+
+def sizes(records: Sequence[dict], path: Path) -> None:
+    """Writes, per column, the error of small and large networks: by parameters, and by multiply-adds of one image."""
+    table = TABLES[8]
+    if not any(table.transforms(record["row"]) for record in records):
+        raise UserError(f"no ST-CNN record to draw: `{table.make}` trains the cells")
+    columns = [column for column in table.columns if any(record["column"] == column for record in records)]
+    axes_of = (("parameters", "parameters"), ("multiply_adds", "multiply-adds of one image"))
+    wide, tall, left, gap, top, between = 3.5, 2.5, 0.80, 0.35, 1.30, 0.78
+    width = left + len(axes_of) * (wide + gap) + 0.05
+    height = top + len(columns) * (tall + between) + 0.12
+    errors = [100 * run["errors"] / run["n"] for record in records for run in _runs(record)]
+    limits = (max(min(errors) / 1.35, 0.01), min(max(errors) * 1.35, 100))
+    exported = any(record["export"] for record in records)
+    with _sheet(width, height, path) as sheet:
+        sheet.text(0.2, 0.32, "Is a small ST-CNN better than a large CNN?", size=12, weight="bold")
+        words = "Test error by size, both on logarithmic scales. Bars are 95 % intervals; labels name the sizes."
+        sheet.text(0.2, 0.56, words, color=GREY)
+        x = 0.2
+        for kind, colour in SIZES.items():
+            for name, face in ((kind, colour), (f"{kind} in int8", "none"))[: 1 + exported]:
+                key = sheet.tile(x, 0.72, 0.2, 0.2, 0.1)
+                key.plot([0], [0], "o", color=colour, markerfacecolor=face, markersize=4.2 if face == colour else 6.5)
+                sheet.text(x + 0.24, 0.82, name, color=colour, va="center")
+                x += 0.24 + len(name) * LETTER + 0.30
+        for c, column in enumerate(columns):
+            for k, (key, label) in enumerate(axes_of):
+                axes = sheet.axes(left + k * (wide + gap), top + c * (tall + between), wide, tall)
+                axes.set(xscale="log", yscale="log", ylim=limits)
+                axes.grid(color="#EEEEEE", linewidth=0.6)
+                axes.set_axisbelow(True)
+                for kind, colour in SIZES.items():
+                    of = [r for r in records if r["column"] == column and r["row"].rpartition(" ")[0] == kind]
+                    of.sort(key=lambda record: table.rows.index(record["row"]))
+                    _sized(axes, of, key, colour, numbered=k == 1)
+                axes.margins(x=0.13)
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.xaxis.set_major_formatter(FuncFormatter(_short))
+                axes.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100]))
+                axes.yaxis.set_minor_locator(NullLocator())
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.set_xlabel(label)
+                if k:
+                    axes.tick_params(labelleft=False)
+                else:
+                    axes.set_ylabel("test error (%)", labelpad=1)
+                    axes.set_title(f"{column}: {DISTORTIONS[column]}", size=9.5, loc="left", weight="bold", pad=5)
+        budget, n = records[0]["budget"], max(record["n_test"] for record in records)
+        seeds = ", ".join(map(str, sorted({seed["seed"] for record in records for seed in record["seeds"]})))
+        several = f"seeds {seeds}{' (int8 of the first)' if exported else ''}" if "," in seeds else f"seed {seeds}"
+        source = f"budget {budget}, {several}; {n:,} test images"
+        sheet.text(0.2, height - 0.14, source, size=7.5, color=GREY)
+
+
+def _sized(axes: mpl.axes.Axes, records: Sequence[dict], key: str, colour: str, numbered: bool) -> None:
+    """Errors of networks of one kind, by `key`: a line through the means, intervals, int8 as open markers."""
+    x = [record[key] for record in records]
+    means = [np.mean([seed["error"] for seed in record["seeds"]]) for record in records]
+    axes.plot(x, means, "-o", color=colour, linewidth=1.3, markersize=4.2, zorder=3)
+    st = colour == SIZES["ST-CNN"]
+    for record, at, mean in zip(records, x, means, strict=True):
+        axes.plot([at, at], np.maximum(interval(record["seeds"]), 0.01), color=colour, linewidth=1.3, zorder=2)
+        if record["export"]:
+            style = {"color": colour, "markerfacecolor": "none", "markersize": 6.5, "markeredgewidth": 0.9}
+            axes.plot([at], [record["export"]["runs"]["int8"]["error"]], "o", **style, zorder=4)
+        if numbered:
+            # The better kind lies below: its labels point away from the other's.
+            place = {"xytext": (-4, -4), "ha": "right", "va": "top"} if st else {"xytext": (4, 3)}
+            place |= {"textcoords": "offset points", "size": 7, "color": colour}
+            axes.annotate(record["row"].rpartition(" ")[2], (at, mean), **place)
+
+
+def _runs(record: dict) -> list[dict]:
+    """Counts of errors, of n test images: each seed's, and int8's where there is an export."""
+    found = [{"errors": seed["errors"], "n": seed["n_test"]} for seed in record["seeds"]]
+    if record["export"]:
+        found.append({"errors": record["export"]["runs"]["int8"]["errors"], "n": record["export"]["n_test"]})
+    return found
+
+
+def _short(value: float, _: int = 0) -> str:
+    """A number of parameters or multiply-adds as one says it: 10k, 3M."""
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k"
 
 
 def _st_cnn(

@@ -13,9 +13,11 @@ class PaperTable:
     may not move, `sharing` when one trunk serves all its streams: rows shown where they were run, of the models
     `optional`, whose cells may be absent one by one. So is `ceiling`, the row that is told the true pose.
     `order` is what the paper claims, from worst to best. `contest` is what the summary calls the comparison of a row
-    with its baseline. Rows in `cited` are not the paper's own experiments: they show
-    their source and are never run. `arrays` are what the NPZ of an ST row must hold for the figures. Above each row in
-    `blocks` there is a gap. `notes` are sentences below the table, each where its column or row is shown.
+    with its baseline, `rival` what the legend calls the baselines where they are many. `by_size` says that rows stand
+    in the order of their size: then small ST rows are held against larger others too, and what they cost is shown.
+    Rows in `cited` are not the paper's own experiments: they show their source and are never run. `arrays` are what
+    the NPZ of an ST row must hold for the figures. Above each row in `blocks` there is a gap. `notes` are sentences
+    below the table, each where its column or row is shown.
 
     Records hold errors in %. A table that prints accuracy says so by `accuracy`: `metric`, `turned` and `arrows` are
     all that follows from it.
@@ -37,6 +39,8 @@ class PaperTable:
     ceiling: str = ""
     order: tuple[str, ...] = ()
     contest: str = "An ST network beats its baseline"
+    rival: str = ""
+    by_size: bool = False
     accuracy: bool = False
 
     @property
@@ -232,7 +236,21 @@ KERNELS = PaperTable(
     blocks=("ST-CNN Aff, integer",),
     contest="A kernel beats bilinear sampling",
 )
-TABLES = {table.number: table for table in (DIGITS, NUMBERS, BIRDS, VOLUMES, KERNELS)}
+_SIZES = ("2.5k", "7k", "20k", "60k", "200k", "400k")
+SIZES = PaperTable(
+    number=8,
+    title="tiny hardware",
+    measure="Test error in %",
+    columns=("R", "RTS"),
+    paper={f"{kind} {size}": {} for size in _SIZES for kind in ("CNN", "ST-CNN")},
+    baseline={f"ST-CNN {size}": f"CNN {size}" for size in _SIZES},
+    arrays=("theta",),
+    blocks=tuple(f"CNN {size}" for size in _SIZES),
+    contest="An ST-CNN beats the CNN of its size",
+    rival="the CNN of its size",
+    by_size=True,
+)
+TABLES = {table.number: table for table in (DIGITS, NUMBERS, BIRDS, VOLUMES, KERNELS, SIZES)}
 
 # The parts that CUB-200-2011 marks, by what the paper says its windows find: head and body.
 BIRD = {

@@ -1,8 +1,9 @@
 """Tables from records: every number but the paper's is read from `reports/results/`, none is typed by hand.
 
-A record is the dict of a cell's JSON plus `path` (of that JSON) and `arrays` (of the NPZ beside it). `load` is the
-gate: what passes it is whole, is its own cell's, and adds up, so the writers below take its records as they are. All
-records of one call are of one table; where there may be none, the table's number comes with them.
+A record is the dict of a cell's JSON plus `path` (of that JSON), `arrays` (of the NPZ beside it) and `export` (what
+`stn.export` left beside it, or None). `load` is the gate: what passes it is whole, is its own cell's, and adds up, so
+the writers below take its records as they are. All records of one call are of one table; where there may be none, the
+table's number comes with them.
 """
 
 import csv
@@ -45,6 +46,8 @@ KEYS = (
     *("schema", "table", "budget", "data", "model", "row", "column", "metric", "complete", "part", "parameters"),
     *("multiply_adds", "n_test", "config", "seeds", "pose_names"),
 )
+EXPORT_KEYS = ("schema", "data", "model", "tested", "config", "trained", "n_test", "runs", "provenance")
+RUN_KEYS = ("error", "errors", "agreement", "latency")
 SEED_KEYS = ("seed", "error", "errors", "n_test", "steps", "images_seen", "seconds", "provenance")
 
 
@@ -171,7 +174,31 @@ def _read(path: Path, table: PaperTable) -> dict:
             )
     if "positions" in arrays and not np.array_equal(arrays["positions"].all(1), _first(record, arrays)):
         raise damaged(f"{path.with_suffix('.npz').name} whose positions are not those of its predictions")
-    return {**record, "path": path, "arrays": arrays}
+    return {**record, "path": path, "arrays": arrays, "export": _read_export(record, path, table)}
+
+
+def _read_export(record: Mapping, cell: Path, table: PaperTable) -> dict | None:
+    path = cell.with_name(f"{cell.stem}-export.json")
+    if not path.is_file():
+        return None
+    again = f"delete it and `{table.make}` exports the network again"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        lacking = [key for key in EXPORT_KEYS if key not in found]
+        lacking += [f"runs.{run}" for run in ("torch", "float32", "int8") if run not in found.get("runs", ())]
+        lacking += [key for run in found.get("runs", {}).values() for key in RUN_KEYS if key not in run]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged record, no valid JSON; {again}") from error
+    if lacking or found["schema"] != SCHEMA:
+        what = f"without {lacking[0]}" if lacking else f"schema {found['schema']}, not {SCHEMA}"
+        raise UserError(f"{path}: damaged record, {what}; {again}")
+    first = record["seeds"][0]
+    trained = {"seed": first["seed"], "date": first["provenance"].get("date"), "errors": first["errors"]}
+    if found["trained"] != trained or found["config"] != record["config"]:
+        raise UserError(f"{path}: not of the training that {cell.name} tells of; {again}")
+    if found["tested"] != record["data"] or found["n_test"] != record["n_test"]:
+        raise UserError(f"{path}: tested on other images than {cell.name}; {again}")
+    return found
 
 
 def _first(record: Mapping, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -364,6 +391,58 @@ def _share(*held: np.ndarray) -> float:
     return 100 * float(known.mean()) if len(known) else math.nan
 
 
+def larger(records: Sequence[dict]) -> list[dict]:
+    """Each ST cell against each larger cell without a transformer on the same data, as `paired` compares.
+
+    Beside its keys: `times` and `times_adds`, how many times the ST cell's parameters and multiply-adds the other has.
+    """
+    cells = {(record["row"], record["column"]): record for record in records}
+    found = []
+    for (row, column), record in cells.items():
+        for (other, place), rival in cells.items():
+            table = TABLES[record["table"]]
+            if place != column or not table.transforms(row) or table.transforms(other):
+                continue
+            if table.rows.index(other) > table.rows.index(row):  # rows are in the order of their size
+                (comparison,) = paired([record, rival], {row: other})
+                times = {
+                    name: rival[key] / record[key]
+                    for name, key in (("times", "parameters"), ("times_adds", "multiply_adds"))
+                }
+                found.append(comparison | times)
+    return found
+
+
+def _small_against_large(records: Sequence[dict]) -> list[str]:
+    """For each column the answer: is a small ST network better than a large one without?"""
+    lines, found = [], larger(records)
+    for column in TABLES[records[0]["table"]].columns:
+        pairs = [pair for pair in found if pair["column"] == column]
+        if not pairs:
+            continue
+        won = [pair for pair in pairs if pair["clear"]]
+        lost = [pair for pair in pairs if pair["sure"] and not pair["beats"]]
+        if won:
+            best = max(won, key=lambda pair: pair["times"])
+            line = f"On {column} a small ST-CNN is better than a large CNN: {best['row']} ({best['ours']:.2f} %) beats "
+            line += f"{best['other']} ({best['theirs']:.2f} %) with {_ratio(best['times'], 'parameters')} and "
+            line += f"{_ratio(best['times_adds'], 'multiply-adds')} (p = {_p(best['p'])})"
+        else:
+            line = f"On {column} no ST-CNN is significantly better than a larger CNN"
+        lines.append(
+            f"{line}. Pairs of an ST-CNN and a larger CNN: {len(pairs)}; the smaller is significantly better in "
+            f"{len(won)}, worse in {len(lost)}."
+        )
+    return lines
+
+
+def _ratio(times: float, name: str) -> str:
+    """How few, such as "1/29 of the parameters"; where there are not fewer, how many times as many."""
+    if times >= 1.5:
+        return f"1/{times:.{0 if times >= 3 else 1}f} of the {name}"
+    return f"{1 / times:.1f} times the {name}"
+
+
 def summary(records: Sequence[dict]) -> list[str]:
     """Plain sentences: how many cells agree with the paper, where an ST does not beat what it should, the order."""
     counts = Counter(row["verdict"] for row in rows(records))
@@ -399,6 +478,8 @@ def summary(records: Sequence[dict]) -> list[str]:
             line = f"{cell['row']} {'beats' if cell['beats'] else 'does not beat'} {cell['other']} on {cell['column']}"
             weak = f", without significance (p ≥ {SIGNIFICANT})" if cell["beats"] and not cell["sure"] else ""
             lines.append(f"{line}{weak}.")
+    if table.by_size:
+        lines += _small_against_large(records)
     return lines + [_order(whole) for whole in steps(records)]
 
 
@@ -563,6 +644,7 @@ def to_markdown(records: Sequence[dict], number: int, others: Sequence[Sequence[
         _markdown_table(head, body, "l" + "r" * (len(head) - 1)),
         _legend(cells, shown, columns, table),
         " ".join(summary(records)),
+        *_by_export(records, table),
         *_side_by_side([records, *others], table),
     ]
 
@@ -682,6 +764,11 @@ def _by_pair(records: Sequence[dict], table: PaperTable) -> list[str]:
             paired(records, {row: own for own, row in table.sharing.items()}),
         ),
         (
+            "A small ST-CNN against a larger CNN",
+            "larger CNN,smaller ST-CNN,difference,only CNN right,only ST-CNN right,p,beats the larger",
+            [pair | {"row": f"{pair['row']} : {pair['other']}"} for pair in (larger(records) if table.by_size else ())],
+        ),
+        (
             "The paper's order",
             "step before,this step,difference,only before right,only this right,p,is a step up",
             [step for whole in steps(records) for step in whole],
@@ -738,6 +825,57 @@ def _by_gain(records: Sequence[dict], table: PaperTable) -> list[str]:
             "llrrrrr",
         ),
     ]
+
+
+def _by_export(records: Sequence[dict], table: PaperTable) -> list[str]:
+    if not table.by_size or not records:
+        return []
+    told, head, body = _exported(records, table)
+    return [told, _markdown_table(list(head), body, "ll" + "r" * (len(head) - 2))]
+
+
+def _exported(records: Sequence[dict], table: PaperTable) -> tuple[str, dict[str, str], list[list[str]]]:
+    """What each cell costs and what its ONNX files are worth: what is said of it, head and body of its matrix.
+
+    The head is each column's name, and the same in two short lines for the terminal.
+    """
+    head = {"model": "\nmodel", "data": "\ndata", "error, %": "error\n%", "95 % interval": "95 %\ninterval"}
+    head |= {"int8 error, %": "int8\n%", "torch, ms": "torch\nms", "float32, ms": "ONNX\nms", "int8, ms": "int8\nms"}
+    head |= {"multiply-adds, M": "mult.-\nadds, M", "parameters": "para-\nmeters"}
+    head |= {"float32, KB": "ONNX\nKB", "int8, KB": "int8\nKB"}
+    body, where = [], Counter()
+    for record in sorted(records, key=lambda record: table.columns.index(record["column"])):
+        low, high = interval(record["seeds"])
+        line = [record["row"], record["column"], f"{_error(record):.2f}", f"{low:.2f}–{high:.2f}"]
+        counts = [f"{record['multiply_adds'] / 1e6:.2f}", f"{record['parameters']:,}"]
+        if record["export"] is None:
+            body.append([*line, *["–"] * 4, *counts, *["–"] * 2])
+            continue
+        runs, about = record["export"]["runs"], record["export"]["provenance"]
+        medians = [runs[name]["latency"]["median"] for name in ("torch", "float32", "int8")]
+        times = [f"{median:.{3 if median < 1 else 2}f}" for median in medians]
+        sizes = [f"{runs[name]['bytes'] / 1000:,.0f}" for name in ("float32", "int8")]
+        body.append([*line, f"{runs['int8']['error']:.2f}", *times, *counts, *sizes])
+        where[f"{about.get('cpu') or 'unknown processor'}, onnxruntime {about.get('onnxruntime', 'unknown')}"] += 1
+    told = "Cost: multiply-adds of one image, in millions, sampling itself not counted."
+    if where:
+        exports = [record["export"] for record in records if record["export"]]
+        lowest = min(export["runs"]["float32"]["agreement"] for export in exports)
+        timed = _span(export["runs"]["int8"]["latency"]["n"] for export in exports)
+        widest = max(
+            run["latency"]["high"] / run["latency"]["median"] for export in exports for run in export["runs"].values()
+        )
+        told += (
+            " The same network in ONNX, of the first seed: float32 gives torch's answer on "
+            f"{'all' if lowest == 100 else f'at least {lowest:.2f} % of the'} test images; int8 has 8-bit weights and "
+            "activations, but theta, grid and sampler in float32. Latency: one image, one thread, the median of "
+            f"{timed} runs (the 95th percentile is at most {widest:.1f} times the median), {_several(where)}; torch "
+            "runs eagerly."
+        )
+    absent = sum(record["export"] is None for record in records)
+    if absent:
+        told += f" {absent} cell{'s have' if absent > 1 else ' has'} no export record (–): `{table.make}` writes it."
+    return told, head, body
 
 
 def _by_position(records: Sequence[dict]) -> list[str]:
@@ -870,7 +1008,7 @@ def _legend(cells: Mapping, shown: Sequence[str], columns: Sequence[str], table:
         for row, baseline in table.baseline.items():
             kinds.setdefault(baseline, {})[row.split()[0]] = None
         baselines = [f"{', '.join(names)}: {baseline}" for baseline, names in kinds.items()]
-        text.append(f"{NOT_BEATEN} does not beat its baseline ({', '.join(baselines)}).")
+        text.append(f"{NOT_BEATEN} does not beat its baseline ({table.rival or ', '.join(baselines)}).")
     if NOT_CLEARLY in used:
         text.append(f"{NOT_CLEARLY} beats its baseline without significance (p ≥ {SIGNIFICANT}, paired test).")
     sources = [f"{row}, {source}" for row, source in table.cited.items() if row in shown]
@@ -1011,6 +1149,16 @@ def to_terminal(records: Sequence[dict], number: int, others: Sequence[Sequence[
     notes = [Text(note, style="dim") for note in (told, _legend(cells, shown, columns, table)) if note]
     title = Text(f"Table {number}: {table.title}", style="bold")
     shown = [title, Text(), matrix, Text(), *notes, *map(Text, summary(records))]
+    if table.by_size and records:
+        told, head, body = _exported(records, table)
+        aside = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        for name, lines in head.items():
+            aside.add_column(lines, justify="left" if name in ("model", "data") else "right", no_wrap=True)
+        for line, following in zip(body, [*body[1:], body[-1]], strict=True):
+            aside.add_row(*line)
+            if line[1] != following[1]:
+                aside.add_row()
+        shown += [Text(), aside, Text(), Text(told.replace("`", ""), style="dim")]
     if len(list(filter(None, [records, *others]))) > 1:
         told, head, body = _budgets([records, *others], table, "{}")
         aside = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")

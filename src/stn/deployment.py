@@ -1,0 +1,315 @@
+"""A trained network outside of torch: as ONNX files, float32 and int8, run by onnxruntime, tested and timed.
+
+The file holds the whole network: localisation, grid, sampler (ONNX has one, GridSample, in the frame of
+`stn.geometry.transforms`) and classifier. It takes images (B, C, H, W), any B, and gives what the network gives.
+"""
+
+import importlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from stn.config import ROOMS, experiment, schemas
+from stn.data.draws import generator
+from stn.errors import UserError
+from stn.training.learner import Learner
+from stn.training.record import provenance
+from stn.training.run import load, quieten, read_result, scratch, title
+
+try:
+    import onnx
+    import onnxruntime
+    import onnxscript  # noqa: F401  # torch's exporter is made of it
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+except ModuleNotFoundError as error:
+    raise UserError(
+        f"{error.name} is not installed: `make export` and `make table TABLE=8` install it, "
+        "so does `uv pip install -r requirements-export.lock`"
+    ) from None
+
+SCHEMA = 1
+FILES = {"float32": "float32.onnx", "int8": "int8.onnx"}
+REGRESSION = "regression.weight"  # how the name of a transformer's last layer's weights ends
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def deploy(cfg: DictConfig) -> dict:
+    """Export the network of `cfg.checkpoint`, or of the finished cell of `cfg`; test and time it on one thread.
+
+    Returns, and writes as JSON to `cfg.record` where there is one:
+        schema, data, model, tested (the name of the data set), config and trained (seed, date, errors) of the training,
+        n_test, parameters, calibration (images), versions and hardware (`provenance`), and
+        runs: for `torch`, `float32` and `int8` each `error` (%), `errors`, `agreement` (% of the test images with
+        torch's answer), `latency` (ms for a single image: `median`, `low` and `high`, the 5th and 95th percentile, `n`)
+        and, of a file, `bytes`.
+    A network that cannot be exported, or whose float32 file does not give torch's scores, is a UserError.
+    """
+    quieten()
+    torch.set_num_threads(1)
+    learner, checkpoint = opened(cfg)
+    made, network = learner.cfg, learner.network.eval().requires_grad_(False)
+    own = OmegaConf.merge(OmegaConf.structured(schemas(made)[0]), made.data)
+    data = cfg.data if "data" in _asked() else own
+    source, training = (importlib.import_module(ROOMS[made.data.table][0]).source(each) for each in (data, own))
+    source.load("test")
+    training.load("train")
+    folder = checkpoint.parent if cfg.export.folder is None else Path(cfg.export.folder)
+    paths = {name: folder / file for name, file in FILES.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        example = source.batch("test", torch.arange(2), torch.device("cpu"))[0]
+        to_onnx(network, example, paths["float32"], cfg.export.opset)
+        to_int8(paths["float32"], paths["int8"], calibration(training, cfg))
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or folder}: {error.strerror}; set export.folder=...") from error
+    runs = {"torch": eager(network), **{name: session(path) for name, path in paths.items()}}
+    scores, right = tested(runs, source, learner.objective, cfg.export.batch)
+    _agree(scores, cfg.export.tolerance)
+    first = source.batch("test", torch.arange(1), torch.device("cpu"))[0].numpy()
+    found = {
+        "schema": SCHEMA,
+        "data": made.data.name,
+        "model": made.model.name,
+        "tested": data.name,
+        "config": OmegaConf.to_container(made),
+        "trained": _trained(checkpoint.parent),
+        "n_test": source.count("test"),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "calibration": cfg.export.calibration,
+        "runs": {
+            name: {
+                "error": 100 * float((~right[name]).mean()),
+                "errors": int((~right[name]).sum()),
+                "agreement": 100 * float((scores[name].argmax(-1) == scores["torch"].argmax(-1)).mean()),
+                "latency": latency(run, first, cfg.export.warm_up, cfg.export.timed),
+                **({"bytes": paths[name].stat().st_size} if name in paths else {}),
+            }
+            for name, run in runs.items()
+        },
+        "provenance": provenance("32-true")
+        | {package: version(package) for package in ("onnx", "onnxruntime", "onnxscript")},
+        "files": [str(path) for path in paths.values()],
+    }
+    if cfg.record:
+        _write(Path(f"{cfg.record}.json"), {key: value for key, value in found.items() if key != "files"})
+    return found
+
+
+def opened(cfg: DictConfig) -> tuple[Learner, Path]:
+    """The learner to export, and its checkpoint: `cfg.checkpoint`, or that of the cell's first seed, if it is finished.
+
+    A checkpoint that is not there, or not of the data set and network asked for, is a UserError.
+    """
+    if cfg.checkpoint is None:
+        return _finished(cfg)
+    learner = load(Path(cfg.checkpoint))
+    made, asked = learner.cfg, _asked()
+    if "model" in asked and cfg.model.name != made.model.name:
+        raise UserError(f"{cfg.checkpoint} is a checkpoint of {made.model.name}, not of {cfg.model.name}: drop model=")
+    for key in ("table", "canvas") if "data" in asked else ():
+        if cfg.data[key] != made.data[key]:
+            raise UserError(
+                f"{cfg.checkpoint} was trained on {made.data.name} ({key} {made.data[key]}); "
+                f"data={cfg.data.name} has {key} {cfg.data[key]}"
+            )
+    return learner, Path(cfg.checkpoint)
+
+
+def _finished(cfg: DictConfig) -> tuple[Learner, Path]:
+    seed, wanted = cfg.seeds[0], experiment(cfg)
+    own = scratch(cfg, seed)
+    # An older one will do: the code that names the folder may have changed where it changes no result.
+    others = sorted(own.parent.glob(f"*-s{seed}"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in (own, *others):
+        if read_result(folder) and (folder / "last.ckpt").is_file():
+            learner = load(folder / "last.ckpt")
+            if OmegaConf.to_container(learner.cfg) == wanted:
+                return learner, folder / "last.ckpt"
+    mend = f"make table TABLE={cfg.data.table} FRESH=1" if cfg.record else "python -m stn.train ..."
+    raise UserError(
+        f"no checkpoint of {title(cfg, seed)} ({cfg.budget.name}) below {own.parent}: `{mend}` trains it, "
+        "checkpoint=... names one elsewhere"
+    )
+
+
+def to_onnx(network: nn.Module, images: Tensor, path: Path, opset: int) -> None:
+    """Write the network in float32, for any number of images shaped like these."""
+    with torch.inference_mode():
+        network(images)  # fills the caches of `transforms`: else they would keep what the exporter traces with
+    try:
+        program = torch.onnx.export(
+            network,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["scores"],
+            opset_version=opset,
+            verbose=False,
+        )
+    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+        raise UserError(f"this network cannot be exported to ONNX: {str(error).strip().splitlines()[0]}") from error
+    program.save(path)
+    _slim(path)
+
+
+def to_int8(float32: Path, int8: Path, images: np.ndarray) -> None:
+    """Quantise a file of `to_onnx`: weights by channel, activations by their ranges on `images` (N, C, H, W).
+
+    From the regression layer to the sampler all stays float32: 8 bits of theta are steps of a fifth of a pixel.
+    """
+    prepared = int8.with_suffix(".part")
+    level, root = logging.root.level, logging.getLogger()
+    root.setLevel(logging.ERROR)  # advice on preprocessing, which was done
+    try:
+        quant_pre_process(float32, prepared, skip_symbolic_shape=True)
+        graph = onnx.load(prepared).graph
+        quantization.quantize_static(
+            prepared,
+            int8,
+            _Images(images),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=True,  # 7 bits of weights: with 8, processors without VNNI saturate, and answer otherwise
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul", "MaxPool", "Relu"],
+            nodes_to_exclude=sorted(sampling_nodes(graph)),
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # scores without ties
+        )
+    finally:
+        root.setLevel(level)
+        prepared.unlink(missing_ok=True)
+    _slim(int8)
+
+
+def _slim(path: Path) -> None:
+    """Take out of a file what nobody runs: shapes in between, and where in the source each node came from.
+
+    That is half of a small one.
+    """
+    model = onnx.load(path)
+    model.graph.ClearField("value_info")
+    for part in (*model.graph.node, *model.graph.initializer):
+        part.ClearField("metadata_props")
+    onnx.save(model, path)
+
+
+def sampling_nodes(graph) -> set[str]:
+    """The names of the nodes of an ONNX graph from each regression layer to its sampler."""
+    makers = {output: node for node in graph.node for output in node.output}
+    found: set[str] = set()
+    wanted = [node.input[1] for node in graph.node if node.op_type == "GridSample"]
+    while wanted:
+        node = makers.get(wanted.pop())
+        if node is not None and node.name not in found:
+            found.add(node.name)
+            if not any(name.endswith(REGRESSION) for name in node.input):
+                wanted += node.input
+    return found
+
+
+class _Images(quantization.CalibrationDataReader):
+    """Calibration images, one at a time."""
+
+    def __init__(self, images: np.ndarray):
+        self.images = iter(images)
+
+    def get_next(self) -> dict | None:
+        image = next(self.images, None)
+        return None if image is None else {"images": image[None]}
+
+
+def calibration(source, cfg: DictConfig) -> np.ndarray:
+    """Training images (N, C, H, W), distorted or augmented as in training."""
+    n = cfg.export.calibration
+    picks = torch.randint(source.count("train"), (n,), generator=generator(cfg.seeds[0], "calibration picks"))
+    draws = generator(cfg.seeds[0], "calibration")
+    return source.train_batch(picks, draws, n, slice(None), torch.device("cpu"))[0].contiguous().numpy()
+
+
+def eager(network: nn.Module) -> Run:
+    """The network as torch runs it, without a graph."""
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return network(torch.from_numpy(images)).numpy()
+
+    return run
+
+
+def session(path: Path) -> Run:
+    """A file as onnxruntime runs it, on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    made = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: made.run(None, {"images": images})[0]
+
+
+def tested(runs: dict[str, Run], source, objective, batch: int) -> tuple[dict, dict]:
+    """On the test set, by name: the scores (n, ..., classes), and which images (n,) are right."""
+    scores, right = {name: [] for name in runs}, {name: [] for name in runs}
+    for index in torch.arange(source.count("test")).split(batch):
+        images, labels = source.batch("test", index, torch.device("cpu"))
+        for name, run in runs.items():
+            scores[name].append(run(images.contiguous().numpy()))
+            right[name].append(objective.right(torch.from_numpy(scores[name][-1]), labels).all(1).numpy())
+    return tuple({name: np.concatenate(parts) for name, parts in found.items()} for found in (scores, right))
+
+
+def latency(run: Run, image: np.ndarray, warm_up: int, n: int) -> dict:
+    """How long one image takes, in ms: `median`, `low` and `high` (5th and 95th percentile) of `n` runs."""
+    for _ in range(warm_up):
+        run(image)
+    times = []
+    for _ in range(n):
+        begun = time.perf_counter()
+        run(image)
+        times.append(1000 * (time.perf_counter() - begun))
+    low, median, high = np.quantile(times, [0.05, 0.5, 0.95])
+    return {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4), "n": n}
+
+
+def _agree(scores: dict[str, np.ndarray], tolerance: float) -> None:
+    reach = float(np.abs(scores["torch"]).max())
+    worst = float(np.abs(scores["float32"] - scores["torch"]).max()) / (reach or 1.0)
+    if not math.isfinite(worst) or worst > tolerance:
+        raise UserError(
+            f"the float32 file does not give torch's scores: they differ by up to {worst:.1e} of the largest, "
+            f"more than export.tolerance={tolerance}"
+        )
+
+
+def _trained(folder: Path) -> dict | None:
+    """Which training left the checkpoint in this folder, or None if it did not come to its end."""
+    finished = read_result(folder)
+    if finished is None:
+        return None
+    result = finished[0]
+    return {"seed": result["seed"], "date": result["provenance"]["date"], "errors": result["errors"]}
+
+
+def _write(path: Path, found: dict) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(json.dumps(found, indent=1) + "\n")
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or path}: {error.strerror}; set record=... elsewhere") from error
+
+
+def _asked() -> Iterable[str]:
+    """The keys on the command line."""
+    return {override.split("=")[0] for override in HydraConfig.get().overrides.task}

@@ -1,0 +1,41 @@
+"""Export a network to ONNX, float32 and int8, test and time it: `python -m stn.export checkpoint=.../last.ckpt`.
+
+Without a checkpoint it is that of the finished cell: `python -m stn.export data=sizes_r model=size_st_7k budget=quick`.
+"""
+
+from omegaconf import DictConfig
+
+from stn.config import front_door
+
+NAMES = {"torch": "torch, eager", "float32": "ONNX float32", "int8": "ONNX int8"}
+
+
+def export(cfg: DictConfig) -> None:
+    from stn.deployment import deploy  # loads Lightning: ten seconds, which a misspelt key should not cost
+    from stn.report.statistics import wilson
+
+    found = deploy(cfg)
+    about, n = found["provenance"], found["n_test"]
+    print(
+        f"{found['model']}, trained on {found['data']}, {found['parameters']:,} parameters; "
+        f"tested on {found['tested']}, {n:,} images; one thread of {about['cpu']}, onnxruntime {about['onnxruntime']}"
+    )
+    line = "{:14}{:>8}  {:16}{:>15}  {:>12}  {:18}{:>8}"
+    print(line.format("", "error %", "95 % interval", "torch's answer", "ms an image", "5th to 95th %", "KB"))
+    for name, run in found["runs"].items():
+        low, high = wilson(run["errors"], n)
+        time = run["latency"]
+        agreement = "" if name == "torch" else f"{run['agreement']:.2f} %"
+        spread, size = (
+            f"{time['low']:.3f} to {time['high']:.3f}",
+            f"{run['bytes'] / 1000:.1f}" if "bytes" in run else "",
+        )
+        values = f"{run['error']:.2f}", f"{low:.2f} to {high:.2f}", agreement, f"{time['median']:.3f}", spread, size
+        print(line.format(NAMES[name], *values).rstrip())
+    print(f"-> {', '.join(found['files'])}")
+
+
+main = front_door(export)
+
+if __name__ == "__main__":
+    main()
