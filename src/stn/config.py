@@ -21,11 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stn.errors import UserError, told
 
-# Where the data and the networks of a table live: modules with `source(data)` and `network(model, data)`.
+# Where the data and the networks of a table live: modules with `source(data)` and `network(model, data)`. Then those
+# of other tables on which they are built.
 ROOMS = {
     1: ("stn.data.digits", "stn.models.digits"),
     2: ("stn.data.numbers", "stn.models.numbers"),
     3: ("stn.data.birds", "stn.models.birds"),
+    4: ("stn.data.sums", "stn.models.sums", "stn.data.digits", "stn.models.digits"),
     7: ("stn.data.digits", "stn.models.digits"),
 }
 CONF = Path(__file__).parents[2] / "conf"
@@ -127,6 +129,11 @@ class BirdsConfig(DataConfig):
 
 
 @dataclass
+class SumsConfig(DigitsConfig):
+    """A data set of Table 4: pairs of what a data set of Table 1 has."""
+
+
+@dataclass
 class ModelConfig:
     """What networks share; those of a table add to it."""
 
@@ -195,10 +202,18 @@ class BirdsModelConfig(ModelConfig):
     localisation: BirdsLocalisationConfig
 
 
+@dataclass
+class SumsModelConfig(DigitsModelConfig):
+    """A network of Table 4."""
+
+    parallel: int
+
+
 SCHEMAS = {
     1: (DigitsConfig, DigitsModelConfig),  # or UndoneConfig
     2: (NumbersConfig, NumbersModelConfig),
     3: (BirdsConfig, BirdsModelConfig),
+    4: (SumsConfig, SumsModelConfig),
     7: (DigitsConfig, DigitsModelConfig),
 }
 
@@ -340,12 +355,13 @@ def _table(cfg: DictConfig) -> int:
     if table not in SCHEMAS:
         raise UserError(f"data.table={table}: there is {', '.join(map(str, SCHEMAS))}")
     keys = {table: {field.name for field in fields(model)} for table, (_, model) in SCHEMAS.items()}
-    for other in SCHEMAS:
-        if cfg.model and keys[other] <= set(cfg.model) and not keys[table] <= set(cfg.model):
-            raise UserError(
-                f"model={cfg.model.name} is a network of Table {other}, data={cfg.data.name} is of Table {table}: "
-                f"choose another of the two (`--help` lists them)"
-            )
+    whole = [other for other in SCHEMAS if cfg.model and keys[other] <= set(cfg.model)]
+    own = max(whole, key=lambda other: len(keys[other]), default=table)  # a network of Table 4 has all keys of Table 1
+    if keys[own] != keys[table]:
+        raise UserError(
+            f"model={cfg.model.name} is a network of Table {own}, data={cfg.data.name} is of Table {table}: "
+            f"choose another of the two (`--help` lists them)"
+        )
     return table
 
 
@@ -362,6 +378,7 @@ _SMALLEST = {
     "data.side": 1,
     "model.width": 0.01,  # filters and units of Table 1, a factor of them in Table 2
     "model.match_filters": 1,
+    "model.parallel": 1,
     "model.localisation.filters": 1,
     "model.localisation.features": 1,
     "model.localisation.hidden": 1,

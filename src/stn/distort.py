@@ -1,16 +1,22 @@
 """Make the stored sets of a data set: `python -m stn.distort data=mnist_rts`."""
 
+import importlib
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from stn.config import front_door
+from stn.config import ROOMS, front_door
+from stn.errors import UserError
 
 
 def distort(cfg: DictConfig) -> None:
-    from stn.data.digits import store, stored_folder  # loads torch: not before the config stands
+    from stn.data.digits import stored_folder  # loads torch: not before the config stands
 
-    about = store(cfg.data, Path(cfg.outputs) / "scratch")
+    room = importlib.import_module(ROOMS[cfg.data.table][0])
+    if not hasattr(room, "store"):
+        name = cfg.data.name
+        raise UserError(f"data={name} is cropped, not distorted: run `python -m stn.crop data={name}`")
+    about = room.store(cfg.data, Path(cfg.outputs) / "scratch")
     for split, facts in about["sets"].items():
         redrawn = f", {facts['redrawn']} drawn again" if "redrawn" in facts else ""
         print(f"{stored_folder(cfg.data)}/{split}: {facts['images']} images of {about['distortion']}{redrawn}")
