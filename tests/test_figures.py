@@ -7,7 +7,7 @@ import pytest
 
 from stn.errors import UserError
 from stn.report import figures, tables
-from stn.report.paper import KERNELS
+from stn.report.paper import KERNELS, SUMS
 from test_tables import STRIPS, write_cell, write_sizes
 
 FAMILIES = ("Aff", "Proj", "TPS")
@@ -17,6 +17,7 @@ DRAWN = {
     figures.windows: "numbers",
     figures.birds: "birds",
     figures.parts: "birds",
+    figures.sums: "sums",
     figures.kernels: "kernels",
     figures.sizes: "sizes",
 }
@@ -45,6 +46,13 @@ def birds(tmp_path_factory):
     rows = ("2xST-CNN 224 px", "4xST-CNN 448 px", "2xST-CNN 448 px, fixed")
     cells = [write_cell(folder, row, "50 classes", [9], n_test=80, part="50 of 200") for row in rows]
     return tables.load(3, cells)
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sums")
+    rows = [row for row in SUMS.rows if row.startswith("2x")]
+    return tables.load(4, [write_cell(folder, row, "RTS + RTS", [100]) for row in rows])
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +106,7 @@ def test_one_family_on_one_data_set_is_enough(tmp_path, draw):
 def test_without_a_transformer_there_is_one_clear_line(request, tmp_path, draw):
     records = request.getfixturevalue(DRAWN[draw])
     for left in ([], [record for record in records if "ST-" not in record["row"]]):
-        with pytest.raises(UserError, match=r"no ST-CNN record to draw: `make table"):
+        with pytest.raises(UserError, match=r"no (ST-CNN|2xST) record to draw: `make table"):
             draw(left, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 
@@ -216,3 +224,20 @@ def test_windows_that_came_apart_are_left_out(birds, tmp_path):
     for draw in (figures.birds, figures.parts):
         draw([{**birds[0], "arrays": arrays}], tmp_path / "a.png")
     assert all(np.isfinite(cell["moves"]) for cell in tables.parts_held([{**birds[0], "arrays": arrays}]))
+
+
+def test_a_grid_is_drawn_in_full_and_a_frame_in_colour_on_the_digit_that_is_undone(sums, drawn):
+    figures.sums(sums, None)
+    tiles = [axes for axes in drawn[0].axes if axes.images]
+    assert len(tiles) == 6 * figures.PAIRS * (2 + 4)
+    record = next(record for record in sums if record["row"] == "2xST-FCN Aff")
+    left, seen, hidden, right, *_ = tiles  # the left digit, what both transformers show of it, then the right one
+    np.testing.assert_array_equal(seen.images[0].get_array(), 255 - record["arrays"]["example_output"][0, 0])
+    np.testing.assert_array_equal(hidden.images[0].get_array(), 255 - record["arrays"]["example_output"][0, 2])
+    inner = [[len(lines.get_segments()) for lines in axes.collections[::2]] for axes in (left, right)]
+    assert inner == [[12, 0], [0, 12]]
+    frames = [mpl.colors.to_hex(axes.patches[0].get_edgecolor()).upper() for axes in (seen, hidden)]
+    assert frames == [figures.PARALLEL[0], figures.PALE]
+    said = words(drawn[0])
+    assert said.count("7 + 2") == said.count("4 + 9") == 6 and said.count("said 14") == 6 and "said 9" not in said
+    assert sum(line.startswith("first undoes 9") for line in said) == 6

@@ -149,6 +149,7 @@ def test_the_committed_params_declare_the_32_cells_of_the_paper(monkeypatch):
     required, optional = cells(read_params(), 1)
     assert len(required) == 32 and len(optional) == 8 + 4  # TC, and the CNN that is told the true pose
     assert len(declared(read_params(), 2)) == 6 and len(declared(read_params(), 3)) == 6
+    assert len(declared(read_params(), 4)) == 14
     assert len(cells(read_params(), 3)[1]) == 2 * 9
     assert len(declared(read_params(), 6)) == 3 and cells(read_params(), 6)[0] == {}
 

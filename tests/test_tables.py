@@ -16,7 +16,7 @@ from conftest import one_error, run
 from stn.config import CONF, compose, experiment
 from stn.errors import UserError
 from stn.report import tables
-from stn.report.paper import BIRD, BIRDS, DIGITS, KERNELS, NUMBERS, SIZES, TABLES
+from stn.report.paper import BIRD, BIRDS, DIGITS, KERNELS, NUMBERS, SIZES, SUMS, TABLES
 
 STRIPS = ("64 px strips", "128 px strips")
 SPECIES = np.array(["Black footed Albatross", "Laysan Albatross", "Groove billed Ani", "Crested Auklet"])
@@ -195,6 +195,40 @@ def birds(transformers, knows, n):
     }
 
 
+@cache
+def pairs(transformers, knows, n):
+    """The arrays of an ST record of sums: each transformer finds the share `knows` of the pose of one digit of a pair.
+
+    The first one finds the first digit's, the second one the second's. Every second example is said wrong.
+    """
+    rng, digits = np.random.default_rng(4), embedded_digits()
+    true = np.stack([draw("RTS", n, rng) for _ in range(2)], 1)
+    found, grid = knows * true, pixels(42).reshape(-1, 2)
+    show = np.array([[7, 2], [4, 9], [5, 3], [1, 8]])
+    inputs, grids, outputs = np.zeros((4, 2, 42, 42)), np.zeros((4, transformers, 42, 42, 2)), []
+    for i, pair in enumerate(show):
+        for d, digit in enumerate(pair):
+            inputs[i, d] = look(digits[digit], to_digit("RTS", true[i, d], grid)).reshape(42, 42)
+        for k in range(transformers):
+            grids[i, k] = to_canvas("RTS", found[i, k], grid).reshape(42, 42, 2)
+            seen = [look(inputs[i, d], grids[i, k]).reshape(21, 2, 21, 2).mean((1, 3)) for d in range(2)]
+            outputs.append(seen)
+    after = [
+        [[to_digit("RTS", t[d], to_canvas("RTS", f[k], POINTS)) for d in range(2)] for k in range(transformers)]
+        for t, f in zip(true, found, strict=True)
+    ]
+    return {
+        "theta": np.zeros((n, transformers, 6), np.float16),
+        "example_input": inputs.round().astype(np.uint8),
+        "example_digits": show,
+        "example_said": show.sum(1) + np.array([0, 1, 0, 1]),
+        "example_grid": grids.astype(np.float16),
+        "example_output": np.reshape(outputs, (4, 2 * transformers, 21, 21)).round().astype(np.uint8),
+        "pair_before": np.array([[to_digit("RTS", t, POINTS) for t in both] for both in true], np.float16),
+        "pair_after": np.array(after, np.float16),
+    }
+
+
 def cell_name(row, column):
     """The data set and the model of a cell: the two halves of its file's name."""
     if column in BIRDS.columns:
@@ -204,6 +238,8 @@ def cell_name(row, column):
     if column in NUMBERS.columns:
         size, _, *strips = column.split()
         return "_".join(["svhn", *strips, size]), f"svhn_{row.lower().replace('st-cnn ', 'st_')}"
+    if column in SUMS.columns:
+        return "mnist_sum", f"sum_{row.lower().replace('2xst', '2st').replace('-', '_').replace(' ', '_')}"
     if row in KERNELS.rows:
         return f"kernels_{column.lower()}", f"kernel_{row.rpartition(' ')[2]}"
     if row in SIZES.rows:
@@ -225,6 +261,8 @@ def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=
         arrays.update(house_numbers(int(column.split()[0]), 4 if row.endswith("Multi") else 1, knows, n_test))
     elif table is BIRDS and table.transforms(row):
         arrays.update(birds(int(row[0]), 0.0 if row.endswith("fixed") else knows, n_test))
+    elif table is SUMS and table.transforms(row):
+        arrays.update(pairs(2 if row.startswith("2x") else 1, knows, n))
     elif table.transforms(row):
         names, made = geometry(column, knows, n, turn)
         arrays.update(made)

@@ -21,11 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stn.errors import UserError, told
 
-# Where the data and the networks of a table live: modules with `source(data)` and `network(model, data)`.
+# Where the data and the networks of a table live: modules with `source(data)` and `network(model, data)`. Then those
+# of other tables on which they are built.
 ROOMS = {
     1: ("stn.data.digits", "stn.models.digits"),
     2: ("stn.data.numbers", "stn.models.numbers"),
     3: ("stn.data.birds", "stn.models.birds"),
+    4: ("stn.data.sums", "stn.models.sums", "stn.data.digits", "stn.models.digits"),
     6: ("stn.data.volumes", "stn.models.volumes"),
     7: ("stn.data.digits", "stn.models.digits"),
     8: ("stn.data.digits", "stn.models.digits"),
@@ -129,6 +131,11 @@ class BirdsConfig(DataConfig):
 
 
 @dataclass
+class SumsConfig(DigitsConfig):
+    """A data set of Table 4: pairs of what a data set of Table 1 has."""
+
+
+@dataclass
 class VolumesConfig(DataConfig):
     """A data set of Table 6. `canvas` is the side of the volumes."""
 
@@ -218,6 +225,13 @@ class BirdsModelConfig(ModelConfig):
 
 
 @dataclass
+class SumsModelConfig(DigitsModelConfig):
+    """A network of Table 4."""
+
+    parallel: int
+
+
+@dataclass
 class VolumesLocalisationConfig:
     downsample: int
     filters: int
@@ -238,6 +252,7 @@ SCHEMAS = {
     1: (DigitsConfig, DigitsModelConfig),  # or UndoneConfig; or SizedModelConfig
     2: (NumbersConfig, NumbersModelConfig),
     3: (BirdsConfig, BirdsModelConfig),
+    4: (SumsConfig, SumsModelConfig),
     6: (VolumesConfig, VolumesModelConfig),
     7: (DigitsConfig, DigitsModelConfig),
     8: (DigitsConfig, DigitsModelConfig),
@@ -403,12 +418,13 @@ def _table(cfg: DictConfig) -> int:
     if table not in SCHEMAS:
         raise UserError(f"data.table={table}: there is {', '.join(map(str, SCHEMAS))}")
     keys = {table: {field.name for field in fields(model)} for table, (_, model) in SCHEMAS.items()}
-    for other in SCHEMAS:
-        if cfg.model and keys[other] <= set(cfg.model) and not keys[table] <= set(cfg.model):
-            raise UserError(
-                f"model={cfg.model.name} is a network of Table {other}, data={cfg.data.name} is of Table {table}: "
-                f"choose another of the two (`--help` lists them)"
-            )
+    whole = [other for other in SCHEMAS if cfg.model and keys[other] <= set(cfg.model)]
+    own = max(whole, key=lambda other: len(keys[other]), default=table)  # a network of Table 4 has all keys of Table 1
+    if keys[own] != keys[table]:
+        raise UserError(
+            f"model={cfg.model.name} is a network of Table {own}, data={cfg.data.name} is of Table {table}: "
+            f"choose another of the two (`--help` lists them)"
+        )
     return table
 
 
@@ -425,6 +441,7 @@ _SMALLEST = {
     "data.side": 1,
     "model.width": 0.01,  # filters and units of Table 1, a factor of them in Table 2
     "model.match_filters": 1,
+    "model.parallel": 1,
     "model.parameters": 1,
     "model.localisation.filters": 1,
     "model.localisation.features": 1,

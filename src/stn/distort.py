@@ -6,10 +6,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.config import ROOMS, front_door
+from stn.errors import UserError
 
 
 def distort(cfg: DictConfig) -> None:
     room = importlib.import_module(ROOMS[cfg.data.table][0])  # loads torch: not before the config stands
+    if not hasattr(room, "store"):
+        name = cfg.data.name
+        raise UserError(f"data={name} is cropped, not distorted: run `python -m stn.crop data={name}`")
     about = room.store(cfg.data, Path(cfg.outputs) / "scratch")
     for split, facts in about["sets"].items():
         redrawn = f", {facts['redrawn']} drawn again" if "redrawn" in facts else ""

@@ -10,6 +10,7 @@ DRAWN = {
     1: {"table1": figures.pictures, "table1_pose": figures.poses},
     2: {"table2": figures.windows},
     3: {"table3": figures.birds, "table3_parts": figures.parts},
+    4: {"table4": figures.sums},
     6: {"table6": figures.solids},
     7: {"table7": figures.kernels},
     8: {"table8": figures.sizes},

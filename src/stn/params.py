@@ -14,7 +14,7 @@ from stn.errors import UserError
 
 PARAMS = Path("params.yaml")
 KNOBS = ("budget", "seeds", "columns", "numbers", "birds")
-TABLES = (1, 2, 3, 6, 7, 8)
+TABLES = (1, 2, 3, 4, 6, 7, 8)
 # The columns of Table 1; those that are no knob's are shown where all of their cells were run.
 COLUMNS = ("mnist_r", "mnist_rts", "mnist_p", "mnist_e", "mnist_tc")
 # What Table 1 takes the transformers' true poses for; shown where it was run.
@@ -28,6 +28,15 @@ ON_DEMAND = {224: ("cub_2st_fixed",), 448: ("cub_4st_fixed", "cub_2st_shared")}
 SIZES = ("2k5", "7k", "20k", "60k", "200k", "400k")  # parameters
 # The networks by data set of the tables that have no knob of their own.
 PLAIN = {
+    4: {
+        "mnist_sum": (
+            *("sum_fcn", "sum_cnn"),
+            *(
+                f"sum_{count}_{classifier}_{family}"
+                for count, classifier, family in product(("st", "2st"), ("fcn", "cnn"), ("affine", "projective", "tps"))
+            ),
+        )
+    },
     6: {"volumes_60": ("volume_cnn", "volume_st"), "volumes_undone": ("volume_undone",)},
     7: dict.fromkeys(
         ("kernels_r", "kernels_rts"), tuple(f"kernel_{name}" for name in ("integer", "bilinear", "bicubic", "learned"))

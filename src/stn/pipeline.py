@@ -23,6 +23,7 @@ STAGES = {
     1: ("distort@{data}", "cell@{data}-{model}-{budget}"),
     2: ("crop", "cell2@{data}-{model}-{budget}"),
     3: ("crop_birds", "cell3_{kind}@{data}-{model}-{budget}"),
+    4: ("distort4@{data}", "cell4@{data}-{model}-{budget}"),
     6: ("distort_volumes", "cell6_{kind}@{data}-{model}-{budget}"),
     7: ("distort@mnist_{kind}", "cell7@{kind}-{model}-{budget}"),
     8: ("distort@mnist_{kind}", "cell8@{kind}-{model}-{budget}"),

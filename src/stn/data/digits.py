@@ -7,6 +7,7 @@ rest is the same code.
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,21 +103,39 @@ def store(data: DictConfig, scratch: Path) -> dict:
     Drawn in float64 on the CPU and rounded to uint8, so the bytes are the same on every machine. Written to `scratch`
     and moved to `data.stored` when whole. Returns what `sets.json` says of them.
     """
-    splits = undistorted(data)
-    warp = distortion(data)
+    warp, splits = distortion(data), undistorted(data)
+    made = (
+        (split, distorted(warp, splits[split], copies, generator(data.seed, split)))
+        for split, copies in stored_splits(data)
+    )
+    return write_sets(data, repr(warp), warp.names, made, scratch)
+
+
+def stored_splits(data: DictConfig) -> list[tuple[str, int]]:
+    """Which splits are stored, and how many distorted copies of each digit."""
+    frozen = [("train", 1)] if data.train.name == "frozen" else []
+    return [("validation", data.draws), ("test", data.draws), *frozen]
+
+
+def write_sets(
+    data: DictConfig, recipe: str, columns: list[str], made: Iterable[tuple[str, StoredSet]], scratch: Path
+) -> dict:
+    """Write the sets `made`, by split, to `scratch`, and move them to `data.stored` when all are whole.
+
+    `recipe` says what they are, for `read_set` to know them by; `columns` what their parameters are. Returns what
+    `sets.json` says of them; a UserError if they cannot be written.
+    """
     target, work = stored_folder(data), scratch / f"{stored_folder(data).name}.part"
-    about = {"distortion": repr(warp), "columns": warp.names, "seed": data.seed, "part": data.part, "sets": {}}
+    about = {"distortion": recipe, "columns": columns, "seed": data.seed, "part": data.part, "sets": {}}
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        for split in ("validation", "test", *(["train"] if data.train.name == "frozen" else [])):
-            copies = 1 if split == "train" else data.draws
-            made = _distorted(warp, splits[split], copies, generator(data.seed, split))
+        for split, stored in made:
             for name in ("images", "labels", "parameters"):
-                np.save(work / f"{split}_{name}.npy", getattr(made, name).numpy())
-            about["sets"][split] = {"images": len(made.images), "sha256": _sha256(made.images.numpy())}
-            if "redraws" in warp.names:
-                redraws = made.parameters[:, warp.names.index("redraws")]
+                np.save(work / f"{split}_{name}.npy", getattr(stored, name).numpy())
+            about["sets"][split] = {"images": len(stored.images), "sha256": _sha256(stored.images.numpy())}
+            if "redraws" in columns:
+                redraws = stored.parameters[..., columns.index("redraws")]
                 about["sets"][split]["redrawn"] = int((redraws > 0).sum())
         (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +148,8 @@ def store(data: DictConfig, scratch: Path) -> dict:
     return about
 
 
-def _distorted(warp: Distortion, digits: Digits, copies: int, draws: torch.Generator) -> StoredSet:
+def distorted(warp: Distortion, digits: Digits, copies: int, draws: torch.Generator) -> StoredSet:
+    """Each digit so many times, one after the other: drawn in float64 and rounded to uint8."""
     images = digits.images.repeat_interleave(copies, 0)
     parameters = warp.draw(len(images), draws, torch.float64)
     rendered = [
@@ -146,6 +166,11 @@ def stored_folder(data: DictConfig) -> Path:
 
 def load_stored(data: DictConfig, split: str) -> StoredSet:
     """One of the stored sets; a missing or damaged one is a UserError that names the command that makes it."""
+    return read_set(data, repr(distortion(data)), split)
+
+
+def read_set(data: DictConfig, recipe: str, split: str) -> StoredSet:
+    """One of the sets that `write_sets` left; one of another recipe, too, is a UserError."""
     folder = stored_folder(data)
     frozen = " data.train=frozen" if data.train.name == "frozen" else ""
     mend = f"run `python -m stn.distort data={data.name}{frozen}`"
@@ -156,7 +181,7 @@ def load_stored(data: DictConfig, split: str) -> StoredSet:
         raise UserError(f"{error.filename} is missing: {mend}") from None
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{folder} is damaged ({error}): {mend}") from None
-    if about["distortion"] != repr(distortion(data)) or about["seed"] != data.seed:
+    if about["distortion"] != recipe or about["seed"] != data.seed:
         raise UserError(f"{folder} holds {about['distortion']}, seed {about['seed']}, which the config is not: {mend}")
     if _sha256(parts[0]) != about["sets"][split]["sha256"]:
         raise UserError(f"{folder / f'{split}_images.npy'} is not what was written there: {mend}")

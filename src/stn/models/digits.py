@@ -53,15 +53,7 @@ class DigitNetwork(nn.Module):
         self.transformer = None
         side = canvas
         if transformation is not None:
-            if classifier == "cnn":
-                features = localisation["features"]
-                network = convolutional(canvas, localisation["filters"], features)
-            else:
-                features = localisation["hidden"]
-                network = fully_connected(canvas, features, localisation["layers"])
-            self.transformer = SpatialTransformer(
-                network, features, TRANSFORMATIONS[transformation](), SAMPLERS[sampler]()
-            )
+            self.transformer = transformer(canvas, classifier, transformation, sampler, localisation)
             side = math.ceil(canvas / pool)
         self.pool = nn.AvgPool2d(pool) if transformation is not None and pool > 1 else nn.Identity()
         self.classifier = {"cnn": cnn, "fcn": fcn}[classifier](side, width, classes)
@@ -78,26 +70,40 @@ class DigitNetwork(nn.Module):
         return {} if self.transformer is None else {"theta": self.transformer.theta(images)}
 
 
+def transformer(
+    canvas: int, classifier: str, transformation: str, sampler: str, localisation: dict, channels: int = 1
+) -> SpatialTransformer:
+    """The transformer that stands before such a classifier: its localisation network is of the classifier's kind."""
+    if classifier == "cnn":
+        features = localisation["features"]
+        network = convolutional(canvas, localisation["filters"], features, channels)
+    else:
+        features = localisation["hidden"]
+        network = fully_connected(canvas, features, localisation["layers"], channels)
+    return SpatialTransformer(network, features, TRANSFORMATIONS[transformation](), SAMPLERS[sampler]())
+
+
 class FirstConvolution(nn.Conv2d):
-    """`nn.Conv2d(1, filters, kernel)` that takes each row's windows as channels.
+    """`nn.Conv2d(channels, filters, kernel)` that takes each row's windows as channels.
 
     The same sum, three times as fast forward and backward on a CPU when the image itself needs a gradient, as it does
     behind a transformer: convolution kernels are blocked over channels and have nothing to block over with one.
     """
 
-    def __init__(self, filters: int, kernel: int):
-        super().__init__(1, filters, kernel)
+    def __init__(self, filters: int, kernel: int, channels: int = 1):
+        super().__init__(channels, filters, kernel)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.device.type != "cpu" or not images.requires_grad:
             return super().forward(images)
-        windows = images[:, 0].unfold(2, self.kernel_size[1], 1).permute(0, 3, 1, 2)
+        windows = images.unfold(3, self.kernel_size[1], 1).permute(0, 4, 1, 2, 3).flatten(1, 2)
         windows = windows.contiguous(memory_format=torch.channels_last)
-        weight = self.weight.permute(0, 3, 2, 1).contiguous()  # without oneDNN, as in float64, gradients need it so
+        weight = self.weight.permute(0, 3, 1, 2).flatten(1, 2)[..., None]
+        weight = weight.contiguous()  # without oneDNN, as in float64, gradients need it so
         return nn.functional.conv2d(windows, weight, self.bias)
 
 
-def cnn(side: int, filters: int, classes: int) -> nn.Sequential:
+def cnn(side: int, filters: int, classes: int, channels: int = 1) -> nn.Sequential:
     """conv 9x9 - max-pool 2 - conv 7x7 - max-pool 2 - fully connected, without padding.
 
     Pooling rounds up: on the 21 pixels of RTS, rounding down would leave 6 of 13, too few for a 7x7 kernel. It stands
@@ -106,7 +112,7 @@ def cnn(side: int, filters: int, classes: int) -> nn.Sequential:
     for kernel in (9, 7):
         side = math.ceil((side - kernel + 1) / 2)
     return nn.Sequential(
-        FirstConvolution(filters, 9),
+        FirstConvolution(filters, 9, channels),
         nn.MaxPool2d(2, ceil_mode=True),
         nn.ReLU(inplace=True),
         nn.Conv2d(filters, filters, 7),
@@ -117,11 +123,11 @@ def cnn(side: int, filters: int, classes: int) -> nn.Sequential:
     )
 
 
-def fcn(side: int, hidden: int, classes: int) -> nn.Sequential:
+def fcn(side: int, hidden: int, classes: int, channels: int = 1) -> nn.Sequential:
     """Two hidden layers."""
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(side**2, hidden),
+        nn.Linear(channels * side**2, hidden),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, hidden),
         nn.ReLU(inplace=True),
@@ -129,8 +135,8 @@ def fcn(side: int, hidden: int, classes: int) -> nn.Sequential:
     )
 
 
-def width_for(total: int, **network) -> int:
-    """The width at which `DigitNetwork(width=..., **network)` comes nearest to `total` parameters.
+def width_for(total: int, make: Callable[..., nn.Module] = DigitNetwork, **network) -> int:
+    """The width at which `make(width=..., **network)` comes nearest to `total` parameters.
 
     The paper keeps the number of parameters the same for all networks of an experiment (section 4.1), so behind a
     transformer the classifier is a little narrower.
@@ -138,7 +144,7 @@ def width_for(total: int, **network) -> int:
 
     def parameters(width: int) -> int:
         with torch.device("meta"):  # shapes only: neither memory nor random numbers
-            return n_parameters(DigitNetwork(width=width, **network))
+            return n_parameters(make(width=width, **network))
 
     low, high = 1, 2048
     while high - low > 1:
@@ -154,18 +160,23 @@ def n_parameters(network: nn.Module) -> int:
 
 def network(model, data) -> DigitNetwork:
     """The network that a model config describes on the canvas of a data config."""
-    parts = {
-        "canvas": 28 if data.get("undo") else data.canvas,  # undone images are as large as the digits
+    # Undone images are as large as the digits.
+    parts = {"canvas": 28 if data.get("undo") else data.canvas, **described(model, data)}
+    if model.width:
+        return DigitNetwork(width=model.width, **parts)
+    total = model.get("parameters") or n_parameters(DigitNetwork(parts["canvas"], "cnn", model.match_filters))
+    return DigitNetwork(width=width_for(total, **parts), **parts)
+
+
+def described(model, data) -> dict:
+    """What a model config, and the pooling of a data config, say of a network, but for its canvas and its width."""
+    return {
         "classifier": _name(model.classifier),
         "transformation": _name(model.transformation),
         "sampler": _name(model.sampler),
         "pool": data.pool,
         "localisation": dict(model.localisation),
     }
-    if model.width:
-        return DigitNetwork(width=model.width, **parts)
-    total = model.get("parameters") or n_parameters(DigitNetwork(parts["canvas"], "cnn", model.match_filters))
-    return DigitNetwork(width=width_for(total, **parts), **parts)
 
 
 def _name(choice) -> str | None:

@@ -33,7 +33,7 @@ from stn.report.statistics import (
     variance_undone,
     without_constant,
 )
-from stn.report.tables import parts_held
+from stn.report.tables import digits_undone, parts_held
 
 COLOURS = {"Aff": "#0072B2", "Proj": "#D55E00", "TPS": "#009E73"}  # Okabe and Ito: told apart by colour-blind readers
 SIZES = {"CNN": "#767676", "ST-CNN": "#0072B2"}
@@ -54,6 +54,7 @@ SHOWN, NONE = 8, 10  # test images in a row; the answer "no digit here"
 PARALLEL = ("#F0442E", "#35B8FF", "#FFD500", "#E27BD0")  # windows side by side, all of them strong
 OUTSIDE = "#7C7468"  # ImageNet's mean colour: zero, once an image is normalised
 BIRDS = 6  # test images in a row
+PAIRS = 3  # test pairs in a row
 HEAT = LinearSegmentedColormap.from_list("heat", ["#FFFFFF", "#DCEBF2", "#7FB6CF", "#1F6F94", "#0B3550"])
 INK, GREY, PALE = "#222222", "#767676", "#D9D9D9"
 WRONG = "#B0125B"
@@ -326,6 +327,61 @@ def parts(records: Sequence[dict], path: Path) -> None:
                 x += span[key] + gap
         for i, line in enumerate(reversed(source)):
             sheet.text(0.2, height - 0.15 - LINE * i, line, size=7.5, color=GREY)
+
+
+def sums(records: Sequence[dict], path: Path) -> None:
+    """Writes, per network with two transformers, test pairs under both grids, and what each transformer makes of them.
+
+    A transformer's grid is drawn in full, and what it shows is framed in its colour, where it undoes more of a digit
+    than of the other: see `stn.report.tables.digits_undone`.
+    """
+    table = TABLES[4]
+    cells = {record["row"]: record for record in records if record["row"].startswith("2xST")}
+    if not cells:
+        raise UserError(f"no 2xST record to draw: `{table.make}` trains the cells")
+    undone: dict[str, list[tuple[float, float]]] = {}
+    for found in digits_undone(list(cells.values())):
+        undone.setdefault(found["row"], []).append(found["undone"])
+    kinds = [kind for kind in ("FCN", "CNN") if any(f"2xST-{kind} " in row for row in cells)]
+    families = [family for family in COLOURS if any(row.endswith(f" {family}") for row in cells)]
+    n = min(PAIRS, *(len(record["arrays"]["example_input"]) for record in cells.values()))
+    unit = 0.30  # inches for half a canvas
+    across, high, low = 2 * 1.36 * unit, 2 * 1.42 * unit, 2 * 1.10 * unit  # a tile's width; its height, with a grid
+    left, top, gap, between, told, foot, bottom = 1.34, 0.92, 0.16, 0.50, 0.48, 0.50, 0.36
+    wide, tall = n * (2 * across + gap) - gap, told + high + 2 * low + foot
+    width = max(left + len(kinds) * (wide + between) - between + 0.1, 7.2)
+    height = top + len(families) * tall + bottom
+    names = ("first", "second")
+    with _sheet(width, height, path) as sheet:
+        sheet.text(0.2, 0.32, "Which digit each of two transformers attends to", size=12, weight="bold")
+        words = "transformer: a grid in full, and a coloured frame, on the digit that it undoes more"
+        for text, colour, x in (("First", PARALLEL[0], 0.2), ("second", PARALLEL[1], 0.62), (words, GREY, 1.18)):
+            sheet.text(x, 0.56, text, color=colour, weight="normal" if colour == GREY else "bold", va="center")
+        sheet.text(0.50, 0.56, ",", color=GREY, va="center")
+        for f, family in enumerate(families):
+            y = top + f * tall
+            sheet.text(0.2, y + told + high / 2, family, size=11, weight="bold", va="center")
+            sheet.text(left - 0.06, y + told + high / 2, "grids", ha="right", va="center")
+            for k, name in enumerate(names):
+                place = (left - 0.06, y + told + high + (k + 0.5) * low)
+                sheet.text(*place, f"{name} sees", color=PARALLEL[k], ha="right", va="center")
+            for c, kind in enumerate(kinds):
+                row = f"2xST-{kind} {family}"
+                if row not in cells:
+                    continue
+                x, arrays = left + c * (wide + between), cells[row]["arrays"]
+                edge = x + 0.36 * unit
+                sheet.text(edge, y + 0.08, row, weight="bold", va="center")
+                for k, shares in enumerate(undone[row]):
+                    words = " and ".join(f"{share:z.0f} %".replace("-", "−") for share in shares)
+                    place = edge + 1.22 + k * 2.05
+                    sheet.text(place, y + 0.08, f"{names[k]} undoes {words}", size=8, color=PARALLEL[k], va="center")
+                sizes = (across, high, low, unit)
+                for i in range(n):
+                    _pair(sheet, x + i * (2 * across + gap), y + told - 0.12, sizes, arrays, i, undone[row])
+        source = f"{_source(cells, f'the first {n} test pairs').removeprefix('ST-CNN, ')}"
+        words = "undone is the share of a pose's variance that is gone, for the left and for the right digit"
+        sheet.text(0.2, height - 0.14, f"{source[0].upper()}{source[1:]}; {words}", size=7.5, color=GREY)
 
 
 def solids(records: Sequence[dict], path: Path) -> None:
@@ -639,6 +695,37 @@ def _grid(axes: mpl.axes.Axes, grid: np.ndarray, colour: str, cells: int = 7) ->
         outline += [picked[0], picked[-1]]
     axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.55, alpha=0.85))
     axes.add_collection(LineCollection(outline, colors=colour, linewidths=1.3, capstyle="round"))
+
+
+def _pair(
+    sheet: _Sheet,
+    x: float,
+    y: float,
+    sizes: tuple[float, float, float, float],
+    arrays: dict[str, np.ndarray],
+    i: int,
+    undone: Sequence[tuple[float, float]],
+) -> None:
+    """The i-th example pair: its digits side by side under both grids, below them what each transformer shows of both.
+
+    `sizes` are a tile's width, its height with a grid and without, and half a canvas.
+    """
+    across, high, low, unit = sizes
+    grids, seen = arrays["example_grid"][i], arrays["example_output"][i]
+    for digit in (0, 1):
+        laid = sheet.tile(x + digit * across, y, across, high, unit)
+        _picture(laid, arrays["example_input"][i, digit], PALE, strength=0.62)
+        for k, (grid, shares) in enumerate(zip(grids, undone, strict=True)):
+            attends = np.argmax(shares) == digit
+            _grid(laid, grid, PARALLEL[k], cells=7 if attends else 1)
+            shown = sheet.tile(x + digit * across, y + high + k * low, across, low, unit)
+            _picture(shown, seen[2 * k + digit], PARALLEL[k] if attends else PALE)
+    left, right = arrays["example_digits"][i].tolist()
+    said, below = int(arrays["example_said"][i]), y + high + 2 * low
+    middle = {"ha": "center", "va": "center"}
+    sheet.text(x + across, below + 0.12, f"{left} + {right}", **middle)
+    if said != left + right:
+        sheet.text(x + across, below + 0.29, f"said {said}", color=WRONG, **middle)
 
 
 def _outlines(axes: mpl.axes.Axes, windows: np.ndarray) -> None:

@@ -1,0 +1,147 @@
+"""Pairs of distorted digits, each in a channel of its own, whose label is their sum (paper, appendix A.1)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from stn.data.digits import (
+    POSES,
+    Digits,
+    StoredSet,
+    distorted,
+    distortion,
+    read_set,
+    stored_folder,
+    stored_splits,
+    undistorted,
+    write_sets,
+)
+from stn.data.draws import generator
+
+__all__ = ["Sums", "source", "store", "stored_folder"]
+EXAMPLES = 4  # test pairs shown
+
+
+def store(data: DictConfig, scratch: Path) -> dict:
+    """Write the stored sets, as `stn.data.digits.store` does: images (n, 2, canvas, canvas), labels (n, 2).
+
+    Each digit of a split is the first of a pair once (`data.draws` times); the second is any of the same split, drawn
+    with the set. Both are distorted independently.
+    """
+    warp, splits = distortion(data), undistorted(data)
+    made = (
+        (split, _pairs(warp, splits[split], copies, generator(data.seed, f"{split} pairs")))
+        for split, copies in stored_splits(data)
+    )
+    return write_sets(data, _recipe(data), warp.names, made, scratch)
+
+
+def _pairs(warp, digits: Digits, copies: int, draws: torch.Generator) -> StoredSet:
+    n = len(digits.labels)
+    partners = torch.randint(n, (copies * n,), generator=draws)
+    first = distorted(warp, digits, copies, draws)
+    second = distorted(warp, Digits(digits.images[partners], digits.labels[partners]), 1, draws)
+    names = ("images", "labels", "parameters")
+    return StoredSet(*(torch.stack([getattr(first, name), getattr(second, name)], 1) for name in names))
+
+
+def _recipe(data: DictConfig) -> str:
+    return f"pairs of {distortion(data)!r}"
+
+
+class Sums:
+    """What a run feeds on. Batches are (pairs (B, 2, canvas, canvas) float in [0, 1], sums (B,)), on the device."""
+
+    chunk = 500  # pairs of a validation or test batch
+
+    def __init__(self, data: DictConfig):
+        self.data = data
+        self.shape = (2, data.canvas, data.canvas)
+        self.warp = distortion(data)
+        self.sets: dict[str, StoredSet | Digits] = {}
+
+    def load(self, split: str) -> None:
+        """Read `train`, `validation` or `test`; a UserError if it is missing or damaged."""
+        if split not in self.sets:
+            stored = split != "train" or self.data.train.name == "frozen"
+            self.sets[split] = (
+                read_set(self.data, _recipe(self.data), split) if stored else undistorted(self.data)["train"]
+            )
+
+    def count(self, split: str) -> int:
+        return len(self.sets[split].labels)
+
+    def batch(self, split: str, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The stored pairs `index` (B,) of a split."""
+        images, labels = self._resident(split, device)
+        return images[index].float() / 255, labels[index].sum(1)
+
+    def train_batch(
+        self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """The training digits `index` (B,) with a random partner each, both distorted.
+
+        `part` says which B of the global batch of `size` they are. So in an epoch every digit is the first of a pair
+        once, as in the stored sets, and its partners are others in each epoch.
+        """
+        if self.data.train.name == "frozen":
+            return self.batch("train", index, device)
+        digits, labels = self._resident("train", device)
+        partners = torch.randint(len(labels), (size,), generator=draws, device=draws.device)[part]
+        parameters = self.warp.draw(2 * size, draws).view(size, 2, -1)[part]
+        pairs = torch.stack([index.to(device), partners.to(device)], 1)
+        images = self.warp.render(parameters.flatten(0, 1), digits[pairs.flatten()], digits)
+        return images.view(len(pairs), 2, *images.shape[2:]), labels[pairs].sum(1)
+
+    @torch.inference_mode()
+    def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the report shows of N transformers on the test set; nothing for a network without any.
+
+        example_input (E, 2, canvas, canvas), example_digits (E, 2), example_said (E,): the first test pairs, what they
+        show, and the sum that the network says. example_grid (E, N, canvas, canvas, 2), example_output (E, 2N, side,
+        side): the grids on them, and what the classifier sees. pair_before (POSES, 2, 9, 2), pair_after (POSES, N, 2,
+        9, 2): the points of each digit of a pair at nine fixed points of the canvas, and at those of each transformer's
+        output.
+        """
+        if "theta" not in arrays:
+            return {}
+        made, device = self.sets["test"], next(network.parameters()).device
+        transformation = network.transformers[0].transformation
+        theta = torch.from_numpy(arrays["theta"]).to(device)  # (n, N, P)
+        first = torch.arange(min(EXAMPLES, len(made.labels)))
+        images, _ = self.batch("test", first, device)
+        axis = torch.tensor([-0.6, 0.0, 0.6], device=device)
+        points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
+        parameters = made.parameters[:POSES].to(device)  # (POSES, 2, D)
+        before = torch.stack([self.warp.digit_points(digit, points) for digit in parameters.unbind(1)], 1)
+        sampled = [transformation.points(one, points) for one in theta[:POSES].unbind(1)]
+        after = [
+            torch.stack([self.warp.digit_points(digit, canvas) for digit in parameters.unbind(1)], 1)
+            for canvas in sampled
+        ]
+        size = (self.data.canvas, self.data.canvas)
+        found = {
+            "example_input": made.images[first],
+            "example_digits": made.labels[first],
+            "example_said": network(images).argmax(1),
+            "example_grid": torch.stack([transformation.grid(one, size) for one in theta[first].unbind(1)], 1).half(),
+            "example_output": (network.seen(images).float().clamp(0, 1) * 255).round().to(torch.uint8),
+            "pair_before": before.half(),
+            "pair_after": torch.stack(after, 1).half(),
+        }
+        return {name: value.cpu().numpy() for name, value in found.items()}
+
+    def _resident(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images and labels of a split, moved to the device once."""
+        made = self.sets[split]
+        if made.images.device != device:
+            made.images, made.labels = made.images.to(device), made.labels.to(device)
+        return made.images, made.labels
+
+
+def source(data: DictConfig) -> Sums:
+    """What the learner of Table 4 feeds on."""
+    return Sums(data)
