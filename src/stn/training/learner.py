@@ -156,6 +156,8 @@ class Learner(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.validation, self.seconds = checkpoint["validation"], checkpoint["seconds"]
         self.weights, self._generator = checkpoint.get("weights"), checkpoint.get("generator")
+        if "loops" not in checkpoint:  # the weights alone: nothing to go on from
+            return
         loops = checkpoint["loops"]["fit_loop"]  # steps that Lightning made and those of blocks are counted apart
         plain = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
         blocks = loops["epoch_loop.manual_optimization.optim_step_progress"]
