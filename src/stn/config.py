@@ -26,6 +26,7 @@ ROOMS = {
     1: ("stn.data.digits", "stn.models.digits"),
     2: ("stn.data.numbers", "stn.models.numbers"),
     3: ("stn.data.birds", "stn.models.birds"),
+    5: ("stn.data.colocalisation", "stn.models.colocalisation"),
     7: ("stn.data.digits", "stn.models.digits"),
 }
 CONF = Path(__file__).parents[2] / "conf"
@@ -45,6 +46,7 @@ Sampler = _choice("Sampler", "integer", "bilinear", "bicubic")
 AnySampler = _choice("AnySampler", "integer", "bilinear", "bicubic", "learned")
 Transformers = _choice("Transformers", "none", "single", "multi")
 Birds = _choice("Birds", "cub")
+HeldOut = _choice("HeldOut", "validation", "test")
 Head = _choice("Head", "linear", "bilinear")
 Optimiser = _choice("Optimiser", "sgd", "adam")
 Schedule = _choice("Schedule", "step", "one_cycle")
@@ -127,6 +129,17 @@ class BirdsConfig(DataConfig):
 
 
 @dataclass
+class ColocalisationConfig(DataConfig):
+    """A data set of Table 5."""
+
+    source: Source
+    digits: HeldOut
+    images: int
+    patches: int
+    patch_side: int
+
+
+@dataclass
 class ModelConfig:
     """What networks share; those of a table add to it."""
 
@@ -195,10 +208,38 @@ class BirdsModelConfig(ModelConfig):
     localisation: BirdsLocalisationConfig
 
 
+@dataclass
+class PaceConfig:
+    scale: float
+    place: float
+
+
+@dataclass
+class ColocalisationLocalisationConfig:
+    filters: int
+    features: int
+
+
+@dataclass
+class ColocalisationModelConfig(ModelConfig):
+    """A network of Table 5."""
+
+    crop: int
+    margin: float
+    start: float
+    smallest: float
+    pace: PaceConfig
+    layers: list[int]
+    filters: int
+    pretrained: str
+    localisation: ColocalisationLocalisationConfig
+
+
 SCHEMAS = {
     1: (DigitsConfig, DigitsModelConfig),  # or UndoneConfig
     2: (NumbersConfig, NumbersModelConfig),
     3: (BirdsConfig, BirdsModelConfig),
+    5: (ColocalisationConfig, ColocalisationModelConfig),
     7: (DigitsConfig, DigitsModelConfig),
 }
 
@@ -358,8 +399,13 @@ _SMALLEST = {
     "model.head_rate": 0,
     "model.windows": 1,
     "model.size": 1,
+    "model.margin": 0,
+    "model.filters": 1,
     "data.classes": 2,
     "data.side": 1,
+    "data.images": 2,
+    "data.patches": 0,
+    "data.patch_side": 1,
     "model.width": 0.01,  # filters and units of Table 1, a factor of them in Table 2
     "model.match_filters": 1,
     "model.localisation.filters": 1,

@@ -10,6 +10,7 @@ DRAWN = {
     1: {"table1": figures.pictures, "table1_pose": figures.poses},
     2: {"table2": figures.windows},
     3: {"table3": figures.birds, "table3_parts": figures.parts},
+    5: {"table5": figures.found, "table5.gif": figures.search},
     7: {"table7": figures.kernels},
 }
 
@@ -22,7 +23,7 @@ def main() -> None:
         number = numbered(args.table)
         found = records(number)
         for name, draw in DRAWN[number].items():
-            path = REPORTS / "figures" / f"{name}.png"
+            path = REPORTS / "figures" / (name if "." in name else f"{name}.png")
             draw(found, path)
             print(path)
 
