@@ -154,7 +154,7 @@ class Colocaliser(nn.Module):
     def load_pretrained(self) -> str:
         """Read the classifier's weights. Returns what the record says of them; UserError if they are not there."""
         path = Path(self.pretrained)
-        mend = f"run `python -m stn.pretrain data=mnist_ts model=cnn budget={path.parent.parent.name}`"
+        mend = f"run `python -m stn.pretrain data=pretrain_ts model=cnn budget={path.parent.parent.name}`"
         try:
             raw = path.read_bytes()
             with np.load(path) as arrays:

@@ -97,7 +97,7 @@ def load(
 
 
 def _split(record: dict, name: str) -> list[dict]:
-    """A record for each value of the array `name` (n_test,), with that row's images only; its training is the whole's."""
+    """A record for each value of the array `name` (n_test,), with the images of that row alone."""
     found = []
     for value in np.unique(record["arrays"][name]):
         mine = record["arrays"][name] == value
