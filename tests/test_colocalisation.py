@@ -21,8 +21,16 @@ from stn.training.learner import build_network
 from stn.training.run import train_seed
 
 SMALL = ["data.source=digits", "data.raw=data/raw/digits", "data.images=6", "data.validation=200"]
-TINY = [*SMALL, "model=colocaliser", "budget=smoke", "budget.batch_size=30", "budget.validate_every=5", "logger=none"]
-WEIGHTS = "reports/results/smoke/classifier/pretrain_ts-cnn"
+WEIGHTS = "reports/results/smoke/classifier/pretrain_ts-cnn.weights.npz"
+TINY = [
+    *SMALL,
+    "model=colocaliser",
+    f"model.pretrained={WEIGHTS}",
+    "budget=smoke",
+    "budget.batch_size=3",
+    "budget.validate_every=5",
+    "logger=none",
+]
 
 
 def front(*arguments, cwd):
@@ -40,7 +48,7 @@ def folder(tmp_path_factory):
         front("stn.distort", f"data=colocalise_{column}", *SMALL, cwd=folder)
     plain = ["data=pretrain_ts", "data.source=digits", "data.raw=data/raw/digits", "data.validation=200"]
     front("stn.distort", *plain, cwd=folder)
-    front("stn.pretrain", *plain, "model=cnn", "budget=smoke", "logger=none", cwd=folder)
+    front("stn.pretrain", *plain, "model=cnn", "model.width=16", "budget=smoke", "logger=none", cwd=folder)
     for column in ("t", "tc"):
         record = f"reports/results/smoke/table5/colocalise_{column}-colocaliser"
         front("stn.train", f"data=colocalise_{column}", *TINY, f"record={record}", cwd=folder)
@@ -150,16 +158,22 @@ def test_a_missing_foreign_or_damaged_set_is_one_line_with_the_command_that_mend
         source(config().data).load("train")
 
 
-def test_the_patches_are_fresh_in_training_and_fixed_in_tests(folder, monkeypatch):
+def test_a_training_batch_holds_as_many_of_each_class_with_patches_that_are_fresh_and_fixed_in_tests(
+    folder, monkeypatch
+):
     monkeypatch.chdir(folder)
-    made, index, device = source(config().data), torch.arange(8), torch.device("cpu")
+    made, index, device = source(config().data), torch.tensor([4, 0, 5]), torch.device("cpu")
     made.load("train")
     first, again = (made.batch("test", index, device)[0] for _ in range(2))
     assert torch.equal(first.places, again.places)
-    steps = [made.train_batch(index, generator(0, "d", step), 8, slice(None), device)[0] for step in (1, 1, 2)]
+    steps = [made.train_batch(index, generator(0, "d", step), 3, slice(None), device)[0] for step in (1, 1, 2)]
     assert torch.equal(steps[0].places, steps[1].places) and not torch.equal(steps[0].places, steps[2].places)
-    half = made.train_batch(index[::2], generator(0, "d", 1), 8, slice(0, None, 2), device)[0]
-    assert torch.equal(half.places, steps[0].places[::2])  # of several processes each takes its share
+    assert steps[0].classes.bincount().tolist() == [3] * 10 and made.count("train") == 6
+    assert torch.equal(steps[0].images[10:20], made.batch("test", torch.arange(10), device)[0].images)
+    half = made.train_batch(index[::2], generator(0, "d", 1), 3, slice(0, None, 2), device)[0]
+    assert torch.equal(half.places.view(2, 10, 2), steps[0].places.view(3, 10, 2)[::2])  # each process takes its share
+    with pytest.raises(UserError, match=r"budget\.batch_size=1 leaves 1 image of a class where pairs are needed"):
+        made.train_batch(index[:1], generator(0, "d"), 1, slice(None), device)
 
 
 # ------------------------------------------------------------------------------------------------- network
@@ -204,7 +218,7 @@ def test_each_class_is_a_problem_of_its_own():
     """A localisation network's gradients are those of a batch of its class alone; the classifier has none."""
     views, together, alone = some_views(), small_network(), small_network()
     for network in (together, alone):
-        torch.nn.init.normal_(network.transformers[3].regression.weight, std=0.1, generator=generator(0, "w"))
+        torch.nn.init.normal_(network.transformers[3].place.weight, std=0.1, generator=generator(0, "w"))
     together(views).hinge.sum().backward()
     alone(Views(*(part[views.classes == 3] for part in views))).hinge.sum().backward()
     for a, b in zip(together.transformers[3].parameters(), alone.transformers[3].parameters(), strict=True):
@@ -218,7 +232,8 @@ def test_windows_start_in_the_middle_and_never_leave_the_image():
     start = torch.tensor([network_start(network), 0.0, 0.0]).expand(20, 3)
     torch.testing.assert_close(network.theta(views), start)
     for localiser in network.transformers:
-        torch.nn.init.normal_(localiser.regression.weight, std=50, generator=generator(0, "w"))
+        torch.nn.init.normal_(localiser.place.weight, std=5, generator=generator(0, "w"))
+        torch.nn.init.normal_(localiser.side.weight, std=5, generator=generator(0, "w"))
     theta = network.theta(views)
     assert theta.std(0).min() > 0.1 and theta[:, 0].min() >= network.smallest
     assert windows(theta).abs().max() <= 1 + 1e-6
@@ -233,7 +248,11 @@ def test_the_random_patch_is_as_large_as_the_window_and_inside_the_image():
     ramp = torch.linspace(0, 1, 84).expand(2, 1, 84, 84)  # grey tells x
     views = Views(ramp, torch.zeros(2, dtype=torch.long), torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
     theta = torch.tensor([[0.25, 0.3, 0.0], [0.5, 0.0, 0.0]])
+    theta.requires_grad_()
     left, right = network.patches(views, theta)
+    (gradient,) = torch.autograd.grad(left.mean(), theta)
+    assert gradient[0, 0] > 0.5 and not gradient[:, 1:].any()  # it grows with the window and does not follow it
+    left, right = left.detach(), right.detach()
     assert left.min() < 0.01 and left.max() == pytest.approx(0.25, abs=0.02)
     assert right.min() == pytest.approx(0.5, abs=0.02) and right.max() > 0.99
 

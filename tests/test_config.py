@@ -21,11 +21,11 @@ BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
 
 def table(name: str) -> int:
     """Of a data set or a network, by its name."""
-    return {"svhn": 2, "cub": 3, "cub50": 3, "kernels": 7}.get(name.split("_")[0], 1)
+    return {"svhn": 2, "cub": 3, "cub50": 3, "colocalise": 5, "colocaliser": 5, "kernels": 7}.get(name.split("_")[0], 1)
 
 
 CLASSIFIERS = [name for name in MODELS if table(name) == 1]
-OWN = {2: "svhn_cnn", 3: "cub_cnn"}
+OWN = {2: "svhn_cnn", 3: "cub_cnn", 5: "colocaliser"}
 
 
 @pytest.mark.parametrize("data", DATA)
@@ -39,9 +39,9 @@ def test_a_data_set_composes_with_the_networks_of_its_table_and_no_others(data, 
             compose(f"data={data}", f"model={model}")
 
 
-@pytest.mark.parametrize("data", [name for name in DATA if table(name) in (2, 3)])
+@pytest.mark.parametrize("data", [name for name in DATA if table(name) in OWN])
 @pytest.mark.parametrize("budget", ["smoke", "quick", "medium", "paper"])
-def test_house_numbers_and_birds_have_budgets_of_their_own(data, budget):
+def test_tables_2_to_5_have_budgets_of_their_own(data, budget):
     model = f"model={OWN[table(data)]}"
     here = compose(f"data={data}", model, f"budget={budget}")
     assert here.budget.name == budget
@@ -152,9 +152,10 @@ def test_importing_stn_loads_torch_only(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("data", ["mnist_r", "svhn_64", "svhn_strips_128", "cub_224", "cub50_448"])
+@pytest.mark.parametrize("data", ["mnist_r", "svhn_64", "svhn_strips_128", "cub_224", "cub50_448", "colocalise_tc"])
 def test_medium_is_quick_in_five_times_the_steps(data):
-    model = {"mnist": "st_cnn_affine", "svhn": "svhn_st_single", "cub": "cub_2st"}[re.match("mnist|svhn|cub", data)[0]]
+    models = {"mnist": "st_cnn_affine", "svhn": "svhn_st_single", "cub": "cub_2st", "colocalise": "colocaliser"}
+    model = models[re.match("|".join(models), data)[0]]
     quick, medium = (experiment(compose(f"data={data}", f"model={model}", f"budget={b}")) for b in ("quick", "medium"))
     assert quick["model"] == medium["model"] and medium["budget"]["steps"] == 5 * quick["budget"]["steps"]
     other = {key for key, value in quick["budget"].items() if medium["budget"][key] != value}

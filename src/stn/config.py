@@ -209,12 +209,6 @@ class BirdsModelConfig(ModelConfig):
 
 
 @dataclass
-class PaceConfig:
-    scale: float
-    place: float
-
-
-@dataclass
 class ColocalisationLocalisationConfig:
     filters: int
     features: int
@@ -228,7 +222,6 @@ class ColocalisationModelConfig(ModelConfig):
     margin: float
     start: float
     smallest: float
-    pace: PaceConfig
     layers: list[int]
     filters: int
     pretrained: str

@@ -24,7 +24,7 @@ STAGES = {
     1: ("distort@{data}", "cell@{data}-{model}-{budget}"),
     2: ("crop", "cell2@{data}-{model}-{budget}"),
     3: ("crop_birds", "cell3_{kind}@{data}-{model}-{budget}"),
-    5: ("distort_colocalisation@{data}", "classifier@{budget}", "cell5@{data}-{model}-{budget}"),
+    5: ("distort_colocalisation@{data}", "classifier", "cell5@{data}-{model}-{budget}"),
     7: ("distort@mnist_{kind}", "cell7@{kind}-{model}-{budget}"),
 }
 CEILING = ("distort@mnist_{kind}", "ceiling@{kind}-{model}-{budget}")

@@ -128,7 +128,8 @@ def load_stored(data: DictConfig) -> tuple[Tensor, Tensor]:
 class Colocalisation:
     """What a run feeds on. Batches are (`Views`, true boxes (B, 4)); the boxes only tell what was found.
 
-    Training, validation and test split are one and the same: nothing is chosen by what is seen in any of them.
+    Training, validation and test split are one and the same: nothing is chosen by what is seen in any of them. The
+    classes are learned side by side, so a training batch of size B holds B images of each, 10 B in all.
     """
 
     chunk = 1000  # images of a validation or test batch: all of them at the paper's size, so that all pairs count
@@ -147,7 +148,7 @@ class Colocalisation:
             self.places = _places(len(self.images), generator(self.data.seed, "patches"))
 
     def count(self, split: str) -> int:
-        return len(self.images)
+        return self.data.images if split == "train" else len(self.images)
 
     def batch(self, split: str, index: Tensor, device: torch.device) -> tuple[Views, Tensor]:
         """The images `index` (B,), each with a random patch that is the same at every call."""
@@ -156,8 +157,12 @@ class Colocalisation:
     def train_batch(
         self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
     ) -> tuple[Views, Tensor]:
-        """The images `index` (B,) with fresh patches; `part` says which B of the global batch of `size` they are."""
-        return self._views(index, _places(size, draws)[part], device)
+        """The images `index` (B,) of every class; `part` says which B of the global batch of `size` they are."""
+        if len(index) < 2:
+            raise UserError(f"budget.batch_size={size} leaves {len(index)} image of a class where pairs are needed")
+        places = _places(CLASSES * size, draws).unflatten(0, (size, CLASSES))[part]
+        every = CLASSES * index[:, None] + torch.arange(CLASSES)
+        return self._views(every.flatten(), places.flatten(0, 1), device)
 
     def _views(self, index: Tensor, places: Tensor, device: torch.device) -> tuple[Views, Tensor]:
         if self.images.device != device:

@@ -67,8 +67,10 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
 class Localiser(nn.Module):
     """f_loc of one class: conv 9x9, stride 4 - max-pool 2 - FC - FC - regression of 3; images (B, 1, H, W) to (B, 3).
 
-    The regression starts at zero. He et al.'s weights elsewhere (paper: silent): with PyTorch's smaller ones features
-    hardly differ between images, and windows would not move apart.
+    He et al.'s weights, and the regression starts at zero (paper: silent on both). Features are normalised over the
+    batch, and what places a window has no bias (paper: neither). So windows stand in the middle on average and can
+    only go where their image sends them: without it many end in one corner, which the digit seldom reaches, and that
+    crops without any digit are all alike is where the loss has a minimum too.
     """
 
     def __init__(self, canvas: int, filters: int, features: int):
@@ -84,16 +86,19 @@ class Localiser(nn.Module):
             nn.Linear(features, features),
             nn.ReLU(inplace=True),
         )
-        self.regression = nn.Linear(features, 3)
+        self.norm = nn.BatchNorm1d(features, affine=False)
+        self.side = nn.Linear(features, 1)
+        self.place = nn.Linear(features, 2, bias=False)
         for layer in self.body:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.regression.weight)
-        nn.init.zeros_(self.regression.bias)
+        for parameter in (self.side.weight, self.side.bias, self.place.weight):
+            nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.regression(self.body(images))
+        features = self.norm(self.body(images))
+        return torch.cat([self.side(features), self.place(features)], 1)
 
 
 class Colocaliser(nn.Module):
@@ -108,7 +113,6 @@ class Colocaliser(nn.Module):
         margin: of the hinge.
         start: side of the window at the start, in sides of the image.
         smallest: side of the smallest window, likewise. A window of no size would show the same everywhere.
-        pace: factors `scale` and `place` of what the regression says.
         layers: which of the classifier's layers, counted from 1, make up e(.).
         filters: of the classifier.
         localisation: its `filters` and `features`.
@@ -124,7 +128,6 @@ class Colocaliser(nn.Module):
         margin: float,
         start: float,
         smallest: float,
-        pace: dict,
         layers: list[int],
         filters: int,
         localisation: dict,
@@ -140,7 +143,7 @@ class Colocaliser(nn.Module):
             raise UserError(f"model.layers={list(layers)}: e(.) takes some of the layers 1 to {len(LAYERS)}")
         if crop != DIGIT:
             raise UserError(f"model.crop={crop}: the classifier sees {DIGIT} pixels a side")
-        self.crop, self.margin, self.smallest, self.pace = crop, margin, smallest, dict(pace)
+        self.crop, self.margin, self.smallest = crop, margin, smallest
         self.layers = [LAYERS[layer - 1] for layer in layers]
         self.pretrained = pretrained
         share = (start - smallest) / (1 - smallest)
@@ -154,7 +157,7 @@ class Colocaliser(nn.Module):
     def load_pretrained(self) -> str:
         """Read the classifier's weights. Returns what the record says of them; UserError if they are not there."""
         path = Path(self.pretrained)
-        mend = f"run `python -m stn.pretrain data=pretrain_ts model=cnn budget={path.parent.parent.name}`"
+        mend = "run `python -m stn.pretrain data=pretrain_ts model=cnn budget=quick`"
         try:
             raw = path.read_bytes()
             with np.load(path) as arrays:
@@ -172,8 +175,7 @@ class Colocaliser(nn.Module):
             views = Views(views, torch.zeros(len(views), dtype=torch.long), torch.zeros(len(views), 2))
         theta = self.theta(views)
         crops = self.embedded(bilinear(views.images, self.attention.grid(theta, (self.crop, self.crop))))
-        with torch.no_grad():
-            patches = self.embedded(self.patches(views, theta))
+        patches = self.embedded(self.patches(views, theta))
         return Found(theta, self.hinge(crops, patches, views.classes))
 
     def theta(self, views: Views) -> Tensor:
@@ -189,13 +191,16 @@ class Colocaliser(nn.Module):
                 mine = (classes == k).nonzero()[:, 0]
                 if len(mine):
                     raw = raw.index_copy(0, mine, localiser(images[mine]))
-            scale, place = self.pace["scale"] * raw[:, :1], self.pace["place"] * raw[:, 1:]
-            side = self.smallest + (1 - self.smallest) * torch.sigmoid(self.start + scale)
-            return torch.cat([side, (1 - side) * torch.tanh(place)], 1)
+            side = self.smallest + (1 - self.smallest) * torch.sigmoid(self.start + raw[:, :1])
+            return torch.cat([side, (1 - side) * torch.tanh(raw[:, 1:])], 1)
 
     def patches(self, views: Views, theta: Tensor) -> Tensor:
-        """I^rand (B, 1, crop, crop): of each image a patch as large as its window, at a random place inside it."""
-        side = theta[:, :1].detach()
+        """I^rand (B, 1, crop, crop): of each image a patch as large as its window, at a random place inside it.
+
+        Its size is the window's and learns with it: of two large patches both show the digit, so that a window grows
+        when this gradient is left out.
+        """
+        side = theta[:, :1]
         theta = torch.cat([side, (1 - side) * views.places], 1)
         return bilinear(views.images, self.attention.grid(theta, (self.crop, self.crop)))
 
@@ -237,7 +242,6 @@ def network(model, data) -> Colocaliser:
     return Colocaliser(
         canvas=data.canvas,
         localisation=dict(model.localisation),
-        pace=dict(model.pace),
         layers=list(model.layers),
         **{name: model[name] for name in ("crop", "margin", "start", "smallest", "filters", "pretrained")},
     )
