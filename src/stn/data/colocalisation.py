@@ -53,7 +53,7 @@ def boxes(parameters: Tensor, canvas: int) -> Tensor:
     the best window on the ink of an upright stroke, 4 by 20, has an IoU of 0.2, and the paper finds every 1 of T.
     """
     corner = parameters[:, :2].float()
-    return 2 * torch.cat([corner, corner + DIGIT - 4], 1) / canvas - 1
+    return 2 * torch.cat([corner, corner + DIGIT], 1) / canvas - 1
 
 
 def store(data: DictConfig, scratch: Path) -> dict:
