@@ -11,6 +11,7 @@ from stn.report.statistics import (
     scatter,
     seen,
     share_explained,
+    share_gained,
     t_interval,
     variance_undone,
     verdict,
@@ -174,3 +175,16 @@ def test_how_far_a_window_moves_by_hand():
         assert where == pytest.approx([0.1, -0.2]) and how_far == pytest.approx(0.5)
     assert centres(np.stack([SQUARE] * 3))[1] == 0
     assert np.isnan(centres(lost[-1:])[1])
+
+
+def test_the_share_of_a_gain_is_that_of_the_errors_and_its_interval_covers_it():
+    rng = np.random.default_rng(5)
+    covered = []
+    for _ in range(60):
+        skill = rng.random(3000)
+        baseline, ours, ceiling = (rng.random(3000) * 0.02 + skill > level for level in (0.06, 0.045, 0.03))
+        share, low, high = share_gained(baseline, ours, ceiling)
+        errors = [100 * (1 - one.mean()) for one in (baseline, ours, ceiling)]
+        assert share == pytest.approx(100 * (errors[0] - errors[1]) / (errors[0] - errors[2]))
+        covered.append(low < 50 < high)
+    assert np.mean(covered) > 0.85

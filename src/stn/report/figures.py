@@ -458,7 +458,7 @@ def _st_cnn(
     Rows on demand, such as controls whose windows are fixed, are left out unless asked for.
     """
     table = TABLES[number]
-    out = () if on_demand else table.where_run
+    out = () if on_demand else table.on_demand
     cells = {
         (record["row"].removeprefix("ST-CNN "), record["column"]): record
         for record in records

@@ -50,6 +50,28 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[float, int, i
     return p, n01, n10
 
 
+def share_gained(
+    baseline: np.ndarray, ours: np.ndarray, ceiling: np.ndarray, level: float = 0.95, draws: int = 10_000
+) -> tuple[float, float, float]:
+    """How much, in percent, of the way from the baseline's error to the ceiling's ours has come, and its interval.
+
+    Each says which of the same test images (n,) is right. The interval is a percentile bootstrap over images: only
+    how many there are of each of the eight combinations matters. It is (nan, nan) where a resample may have no way.
+    """
+    kinds = np.asarray(baseline, int) + 2 * np.asarray(ours, int) + 4 * np.asarray(ceiling, int)
+    counts = np.bincount(kinds, minlength=8)
+    right = np.array([[kind >> k & 1 for k in range(3)] for kind in range(8)])  # of each combination
+
+    def share(counted: np.ndarray) -> np.ndarray:
+        base, own, best = np.moveaxis(counted @ right, -1, 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return 100 * (own - base) / (best - base)
+
+    resampled = share(np.random.default_rng(0).multinomial(len(kinds), counts / len(kinds), draws))
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return float(share(counts)), float(low), float(high)
+
+
 def verdict(lo: float, hi: float, paper: float | None, tolerance: float = 0.05, comparable: bool = True) -> str:
     """better, within, worse or not comparable: the whole interval against the paper's value +- its rounding.
 
