@@ -344,7 +344,7 @@ def found(records: Sequence[dict], path: Path) -> None:
                 words = f"{share:.0f} %" if hit else f"{share:.0f} %, not this"
                 sheet.text(x + side / 2, y + 2 * across + 0.06, words, size=8, color=INK if hit else WRONG, **middle)
         record = cells[columns[0]]
-        words = f"the first image of each class; below, of its {_of_class(record, 0).size} images, how many are found"
+        words = f"the first image of each class; below it, how many of its {_of_class(record, 0).size} images are found"
         sheet.text(left, height - 0.16, f"Budget {record['budget']}, {_seed(record)}; {words}", size=7.5, color=GREY)
 
 
@@ -353,7 +353,7 @@ def search(records: Sequence[dict], path: Path) -> None:
     cells, columns = _colocalised(records)
     across, side, left, top = 0.92, 0.86, 0.52, 0.62  # inches
     block = side + 0.38
-    width, height = left + CLASSES * across + 0.06, top + len(columns) * block + 0.06
+    width, height = left + CLASSES * across + 0.06, top + len(columns) * block - 0.24
     frames = []
     for t in range(min(len(cells[column]["arrays"]["trace_steps"]) for column in columns)):
         with _drawing(width, height) as sheet:
@@ -369,7 +369,7 @@ def search(records: Sequence[dict], path: Path) -> None:
                 words = "at the start" if share is None else f"{share:.0f} % of {record['n_test']:,} images found"
                 sheet.text(left, y - 0.11, words, size=8, color=GREY, va="center")
                 for k in range(CLASSES):
-                    laid = sheet.tile(left + k * across, y, side, side, side / 2.04)
+                    laid = sheet.tile(left + k * across, y, side, side, side / 2.1)
                     _picture(laid, arrays["example_input"][k], PALE)
                     _found(laid, arrays["box"][k], arrays["trace"][t, k].astype(float))
             drawn = io.BytesIO()
