@@ -335,6 +335,16 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_with_its_trace_whole(folder,
     np.testing.assert_allclose(whole["trace"][-1], whole["theta"][:20], atol=1e-3)
 
 
+def test_to_watch_is_not_to_learn(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    _, watched = train_seed(config(), 0, tmp_path / "watched")
+    monkeypatch.delattr("stn.data.colocalisation.Colocalisation.traced")
+    monkeypatch.setattr("stn.data.colocalisation.Colocalisation.evidence", lambda *_: {})
+    _, unwatched = train_seed(config(), 0, tmp_path / "unwatched")
+    assert "trace" not in unwatched
+    np.testing.assert_array_equal(watched["theta"], unwatched["theta"])
+
+
 def test_training_moves_windows_and_leaves_the_classifier_alone(folder, monkeypatch):
     monkeypatch.chdir(folder)
     record = json.loads((folder / "reports/results/smoke/table5/colocalise_t-colocaliser.json").read_text())

@@ -94,8 +94,11 @@ class Trace(Callback):
 
     def _look(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         images, _ = trainer.datamodule.examples(self.n)
+        training = learner.network.training
+        learner.network.eval()  # to look is not to learn: batch normalisation keeps statistics
         with torch.no_grad():
             self.thetas.append(learner.network.thetas(images)["theta"].cpu())
+        learner.network.train(training)
         self.steps.append(trainer.global_step)
 
     def arrays(self) -> dict[str, np.ndarray]:
