@@ -11,7 +11,7 @@ COMPILE := uv pip compile --quiet --generate-hashes --universal --python-version
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  table takes TABLE=1|2|3|4|6|7|8 BUDGET=smoke|quick|medium|paper SEEDS=0,1,2 JOBS=2 FRESH=1 COLUMNS=mnist_r,mnist_tc ORACLE=1 NUMBERS=svhn|svhn_strips BIRDS=cub|cub50 TRAINER=cpu|gpu|ddp; PYTHON=python3.12 chooses the interpreter"
+	@echo "  table takes TABLE=1|2|3|4|5|6|7|8 BUDGET=smoke|quick|medium|paper SEEDS=0,1,2 JOBS=2 FRESH=1 COLUMNS=mnist_r,mnist_tc ORACLE=1 NUMBERS=svhn|svhn_strips BIRDS=cub|cub50 TRAINER=cpu|gpu|ddp; PYTHON=python3.12 chooses the interpreter"
 
 setup: $(VENV)/.done  ## build .venv from requirements.lock
 
@@ -33,7 +33,7 @@ $(VENV)/.export: requirements-export.lock $(VENV)/.done
 demo: setup  ## three minutes: CNN and ST-CNN on digits that need no download, table and pictures
 	@python -m stn.pipeline demo $(if $(JOBS),--jobs "$(JOBS)")
 
-table: setup $(if $(filter 8,$(TABLE)),$(VENV)/.export)  ## TABLE=1 (or 2, 3, 4, 6, 7, 8): fetch, distort, train what is missing, print paper | ours
+table: setup $(if $(filter 8,$(TABLE)),$(VENV)/.export)  ## TABLE=1 (or 2, 3, 4, 5, 6, 7, 8): fetch, distort, train what is missing, print paper | ours
 	@$(if $(TRAINER),STN_TRAINER=$(TRAINER)) python -m stn.pipeline table --table "$(or $(TABLE),1)" $(if $(BUDGET),--budget "$(BUDGET)") \
 		$(if $(SEEDS),--seeds "$(SEEDS)") $(if $(NUMBERS),--numbers "$(NUMBERS)") $(if $(BIRDS),--birds "$(BIRDS)") \
 		$(if $(COLUMNS),--columns "$(COLUMNS)") $(if $(ORACLE),--oracle) $(if $(JOBS),--jobs "$(JOBS)") $(if $(FRESH),--fresh)

@@ -22,13 +22,13 @@ def table(name: str) -> int:
     """Of a data set or a network, by its name."""
     if name.endswith("_sum"):  # a data set
         return 4
-    numbers = {"svhn": 2, "cub": 3, "cub50": 3, "sum": 4, "volumes": 6, "volume": 6, "kernels": 7, "sizes": 8}
-    return numbers.get(name.split("_")[0], 1)
+    numbers = {"svhn": 2, "cub": 3, "cub50": 3, "sum": 4, "colocalise": 5, "colocaliser": 5, "volumes": 6, "volume": 6}
+    return {**numbers, "kernels": 7, "sizes": 8}.get(name.split("_")[0], 1)
 
 
 SIZED = [name for name in MODELS if name.startswith("size_")]
 CLASSIFIERS = [name for name in MODELS if table(name) == 1 and name not in SIZED]
-OWN = {2: "svhn_cnn", 3: "cub_cnn"}
+OWN = {2: "svhn_cnn", 3: "cub_cnn", 5: "colocaliser"}
 
 
 @pytest.mark.parametrize("data", DATA)
@@ -42,9 +42,9 @@ def test_a_data_set_composes_with_the_networks_of_its_table_and_no_others(data, 
             compose(f"data={data}", f"model={model}")
 
 
-@pytest.mark.parametrize("data", [name for name in DATA if table(name) in (2, 3)])
+@pytest.mark.parametrize("data", [name for name in DATA if table(name) in OWN])
 @pytest.mark.parametrize("budget", ["smoke", "quick", "medium", "paper"])
-def test_house_numbers_and_birds_have_budgets_of_their_own(data, budget):
+def test_tables_2_to_5_have_budgets_of_their_own(data, budget):
     model = f"model={OWN[table(data)]}"
     here = compose(f"data={data}", model, f"budget={budget}")
     assert here.budget.name == budget
@@ -167,10 +167,18 @@ def test_importing_stn_loads_torch_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", ["mnist_r", "mnist_sum", "svhn_64", "svhn_strips_128", "cub_224", "cub50_448", "volumes_60"]
+    "data",
+    ["mnist_r", "mnist_sum", "svhn_64", "svhn_strips_128", "cub_224", "cub50_448", "colocalise_tc", "volumes_60"],
 )
 def test_medium_is_quick_in_five_times_the_steps(data):
-    models = {1: "st_cnn_affine", 2: "svhn_st_single", 3: "cub_2st", 4: "sum_2st_fcn_tps", 6: "volume_st"}
+    models = {
+        1: "st_cnn_affine",
+        2: "svhn_st_single",
+        3: "cub_2st",
+        4: "sum_2st_fcn_tps",
+        5: "colocaliser",
+        6: "volume_st",
+    }
     model = models[table(data)]
     quick, medium = (experiment(compose(f"data={data}", f"model={model}", f"budget={b}")) for b in ("quick", "medium"))
     assert quick["model"] == medium["model"] and medium["budget"]["steps"] == 5 * quick["budget"]["steps"]

@@ -28,6 +28,7 @@ ROOMS = {
     2: ("stn.data.numbers", "stn.models.numbers"),
     3: ("stn.data.birds", "stn.models.birds"),
     4: ("stn.data.sums", "stn.models.sums", "stn.data.digits", "stn.models.digits"),
+    5: ("stn.data.colocalisation", "stn.models.colocalisation"),
     6: ("stn.data.volumes", "stn.models.volumes"),
     7: ("stn.data.digits", "stn.models.digits"),
     8: ("stn.data.digits", "stn.models.digits"),
@@ -49,6 +50,7 @@ Sampler = _choice("Sampler", "integer", "bilinear", "bicubic")
 AnySampler = _choice("AnySampler", "integer", "bilinear", "bicubic", "learned")
 Transformers = _choice("Transformers", "none", "single", "multi")
 Birds = _choice("Birds", "cub")
+HeldOut = _choice("HeldOut", "validation", "test")
 Head = _choice("Head", "linear", "bilinear")
 Optimiser = _choice("Optimiser", "sgd", "adam")
 Schedule = _choice("Schedule", "step", "one_cycle")
@@ -146,6 +148,17 @@ class VolumesConfig(DataConfig):
     roam: bool
     projection: int
     undo: bool
+
+
+@dataclass
+class ColocalisationConfig(DataConfig):
+    """A data set of Table 5."""
+
+    source: Source
+    digits: HeldOut
+    images: int
+    patches: int
+    patch_side: int
 
 
 @dataclass
@@ -248,11 +261,32 @@ class VolumesModelConfig(ModelConfig):
     localisation: VolumesLocalisationConfig
 
 
+@dataclass
+class ColocalisationLocalisationConfig:
+    filters: int
+    features: int
+
+
+@dataclass
+class ColocalisationModelConfig(ModelConfig):
+    """A network of Table 5."""
+
+    crop: int
+    margin: float
+    start: float
+    smallest: float
+    layers: list[int]
+    filters: int
+    pretrained: str
+    localisation: ColocalisationLocalisationConfig
+
+
 SCHEMAS = {
     1: (DigitsConfig, DigitsModelConfig),  # or UndoneConfig; or SizedModelConfig
     2: (NumbersConfig, NumbersModelConfig),
     3: (BirdsConfig, BirdsModelConfig),
     4: (SumsConfig, SumsModelConfig),
+    5: (ColocalisationConfig, ColocalisationModelConfig),
     6: (VolumesConfig, VolumesModelConfig),
     7: (DigitsConfig, DigitsModelConfig),
     8: (DigitsConfig, DigitsModelConfig),
@@ -437,8 +471,13 @@ _SMALLEST = {
     "model.head_rate": 0,
     "model.windows": 1,
     "model.size": 1,
+    "model.margin": 0,
+    "model.filters": 1,
     "data.classes": 2,
     "data.side": 1,
+    "data.images": 2,
+    "data.patches": 0,
+    "data.patch_side": 1,
     "model.width": 0.01,  # filters and units of Table 1, a factor of them in Table 2
     "model.match_filters": 1,
     "model.parallel": 1,

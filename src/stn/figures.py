@@ -11,6 +11,7 @@ DRAWN = {
     2: {"table2": figures.windows},
     3: {"table3": figures.birds, "table3_parts": figures.parts},
     4: {"table4": figures.sums},
+    5: {"table5": figures.found, "table5.gif": figures.search},
     6: {"table6": figures.solids},
     7: {"table7": figures.kernels},
     8: {"table8": figures.sizes},
@@ -25,7 +26,7 @@ def main() -> None:
         number = numbered(args.table)
         found = records(number)
         for name, draw in DRAWN[number].items():
-            path = REPORTS / "figures" / f"{name}.png"
+            path = REPORTS / "figures" / (name if "." in name else f"{name}.png")
             draw(found, path)
             print(path)
 

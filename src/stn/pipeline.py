@@ -11,19 +11,21 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import chain
 from pathlib import Path
 
 from stn.config import CONF
 from stn.errors import UserError, told
 from stn.params import KNOBS, TABLES, Params, ceiling, declared, read_params, write_params
 
-# The stages of `dvc.yaml` that make the stored sets of a table's cells, and that train them. `kind` is what a data
-# set's name ends with: which distortion, or the side of the images.
+# The stages of `dvc.yaml` that make what a table's cells need, and last the one that trains them. `kind` is what a
+# data set's name ends with: which distortion, or the side of the images.
 STAGES = {
     1: ("distort@{data}", "cell@{data}-{model}-{budget}"),
     2: ("crop", "cell2@{data}-{model}-{budget}"),
     3: ("crop_birds", "cell3_{kind}@{data}-{model}-{budget}"),
     4: ("distort4@{data}", "cell4@{data}-{model}-{budget}"),
+    5: ("distort_colocalisation@{data}", "classifier", "cell5@{data}-{model}-{budget}"),
     6: ("distort_volumes", "cell6_{kind}@{data}-{model}-{budget}"),
     7: ("distort@mnist_{kind}", "cell7@{kind}-{model}-{budget}"),
     8: ("distort@mnist_{kind}", "cell8@{kind}-{model}-{budget}"),
@@ -43,7 +45,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     if oracle:
         required = required | ceiling(params)
         stages |= {cell: _stages(CEILING, cell, params) for cell in ceiling(params)}
-    names = [name for _, name in stages.values()]
+    names = [train for *_, train in stages.values()]
     if fresh:
         for path in required.values():
             path.unlink(missing_ok=True)
@@ -52,7 +54,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
             shutil.rmtree(Path("outputs/runs") / params.budget / path.stem, ignore_errors=True)
     before = {cell: _seconds_and_dates(path) for cell, path in required.items()}
     started = time.monotonic()
-    _dvc("repro", "-q", *dict.fromkeys(store for store, _ in stages.values()))
+    _dvc("repro", "-q", *dict.fromkeys(chain.from_iterable(makers for *makers, _ in stages.values())))
     if jobs == 1:
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *names)
     else:
@@ -87,7 +89,7 @@ def stage_names(params: Params, table: int) -> list[str]:
     found = [_stages(STAGES[table], cell, params) for cell in declared(params, table)]
     if table == 1 and params.source == "mnist":
         found += [_stages(CEILING, cell, params) for cell in ceiling(params)]
-    return list(dict.fromkeys(name for pair in found for name in pair))
+    return list(dict.fromkeys(chain.from_iterable(found)))
 
 
 def export_names(params: Params, table: int) -> list[str]:
@@ -97,7 +99,7 @@ def export_names(params: Params, table: int) -> list[str]:
 
 
 def _stages(templates: tuple[str, ...], cell: tuple[str, str], params: Params) -> tuple[str, ...]:
-    """The stages of a cell: such as the one that stores its data, and the one that trains it."""
+    """The stages of a cell: such as those that make what it needs, and the one that trains it."""
     data, model = cell
     names = {"data": data, "kind": data.rpartition("_")[2], "model": model, "budget": params.budget}
     return tuple(template.format(**names) for template in templates)

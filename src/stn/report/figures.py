@@ -55,6 +55,9 @@ PARALLEL = ("#F0442E", "#35B8FF", "#FFD500", "#E27BD0")  # windows side by side,
 OUTSIDE = "#7C7468"  # ImageNet's mean colour: zero, once an image is normalised
 BIRDS = 6  # test images in a row
 PAIRS = 3  # test pairs in a row
+CLASSES = 10
+WINDOW, TRUE, DASH = "#D55E00", "#0072B2", (0, (3, 1.6))  # the window found, the true box and its line
+SHADES, FRAME, PAUSE = 32, 160, 3000  # of an animation: its colours; how long frames and the last one stay, in ms
 HEAT = LinearSegmentedColormap.from_list("heat", ["#FFFFFF", "#DCEBF2", "#7FB6CF", "#1F6F94", "#0B3550"])
 INK, GREY, PALE = "#222222", "#767676", "#D9D9D9"
 WRONG = "#B0125B"
@@ -384,6 +387,74 @@ def sums(records: Sequence[dict], path: Path) -> None:
         sheet.text(0.2, height - 0.14, f"{source[0].upper()}{source[1:]}; {words}", size=7.5, color=GREY)
 
 
+def found(records: Sequence[dict], path: Path) -> None:
+    """Writes, per column, an image of each class with the digit's true box and the window found, and what it shows."""
+    cells, columns = _colocalised(records)
+    across, side, left, top, bottom = 1.02, 0.94, 0.62, 1.06, 0.42  # inches: from image to image, an image, margins
+    block = 2 * across + 0.62
+    width, height = left + CLASSES * across + 0.1, top + len(columns) * block - 0.36 + bottom
+    with _sheet(width, height, path) as sheet:
+        sheet.text(0.2, 0.32, "Co-localisation: what is common to images without labels", size=12, weight="bold")
+        _boxes_key(sheet, 0.2, 0.58)
+        for i, column in enumerate(columns):
+            y, arrays = top + i * block, cells[column]["arrays"]
+            sheet.text(0.2, y + side / 2, column, size=13, weight="bold", va="center")
+            for k in range(CLASSES):
+                x, theta = left + k * across, arrays["theta"][k].astype(float)
+                hit = bool(arrays[f"correct_s{cells[column]['seeds'][0]['seed']}"][k])
+                middle = {"ha": "center", "va": "center"}
+                if i == 0:
+                    sheet.text(x + side / 2, y - 0.16, f"class {k}", color=GREY, size=8, **middle)
+                laid = sheet.tile(x, y, side, side, side / 2.04)
+                _picture(laid, arrays["example_input"][k], PALE)
+                _found(laid, arrays["box"][k], theta)
+                crop = sheet.tile(x, y + across, side, side, side / 2.04)
+                _picture(crop, arrays["example_crop"][k], WINDOW if hit else WRONG)
+                share = 100 * _of_class(cells[column], k).mean()
+                words = f"{share:.0f} %" if hit else f"{share:.0f} %, not this"
+                sheet.text(x + side / 2, y + 2 * across + 0.06, words, size=8, color=INK if hit else WRONG, **middle)
+        record = cells[columns[0]]
+        words = f"the first image of each class; below it, how many of its {_of_class(record, 0).size} images are found"
+        sheet.text(left, height - 0.16, f"Budget {record['budget']}, {_seed(record)}; {words}", size=7.5, color=GREY)
+
+
+def search(records: Sequence[dict], path: Path) -> None:
+    """Writes an animated GIF: the windows on an image of each class as training goes on."""
+    cells, columns = _colocalised(records)
+    across, side, left, top = 0.92, 0.86, 0.52, 0.62  # inches
+    block = side + 0.38
+    width, height = left + CLASSES * across + 0.06, top + len(columns) * block - 0.24
+    frames = []
+    for t in range(min(len(cells[column]["arrays"]["trace_steps"]) for column in columns)):
+        with _drawing(width, height) as sheet:
+            step = int(cells[columns[0]]["arrays"]["trace_steps"][t])
+            _boxes_key(sheet, left, 0.22)
+            sheet.text(width - 0.14, 0.22, f"step {step:,}", size=10, weight="bold", ha="right", va="center")
+            for i, column in enumerate(columns):
+                record, y = cells[column], top + i * block
+                arrays = record["arrays"]
+                curve = {seen[0]: 100 - seen[1] for seen in record["seeds"][0]["validation"]}
+                sheet.text(0.12, y + side / 2, column, size=11, weight="bold", va="center")
+                share = curve.get(int(arrays["trace_steps"][t]))
+                words = "at the start" if share is None else f"{share:.0f} % of {record['n_test']:,} images found"
+                sheet.text(left, y - 0.11, words, size=8, color=GREY, va="center")
+                for k in range(CLASSES):
+                    laid = sheet.tile(left + k * across, y, side, side, side / 2.1)
+                    _picture(laid, arrays["example_input"][k], PALE)
+                    _found(laid, arrays["box"][k], arrays["trace"][t, k].astype(float))
+            drawn = io.BytesIO()
+            sheet.figure.savefig(drawn, dpi=96, format="png")
+            frames.append(Image.open(drawn).convert("RGB"))
+    colours = frames[-1].quantize(SHADES, dither=Image.Dither.NONE)  # of all frames: small, and nothing flickers
+    frames = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
+    lasts = [FRAME] * (len(frames) - 1) + [PAUSE]
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=lasts, loop=0, optimize=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
 def solids(records: Sequence[dict], path: Path) -> None:
     """Writes, per column, test volumes with the box that the transformer samples, their projections, and the poses."""
     cells, columns, families = _st_cnn(records, 6)
@@ -598,6 +669,25 @@ def _st_cnn(
     return cells, columns, [kind for kind in kinds if any(key[0] == kind for key in cells)]
 
 
+def _colocalised(records: Sequence[dict]) -> tuple[dict[str, dict], list[str]]:
+    """The whole records of Table 5 by column, and the columns there are."""
+    table = TABLES[5]
+    cells = {record["column"]: record for record in records if record["row"] == table.rows[-1]}
+    if not cells:
+        raise UserError(f"no record of windows to draw: `{table.make}` trains the cells")
+    return cells, [column for column in table.columns if column in cells]
+
+
+def _of_class(record: dict, k: int) -> np.ndarray:
+    """Which images of class k the first seed found."""
+    arrays = record["arrays"]
+    return arrays[f"correct_s{record['seeds'][0]['seed']}"][arrays["classes"] == k]
+
+
+def _seed(record: dict) -> str:
+    return f"seed {record['seeds'][0]['seed']}"
+
+
 def _source(cells: dict, images: str) -> str:
     record = next(iter(cells.values()))
     seeds = sorted({cell["seeds"][0]["seed"] for cell in cells.values()})
@@ -637,12 +727,18 @@ class _Sheet:
 
 
 @contextmanager
-def _sheet(width: float, height: float, path: Path, photos: bool = False, step: int = 1) -> Iterator[_Sheet]:
-    """A sheet to draw on, in this module's style; written to `path` at the end."""
+def _drawing(width: float, height: float) -> Iterator[_Sheet]:
+    """A sheet to draw on, in this module's style."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
-        sheet = _Sheet(width, height)
+        yield _Sheet(width, height)
+
+
+@contextmanager
+def _sheet(width: float, height: float, path: Path, photos: bool = False, step: int = 1) -> Iterator[_Sheet]:
+    """Such a sheet, written to `path` at the end."""
+    with _drawing(width, height) as sheet:
         yield sheet
         _save(sheet.figure, path, photos, step)
 
@@ -751,6 +847,22 @@ def _key(sheet: _Sheet, x: float, y: float, count: int) -> None:
         if count > 1:
             sheet.text(x + 0.24, y, name, color=GREY, va="center")
         x += 0.24 + len(name) * LETTER + 0.18
+
+
+def _found(axes: mpl.axes.Axes, box: np.ndarray, theta: np.ndarray) -> None:
+    """The true box (x0, y0, x1, y1) and the window of theta = s, tx, ty."""
+    side, x, y = theta
+    axes.add_patch(Rectangle(box[:2], *(box[2:] - box[:2]), fill=False, edgecolor=TRUE, linewidth=1.0, linestyle=DASH))
+    axes.add_patch(Rectangle((x - side, y - side), 2 * side, 2 * side, fill=False, edgecolor=WINDOW, linewidth=1.6))
+
+
+def _boxes_key(sheet: _Sheet, x: float, y: float) -> None:
+    """Says which line is the true box and which the window."""
+    for colour, words, line in ((TRUE, "the digit's box", DASH), (WINDOW, "the window found", "-")):
+        mark = sheet.tile(x, y - 0.1, 0.2, 0.2, 0.06)
+        mark.add_patch(Rectangle((-1, -1), 2, 2, fill=False, edgecolor=colour, linewidth=1.4, linestyle=line))
+        sheet.text(x + 0.26, y, words, color=GREY, va="center")
+        x += 0.26 + len(words) * LETTER + 0.26
 
 
 def _bird(sheet: _Sheet, x: float, y: float, side: float, image: np.ndarray, windows: np.ndarray) -> None:

@@ -104,7 +104,23 @@ def load(
     if len({record["budget"] for record in records}) > 1:
         other = next(record for record in records if record["budget"] != records[0]["budget"])
         raise UserError(f"{other['path']}: budget {other['budget']}, not {records[0]['budget']} like the other cells")
+    if table.split:
+        records = [part for record in records for part in (*_split(record, table.split), record)]
     return sorted(records, key=lambda record: (table.rows.index(record["row"]), table.columns.index(record["column"])))
+
+
+def _split(record: dict, name: str) -> list[dict]:
+    """A record for each value of the array `name` (n_test,), with the images of that row alone."""
+    found = []
+    for value in np.unique(record["arrays"][name]):
+        mine = record["arrays"][name] == value
+        n, arrays, seeds = int(mine.sum()), {}, []
+        for seed in record["seeds"]:
+            correct = arrays[f"correct_s{seed['seed']}"] = record["arrays"][f"correct_s{seed['seed']}"][mine]
+            errors = int((~correct.astype(bool)).sum())
+            seeds.append({**seed, "error": 100 * errors / n, "errors": errors, "n_test": n})
+        found.append({**record, "row": str(value), "n_test": n, "seeds": seeds, "arrays": arrays})
+    return found
 
 
 def config_differences(config: Mapping, expected: Mapping, prefix: str = "") -> list[str]:
@@ -598,7 +614,8 @@ def _trained_on(records: Sequence[dict]) -> str:
                 if provenance.get(key)
             )
         ] += 1
-    seconds = sum(seed["seconds"] for record in records for seed in record["seeds"])
+    trained = {record["path"]: record for record in records}.values()  # rows of one record share its training
+    seconds = sum(seed["seconds"] for record in trained for seed in record["seeds"])
     return f"Trained on {_several(where)}; {_several(versions)}; {_duration(seconds)} of training in all."
 
 
@@ -665,7 +682,7 @@ def _matrix(
     ]
     columns = [column for column in table.columns if whole or any(key[1] == column for key in cells)]
     groups: list[tuple[list[str], dict[str, int]]] = []
-    for column in columns:
+    for column in () if table.split else columns:  # rows of one record share its network
         counts = {row: cells[row, column]["n_params"] for row in shown if (row, column) in cells}
         for names, known in groups:
             if counts and all(known.get(row, n) == n for row, n in counts.items()):
@@ -692,7 +709,7 @@ def to_markdown(records: Sequence[dict], number: int, others: Sequence[Sequence[
     for row in shown:
         line = [_entry(table, row, column, cells.get((row, column)), "**{}**") for column in columns]
         body.append([row, *line, *(f"{counts[row]:,}" if row in counts else "–" for _, counts in parameters)])
-    head = ["model", *columns, *(f"parameters ({names})" for names, _ in parameters)]
+    head = [table.entries, *columns, *(f"parameters ({names})" for names, _ in parameters)]
     text = [
         f"# Table {number}: {table.title}",
         caption(records, number),
@@ -770,7 +787,7 @@ def _budgets(budgets: Sequence[Sequence[dict]], table: PaperTable, bold: str) ->
     for name, records in zip(names, budgets, strict=True):
         told += f" `{name}`: {len(records)} of {len(keys)} cells, {_trained(records)}. {_trained_on(records)}"
     body = [[row, *(entry(row, column) for column in columns)] for row in shown]
-    return told, ["model", *columns], body
+    return told, [table.entries, *columns], body
 
 
 def _absent(table: PaperTable, row: str, column: str) -> str:
@@ -1148,7 +1165,7 @@ def to_tex(records: Sequence[dict], number: int) -> str:
         line += [_rounded(counts[row]) if row in counts else "--" for _, counts in parameters]
         body.append(" & ".join(line) + r" \\")
     legend = _legend(cells, shown, columns, table)
-    head = ["model", *columns, *(rf"\shortstack[r]{{params\\({names})}}" for names, _ in parameters)]
+    head = [table.entries, *columns, *(rf"\shortstack[r]{{params\\({names})}}" for names, _ in parameters)]
     return "\n".join(
         [
             r"% Needs \usepackage{booktabs}. Written by `python -m stn.table`: do not edit.",
@@ -1196,7 +1213,7 @@ def to_terminal(records: Sequence[dict], number: int, others: Sequence[Sequence[
     table = TABLES[number]
     shown, columns, cells, _ = _matrix(records, table)
     matrix = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    matrix.add_column("\nmodel", no_wrap=True)
+    matrix.add_column(f"\n{table.entries}", no_wrap=True)
     lines = [[Text(row)] for row in shown]
     for column in columns:
         papers = {row: "–" if (paper := table.paper[row].get(column)) is None else f"{paper:.1f}" for row in shown}
@@ -1240,7 +1257,7 @@ def to_terminal(records: Sequence[dict], number: int, others: Sequence[Sequence[
         told, head, body = _budgets([records, *others], table, "{}")
         aside = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for name in head:
-            aside.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+            aside.add_column(name, justify="left" if name == head[0] else "right", no_wrap=True)
         for line in body:
             aside.add_row(*line)
         shown += [Text(), aside, Text(), Text(told.replace("`", ""), style="dim")]

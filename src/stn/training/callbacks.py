@@ -4,6 +4,7 @@ import sys
 import time
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -65,9 +66,49 @@ class Pictures(Callback):
         images, _ = trainer.datamodule.examples(self.n)
         with torch.inference_mode():
             seen = learner.network.seen(images)
+            images = getattr(images, "images", images)  # where a batch holds more than these
             if images.ndim == 5:  # volumes: as the classifier would see them without a transformer
                 images = learner.network.projected(images)
         seen = torch.nn.functional.interpolate(seen, size=images.shape[2:], mode="nearest")
         strip = torch.cat([torch.cat(list(row[:, 0]), 1) for row in (images, seen)]).cpu().numpy()
         image = wandb.Image((strip * 255).clip(0, 255).astype("uint8"), caption="above: input, below: seen")
         trainer.logger.experiment.log({"transformer": image, "trainer/global_step": trainer.global_step})
+
+
+class Trace(Callback):
+    """Keeps theta of the first n validation images, at the start and at each validation: how windows move in training.
+
+    Its state is in the checkpoints, so the trace of a resumed run is whole.
+    """
+
+    def __init__(self, n: int):
+        self.n = n
+        self.steps: list[int] = []
+        self.thetas: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        if not self.steps:
+            self._look(trainer, learner)
+
+    def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._look(trainer, learner)
+
+    def _look(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        images, _ = trainer.datamodule.examples(self.n)
+        training = learner.network.training
+        learner.network.eval()  # to look is not to learn: batch normalisation keeps statistics
+        with torch.no_grad():
+            self.thetas.append(learner.network.thetas(images)["theta"].cpu())
+        learner.network.train(training)
+        self.steps.append(trainer.global_step)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """`trace` (T, n, P) and `trace_steps` (T,), for the record."""
+        return {"trace": torch.stack(self.thetas).numpy(), "trace_steps": np.array(self.steps)}
+
+    def state_dict(self) -> dict:
+        return {"steps": self.steps, "thetas": self.thetas}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.steps, self.thetas = list(state["steps"]), list(state["thetas"])

@@ -6,20 +6,21 @@ import os
 import pickle
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from stn.config import ROOMS, digest, experiment
 from stn.errors import UserError
 from stn.training.blocks import BlockLearner
-from stn.training.callbacks import Pictures, Watch
+from stn.training.callbacks import Pictures, Trace, Watch
 from stn.training.feed import Feed
 from stn.training.learner import Learner, build_network, new_learner
 from stn.training.record import provenance, read_result, write_cell, write_result
@@ -76,7 +77,8 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; set outputs=... elsewhere") from error
     logger = make_logger(cfg, seed)
-    trainer = make_trainer(cfg, seed, folder, logger)
+    traces = [Trace(feed.source.traced)] if hasattr(feed.source, "traced") else []
+    trainer = make_trainer(cfg, seed, folder, logger, traces)
     try:
         trainer.fit(learner, feed, ckpt_path=last if last.exists() else None, weights_only=True)
     except SystemExit as end:  # how Lightning answers an interrupt
@@ -85,6 +87,8 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     arrays = learner.test_result()
     learner.eval()  # Lightning leaves it as it was in training
     arrays |= feed.source.evidence(learner.network, arrays)
+    for trace in traces:
+        arrays |= trace.arrays()
     arrays |= {name: value.astype("float16") for name, value in arrays.items() if name.startswith("theta")}
     wrong = int((~arrays["correct"]).sum())
     n = len(arrays["correct"])
@@ -147,9 +151,9 @@ def test(cfg: DictConfig) -> tuple[DictConfig, np.ndarray]:
     return made, learner.test_result()["correct"]
 
 
-def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger) -> L.Trainer:
+def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger, more: Sequence[Callback] = ()) -> L.Trainer:
     """The Lightning trainer of one seed; without a folder it leaves no checkpoint."""
-    callbacks = [Watch(title(cfg, seed))]
+    callbacks = [Watch(title(cfg, seed)), *more]
     if folder:
         callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
     if cfg.logger.name == "wandb" and cfg.logger.pictures:

@@ -1,0 +1,204 @@
+"""Images for co-localisation (paper, appendix A.2): many images of one class, the digit anywhere, and no labels.
+
+One stored set of `data.images` images of each class, on which a run both learns and is tested, as in the paper. Images
+stand class by class in turn: image i is of class i mod 10. Their digits are MNIST's test digits, which no classifier
+of the project is trained on; with `data.digits=validation` they are digits held out, on which settings are chosen.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from stn.data.digits import undistorted
+from stn.data.distortions import Clutter
+from stn.data.draws import generator
+from stn.errors import UserError
+
+CLASSES = 10
+DIGIT = 28  # pixels a side of a digit with its frame
+SHOWN = 2  # images of each class that the report shows
+
+
+class Views(NamedTuple):
+    """What a co-localiser looks at: B images, to which class's problem each belongs, and where else to look in it.
+
+    Attributes:
+        images: (B, 1, canvas, canvas) in [0, 1].
+        classes: (B,) int64. They say which images are of one kind, and choose the localisation network; they are no
+            label of what that kind is.
+        places: (B, 2) in [-1, 1]: where the random patch of each image lies between its outermost places.
+    """
+
+    images: Tensor
+    classes: Tensor
+    places: Tensor
+
+
+def distortion(data: DictConfig) -> Clutter:
+    """The digit at a random place; in TC with clutter."""
+    return Clutter(data.canvas, DIGIT, data.patches, data.patch_side)
+
+
+def boxes(parameters: Tensor, canvas: int) -> Tensor:
+    """The digits' boxes (n, 4) = x0, y0, x1, y1 in the frame [-1, 1] of the image, from `Clutter`'s parameters.
+
+    Paper: "the digit's bounding box". We: MNIST's frame of 28 x 28, not the ink. A window is square and a 1 is not:
+    the best window on the ink of an upright stroke, 4 by 20, has an IoU of 0.2, and the paper finds every 1 of T.
+    """
+    corner = parameters[:, :2].float()
+    return 2 * torch.cat([corner, corner + DIGIT], 1) / canvas - 1
+
+
+def store(data: DictConfig, scratch: Path) -> dict:
+    """Draw the images and write them. Returns what `sets.json` says of them.
+
+    Drawn in float64 on the CPU and rounded to uint8, so the bytes are the same on every machine. Written to `scratch`
+    and moved in when whole.
+    """
+    split, warp = data.digits.name, distortion(data)
+    digits = undistorted(data)[split]
+    order = torch.randperm(len(digits.labels), generator=generator(data.seed, f"{split} digits"))
+    of_class = [order[digits.labels[order] == k][: data.images] for k in range(CLASSES)]
+    fewest = min(map(len, of_class))
+    if fewest < data.images:
+        raise UserError(f"data.images={data.images}: of one class there are {fewest} {split} digits, choose fewer")
+    chosen = torch.stack(of_class, 1).flatten()
+    parameters = warp.draw(len(chosen), generator(data.seed, f"{split} places"), torch.float64)
+    images = warp.render(parameters.double(), digits.images[chosen], digits.images)
+    images = (images[:, 0] * 255).round().to(torch.uint8).numpy()
+    target, work = stored_folder(data), scratch / f"{stored_folder(data).name}.part"
+    about = {
+        "distortion": repr(warp),
+        "columns": warp.names,
+        "seed": data.seed,
+        "part": data.part,
+        "sets": {split: {"images": len(images), "sha256": _sha256(images, parameters.numpy())}},
+    }
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        np.save(work / f"{split}_images.npy", images)
+        np.save(work / f"{split}_parameters.npy", parameters.numpy())
+        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        work.replace(target)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or target}: {error.strerror}; free it or set data.stored"
+        ) from error
+    return about
+
+
+def stored_folder(data: DictConfig) -> Path:
+    """Where the images lie. Those of the validation digits have a folder of their own, so that DVC's stays as it is."""
+    return Path(data.stored if data.digits.name == "test" else f"{data.stored}_{data.digits.name}")
+
+
+def load_stored(data: DictConfig) -> tuple[Tensor, Tensor]:
+    """The stored images (n, canvas, canvas) uint8 and parameters (n, D); UserError names the command that mends."""
+    folder, split, warp = stored_folder(data), data.digits.name, distortion(data)
+    other = "" if split == "test" else f" data.digits={split}"
+    mend = f"run `python -m stn.distort data={data.name}{other}`"
+    try:
+        about = json.loads((folder / "sets.json").read_text())
+        images, parameters = (np.load(folder / f"{split}_{name}.npy") for name in ("images", "parameters"))
+        written, facts = (about["distortion"], about["seed"]), about["sets"][split]
+        count, digest = facts["images"], facts["sha256"]
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: {mend}") from None
+    except (KeyError, TypeError, ValueError, EOFError, OSError) as error:
+        raise UserError(f"{folder} is damaged ({error}): {mend}") from None
+    if written != (repr(warp), data.seed) or count != CLASSES * data.images:
+        raise UserError(
+            f"{folder} holds {count} images of {written[0]}, seed {written[1]}, which the config is not: {mend}"
+        )
+    if _sha256(images, parameters) != digest:
+        raise UserError(f"{folder / f'{split}_images.npy'} is not what was written there: {mend}")
+    return torch.from_numpy(images), torch.from_numpy(parameters)
+
+
+class Colocalisation:
+    """What a run feeds on. Batches are (`Views`, true boxes (B, 4)); the boxes only tell what was found.
+
+    Training, validation and test split are one and the same: nothing is chosen by what is seen in any of them. The
+    classes are learned side by side, so a training batch of size B holds B images of each, 10 B in all.
+    """
+
+    chunk = 1000  # images of a validation or test batch: all of them at the paper's size, so that all pairs count
+    traced = CLASSES * SHOWN  # the first images, whose theta is kept as training goes on
+
+    def __init__(self, data: DictConfig):
+        self.data = data
+        self.shape = (1, data.canvas, data.canvas)  # of what a network gets
+        self.images: Tensor | None = None
+
+    def load(self, split: str) -> None:
+        """Read the set; a UserError if it is missing or damaged."""
+        if self.images is None:
+            self.images, parameters = load_stored(self.data)
+            self.boxes = boxes(parameters, self.data.canvas)
+            self.places = _places(len(self.images), generator(self.data.seed, "patches"))
+
+    def count(self, split: str) -> int:
+        return self.data.images if split == "train" else len(self.images)
+
+    def batch(self, split: str, index: Tensor, device: torch.device) -> tuple[Views, Tensor]:
+        """The images `index` (B,), each with a random patch that is the same at every call."""
+        return self._views(index, self.places[index].to(device), device)
+
+    def train_batch(
+        self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
+    ) -> tuple[Views, Tensor]:
+        """The images `index` (B,) of every class; `part` says which B of the global batch of `size` they are."""
+        if len(index) < 2:
+            raise UserError(f"budget.batch_size={size} leaves {len(index)} image of a class where pairs are needed")
+        places = _places(CLASSES * size, draws).unflatten(0, (size, CLASSES))[part]
+        every = CLASSES * index[:, None] + torch.arange(CLASSES)
+        return self._views(every.flatten(), places.flatten(0, 1), device)
+
+    def _views(self, index: Tensor, places: Tensor, device: torch.device) -> tuple[Views, Tensor]:
+        if self.images.device != device:
+            self.images, self.boxes = self.images.to(device), self.boxes.to(device)
+        images = self.images[index, None].float() / 255
+        return Views(images, index.to(device) % CLASSES, places), self.boxes[index]
+
+    @torch.inference_mode()
+    def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the report shows: classes (n,) and boxes (n, 4) of all images, and the first of them.
+
+        example_input (20, canvas, canvas) and example_crop (20, 28, 28) uint8: two images of each class and what the
+        windows show of them.
+        """
+        device = next(network.parameters()).device
+        views, _ = self.batch("test", torch.arange(self.traced), device)
+        crops = network.seen(views).float()[:, 0].clamp(0, 1)
+        return {
+            "classes": (torch.arange(len(self.images)) % CLASSES).to(torch.uint8).numpy(),
+            "box": self.boxes.cpu().numpy(),
+            "example_input": self.images[: self.traced].cpu().numpy(),
+            "example_crop": (crops * 255).round().to(torch.uint8).cpu().numpy(),
+        }
+
+
+def source(data: DictConfig) -> Colocalisation:
+    """What the learner of Table 5 feeds on."""
+    return Colocalisation(data)
+
+
+def _places(n: int, draws: torch.Generator) -> Tensor:
+    return 2 * torch.rand(n, 2, generator=draws, device=draws.device) - 1
+
+
+def _sha256(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()

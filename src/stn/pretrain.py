@@ -1,0 +1,38 @@
+"""Train a classifier that other networks build on: `python -m stn.pretrain data=pretrain_ts model=cnn budget=quick`.
+
+A run like any other, which leaves its record, and beside it `<record>.weights.npz`: the first seed's classifier.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from stn.config import front_door
+from stn.errors import UserError
+
+
+def pretrain(cfg: DictConfig) -> None:
+    from stn.training.run import load, scratch, train  # loads Lightning: not before the config stands
+
+    if cfg.data.table != 1 or cfg.model.transformation is not None:
+        raise UserError(f"{cfg.data.name}/{cfg.model.name} is no digit classifier: such is data=pretrain_ts model=cnn")
+    cell = f"{cfg.data.name}-{cfg.model.name}"
+    record = Path(cfg.record or f"reports/results/{cfg.budget.name}/classifier/{cell}")
+    cfg = cfg.copy()
+    cfg._set_flag("readonly", False)
+    cfg.record = str(record)
+    train(cfg)
+    classifier = load(scratch(cfg, cfg.seeds[0]) / "last.ckpt").network.classifier
+    path = record.with_name(f"{record.name}.weights.npz")
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        np.savez(file, **{name: weight.numpy() for name, weight in classifier.state_dict().items()})
+    part.replace(path)
+    print(f"weights -> {path}")
+
+
+main = front_door(pretrain)
+
+if __name__ == "__main__":
+    main()
