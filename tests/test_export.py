@@ -52,7 +52,7 @@ def test_the_float32_file_gives_torchs_scores_for_any_number_of_images(exported)
 
 
 def test_the_first_convolution_is_exported_as_one(exported):
-    """Not as what it becomes while images need gradients (`FirstConvolution`)."""
+    """Not as what it becomes on a CPU (`FirstConvolution`)."""
     import onnx
 
     graph = onnx.load(exported[2] / "float32.onnx").graph

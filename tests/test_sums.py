@@ -12,7 +12,8 @@ from stn.data.digits import distortion, undistorted
 from stn.data.download import export_embedded
 from stn.data.sums import Sums, store
 from stn.errors import UserError
-from stn.models.digits import FirstConvolution, n_parameters
+from stn.models.digits import n_parameters
+from stn.models.localisation import FirstConvolution
 from stn.models.sums import SumNetwork
 from stn.params import PLAIN
 from stn.report import tables

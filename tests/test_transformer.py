@@ -5,7 +5,8 @@ from torch import nn
 from stn import SpatialTransformer
 from stn.geometry.sampling import LearnableSampler, bicubic, bilinear
 from stn.geometry.transforms import Affine, Attention, Projective, Similarity, ThinPlateSpline, Translation
-from stn.models.digits import DigitNetwork, FirstConvolution
+from stn.models.digits import DigitNetwork
+from stn.models.localisation import FirstConvolution
 
 FAMILIES = [Translation(), Attention(), Similarity(), Affine(), Projective(), ThinPlateSpline(3)]
 

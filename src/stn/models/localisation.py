@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def convolutional(canvas: int, filters: int, features: int, channels: int = 1) -> nn.Sequential:
@@ -17,7 +17,7 @@ def convolutional(canvas: int, filters: int, features: int, channels: int = 1) -
     body = nn.Sequential(
         # Paper: "downsampled by 2", no word how. We: average pooling, because it aliases least.
         nn.AvgPool2d(2),
-        nn.Conv2d(channels, filters, 5),
+        FirstConvolution(filters, 5, channels),
         nn.MaxPool2d(2),
         nn.ReLU(inplace=True),
         # Paper: a second convolution; whether it is pooled is open. We: no, 28 pixels leave a single position here.
@@ -38,6 +38,26 @@ def fully_connected(canvas: int, hidden: int, layers: int, channels: int = 1) ->
         part for fan_in, fan_out in pairwise(widths) for part in (nn.Linear(fan_in, fan_out), nn.ReLU(inplace=True))
     ]
     return nn.Sequential(nn.Flatten(), *body)
+
+
+class FirstConvolution(nn.Conv2d):
+    """`nn.Conv2d(channels, filters, kernel)` of images, that takes each row's windows as channels.
+
+    The same sum. A CPU's convolutions are blocked over channels and have nothing to block over with one, and what
+    they give of one is laid out as later layers read it slowly: the CNN of Table 1 trains 1.3 to 2.2 times as fast so.
+    """
+
+    def __init__(self, filters: int, kernel: int, channels: int = 1):
+        super().__init__(channels, filters, kernel)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.device.type != "cpu" or torch.compiler.is_exporting():
+            return super().forward(images)
+        windows = images.unfold(3, self.kernel_size[1], 1).permute(0, 4, 1, 2, 3).flatten(1, 2)
+        windows = windows.contiguous(memory_format=torch.channels_last)
+        weight = self.weight.permute(0, 3, 1, 2).flatten(1, 2)[..., None]
+        weight = weight.contiguous()  # without oneDNN, as in float64, gradients need it so
+        return nn.functional.conv2d(windows, weight, self.bias)
 
 
 def _flat(body: nn.Module, channels: int, canvas: int) -> int:

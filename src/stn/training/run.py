@@ -1,5 +1,6 @@
 """Runs: train the seeds of one cell and write its record; test a checkpoint."""
 
+import ctypes
 import json
 import logging
 import os
@@ -25,10 +26,13 @@ from stn.training.feed import Feed
 from stn.training.learner import Learner, build_network, new_learner
 from stn.training.record import provenance, read_result, write_cell, write_result
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
 
 def train(cfg: DictConfig) -> None:
     """Train what is not yet trained of `cfg.seeds`, then write the cell's record."""
     quieten()
+    keep_memory()
     parts = cfg.trainer.accumulate
     together = parts * cfg.trainer.devices * cfg.trainer.num_nodes
     if parts > 1 and cfg.budget.batch_size % together:  # parts of unequal size would not weigh alike
@@ -248,6 +252,19 @@ def code(table: int) -> list[bytes]:
 def title(cfg: DictConfig, seed: int | None = None) -> str:
     """`<data>/<model>` or `<data>/<model>/s<seed>`, as runs are named everywhere."""
     return f"{cfg.data.name}/{cfg.model.name}" + ("" if seed is None else f"/s{seed}")
+
+
+def keep_memory() -> None:
+    """Have glibc keep the memory of large tensors for the next step, rather than give it back to the kernel.
+
+    Else each step gets its feature maps anew, page by page: a quarter of the time of a step of Table 1's CNN.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def quieten() -> None:
