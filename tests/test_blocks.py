@@ -140,7 +140,7 @@ def test_where_steps_cannot_be_made_together_they_are_made_one_by_one():
     def block(*overrides):
         return runs.block(compose("trainer=gpu", *overrides))
 
-    assert block() == 50 and block("data=undone_r", "model=cnn_undone") == 50
+    assert block() == 50 and block("data=undone_r", "model=cnn_undone") == 50 and block("trainer=cpu") == 8
     assert block("trainer.accumulate=2") == block("trainer=ddp", "trainer.block=50") == block("debug=anomaly") == 1
     assert block("data=svhn_64", "model=svhn_cnn") == block("data=cub_224", "model=cub_cnn") == 1
 
