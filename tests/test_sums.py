@@ -268,6 +268,15 @@ def test_the_papers_order_is_told_for_each_family_and_apart_for_the_rows_that_ar
     assert "order" not in " ".join(tables.summary([record for record in records if "ST" not in record["row"]]))
 
 
+def test_the_order_is_told_at_every_budget_as_far_as_its_rows_were_run(records):
+    longer = [record | {"budget": "medium"} for record in records if "CNN" not in record["row"]]
+    text = tables.to_markdown(records, 4, [longer])
+    _, _, aside = text.partition("The same at several budgets")
+    assert aside.partition("`medium`: 7")[2].partition("\n")[0].count("The paper's order holds in 3 of 3") == 1
+    shorter = [record for record in longer if "TPS" not in record["row"]]
+    assert "The paper's order holds in 2 of 2" in tables.to_markdown(records, 4, [shorter])
+
+
 def test_each_is_tested_against_its_classifier_alone_and_two_transformers_against_one(records):
     found = {cell["row"]: cell["other"] for cell in tables.paired(records)}
     assert len(found) == 12 and found["2xST-FCN TPS"] == "FCN" and found["2xST-CNN Aff"] == "CNN"

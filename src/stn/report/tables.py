@@ -527,17 +527,26 @@ def summary(records: Sequence[dict]) -> list[str]:
             lines.append(f"{line}{weak}.")
     if table.by_size:
         lines += _small_against_large(records)
+    return lines + _orders(records)
+
+
+def _orders(records: Sequence[dict]) -> list[str]:
+    """Whether the paper's orders hold, as far as the records go."""
     wholes = steps(records)
-    if len(table.orders) == 1:
-        return lines + [_order(whole) for whole in wholes]
+    if wholes and len(TABLES[records[0]["table"]].orders) == 1:
+        return [_order(whole) for whole in wholes]
     theirs, ours = [], []
     for whole in wholes:
-        (theirs if table.has((whole[0]["other"], *(step["row"] for step in whole))) else ours).append(whole)
-    return lines + [
+        (theirs if TABLES[records[0]["table"]].has(_rows_of(whole)) else ours).append(whole)
+    return [
         _several_orders(whose, some)
         for whose, some in (("The paper's order", theirs), ("The same order of rows that are ours", ours))
         if some
     ]
+
+
+def _rows_of(whole: Sequence[dict]) -> tuple[str, ...]:
+    return whole[0]["other"], *(step["row"] for step in whole)
 
 
 def _order(whole: Sequence[dict]) -> str:
@@ -770,7 +779,11 @@ def _side_by_side(budgets: Sequence[Sequence[dict]], table: PaperTable) -> list[
 
 
 def _budgets(budgets: Sequence[Sequence[dict]], table: PaperTable, bold: str) -> tuple[str, list[str], list[list[str]]]:
-    """What is said of several budgets, and the head and body of the matrix that shows them, ours in `bold`."""
+    """What is said of several budgets, and the head and body of the matrix that shows them, ours in `bold`.
+
+    The first is the one that the rest of the table is about; of the others it is said here whether the orders hold.
+    """
+    main, *_ = budgets
     budgets = sorted(filter(None, budgets), key=lambda found: max(seed["steps"] for seed in found[0]["seeds"]))
     found = [{(row["row"], row["column"]): row["ours"] for row in rows(records)} for records in budgets]
     keys = {key for some in found for key in some}
@@ -786,6 +799,7 @@ def _budgets(budgets: Sequence[Sequence[dict]], table: PaperTable, bold: str) ->
     told = f"The same at several budgets, {' · '.join(f'`{name}`' for name in names)} (the paper's); – is not run yet."
     for name, records in zip(names, budgets, strict=True):
         told += f" `{name}`: {len(records)} of {len(keys)} cells, {_trained(records)}. {_trained_on(records)}"
+        told += "".join(f" {line}" for line in _orders(records) if records is not main)
     body = [[row, *(entry(row, column) for column in columns)] for row in shown]
     return told, [table.entries, *columns], body
 
