@@ -129,6 +129,8 @@ def test_the_experiment_is_primitives_only():
         ("budget=huge", "paper"),
         ("budget.steps=many", "budget.steps"),
         ("budget.steps=0", "budget.steps=0"),
+        ("budget.warm_up=1.5", "budget.warm_up=1.5 is no fraction"),
+        ("budget.steps=4", "budget.warm_up=0.2 of budget.steps=4 is a single step"),
         ("budget.decay_every=often", "budget.decay_every=often"),
         ("budget.decay_every=[300,200]", "[300, 200]"),
         ("seeds=[1,x]", "seeds"),

@@ -5,6 +5,7 @@ kind, in a file as well as on the command line, into one line that names it.
 """
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable
@@ -425,6 +426,14 @@ def checked(cfg: DictConfig, with_model: bool = True) -> DictConfig:
         raise UserError(
             f"budget.decay_every={cfg.budget.decay_every} is neither a number of steps nor a rising list of them: "
             "give such as 50000 or [10000,20000,25000]"
+        )
+    rising, steps = cfg.budget.warm_up, cfg.budget.steps
+    if not 0 <= rising < 1:
+        raise UserError(f"budget.warm_up={rising} is no fraction of the steps: give one from 0 to below 1, such as 0.2")
+    if cfg.budget.schedule.name == "one_cycle" and math.isclose(rising * (steps + 1), 1):
+        raise UserError(
+            f"budget.warm_up={rising} of budget.steps={steps} is a single step, in which no rate can rise: "
+            "take more steps, or budget.warm_up=0"
         )
     for key, smallest in _SMALLEST.items():
         value = OmegaConf.select(cfg, key)
