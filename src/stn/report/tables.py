@@ -774,11 +774,13 @@ def _side_by_side(budgets: Sequence[Sequence[dict]], table: PaperTable) -> list[
     """The cells at several budgets in one matrix, and how far each budget has come; nothing for a single one."""
     if len(list(filter(None, budgets))) < 2:
         return []
-    told, head, body = _budgets(budgets, table, "**{}**")
+    told, head, body = _budgets(budgets, table, "**{}**", paper=True)
     return [told, _markdown_table(head, body, "l" + "r" * (len(head) - 1))]
 
 
-def _budgets(budgets: Sequence[Sequence[dict]], table: PaperTable, bold: str) -> tuple[str, list[str], list[list[str]]]:
+def _budgets(
+    budgets: Sequence[Sequence[dict]], table: PaperTable, bold: str, paper: bool
+) -> tuple[str, list[str], list[list[str]]]:
     """What is said of several budgets, and the head and body of the matrix that shows them, ours in `bold`.
 
     The first is the one that the rest of the table is about; of the others it is said here whether the orders hold.
@@ -792,11 +794,12 @@ def _budgets(budgets: Sequence[Sequence[dict]], table: PaperTable, bold: str) ->
 
     def entry(row: str, column: str) -> str:
         values = [bold.format(f"{some[row, column]:.2f}") if (row, column) in some else "–" for some in found]
-        paper = table.paper[row].get(column)
-        return " · ".join(values) + ("" if paper is None else f" ({paper:.1f})")
+        theirs = table.paper[row].get(column) if paper else None
+        return " · ".join(values) + ("" if theirs is None else f" ({theirs:.1f})")
 
     names = [records[0]["budget"] for records in budgets]
-    told = f"The same at several budgets, {' · '.join(f'`{name}`' for name in names)} (the paper's); – is not run yet."
+    told = f"The same at several budgets, {' · '.join(f'`{name}`' for name in names)}"
+    told += " (the paper's); – is not run yet." if paper else "; – is not run yet."
     for name, records in zip(names, budgets, strict=True):
         told += f" `{name}`: {len(records)} of {len(keys)} cells, {_trained(records)}. {_trained_on(records)}"
         told += "".join(f" {line}" for line in _orders(records) if records is not main)
@@ -1268,7 +1271,7 @@ def to_terminal(records: Sequence[dict], number: int, others: Sequence[Sequence[
                 aside.add_row()
         shown += [Text(), aside, Text(), Text(told.replace("`", ""), style="dim")]
     if len(list(filter(None, [records, *others]))) > 1:
-        told, head, body = _budgets([records, *others], table, "{}")
+        told, head, body = _budgets([records, *others], table, "{}", paper=False)  # it stands above, and lines are short
         aside = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for name in head:
             aside.add_column(name, justify="left" if name == head[0] else "right", no_wrap=True)
