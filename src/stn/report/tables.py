@@ -1271,7 +1271,7 @@ def to_terminal(records: Sequence[dict], number: int, others: Sequence[Sequence[
                 aside.add_row()
         shown += [Text(), aside, Text(), Text(told.replace("`", ""), style="dim")]
     if len(list(filter(None, [records, *others]))) > 1:
-        told, head, body = _budgets([records, *others], table, "{}", paper=False)  # it stands above, and lines are short
+        told, head, body = _budgets([records, *others], table, "{}", paper=False)  # it stands above
         aside = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for name in head:
             aside.add_column(name, justify="left" if name == head[0] else "right", no_wrap=True)
