@@ -93,6 +93,7 @@ def _compared(bench: Bench, cfg: DictConfig, digits: Digits, steps: int) -> dict
 def _ours(cfg: DictConfig, images: Tensor, device: torch.device, steps: int, block: int) -> Work:
     torch.manual_seed(0)
     learner = new_learner(cfg, BlockLearner if block > 1 else Learner)
+    steps = -(-steps // block) * block  # whole blocks, or the clock would miss their end
     loop = OurLoop(learner, cfg, device, steps, warm=max(3, block), block=block)
     return Work(lambda: _scores(learner, images), measure=loop)
 

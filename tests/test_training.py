@@ -231,3 +231,8 @@ def test_scratch_is_named_by_all_that_decides_the_result():
         )
         == 4
     )
+
+
+def test_another_c_library_keeps_its_own_ways(monkeypatch):
+    monkeypatch.setattr(runs.ctypes, "CDLL", lambda name: object())  # as musl's, without mallopt
+    runs.keep_memory()
