@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from conftest import one_error, run
 from stn.config import compose
 from stn.training import run as runs
+from stn.training.callbacks import Pictures
 from stn.training.feed import Feed
 from stn.training.learner import Learner, new_learner
 
@@ -188,6 +190,28 @@ def test_wandb_runs_offline_without_an_account(workplace, tmp_path):
     folder = place(workplace, tmp_path)
     train(folder, "model=st_cnn_affine", "logger=wandb", "seeds=[0,1]")
     assert len(list(folder.glob("outputs/wandb/offline-run-*"))) == 2
+
+
+@pytest.mark.parametrize("channels, rows, mode", [(1, 1, "L"), (2, 2, "L"), (3, 1, "RGB")])
+def test_the_pictures_sent_to_wandb_show_all_channels_and_colours(channels, rows, mode):
+    images, sent = torch.rand(5, channels, 8, 8), {}
+    trainer = SimpleNamespace(
+        sanity_checking=False,
+        is_global_zero=True,
+        global_step=7,
+        datamodule=SimpleNamespace(examples=lambda n: (images[:n], None)),
+        logger=SimpleNamespace(experiment=SimpleNamespace(log=sent.update)),
+    )
+    network = SimpleNamespace(seen=lambda images: images.flip(1))
+    Pictures(4).on_validation_end(trainer, SimpleNamespace(network=network))
+    picture = sent["transformer"].image
+    assert (picture.mode, picture.size) == (mode, (4 * 8, 2 * rows * 8))
+    shown = torch.from_numpy(np.array(picture)).view(2 * rows, 8, 4, 8, -1)
+    above, below = shown[:rows], shown[rows:]
+    order = (2, 0, 4, 1, 3) if channels < 3 else (2, 4, 0, 1, 3)  # to image, channel, height, width
+    flat = [part.permute(order).reshape(4, channels, 8, 8) for part in (above, below)]
+    torch.testing.assert_close(flat[0], (images[:4] * 255).to(torch.uint8))
+    torch.testing.assert_close(flat[1], (images[:4].flip(1) * 255).to(torch.uint8))
 
 
 def losses() -> list[float]:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import Bbox, TransformedBbox
 from PIL import Image
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -958,7 +959,8 @@ def _solid(axes: mpl.axes.Axes, volume: np.ndarray, theta: np.ndarray, colour: s
     corners = CORNERS @ matrix[:, :3].T + matrix[:, 3]
     _box(axes, corners, colour, 1.3)
     face = corners[list(FACE)] @ CAMERA.T
-    axes.add_patch(Polygon(face[:, :2], facecolor=colour, edgecolor="none", alpha=0.16, zorder=3))
+    front = axes.add_patch(Polygon(face[:, :2], facecolor=colour, edgecolor="none", alpha=0.16, zorder=3))
+    front.set_clip_box(_room(axes))
     centre, sight = face.mean(0), CAMERA @ matrix[:, 2]
     start = centre - 0.5 * sight / max(float(np.linalg.norm(sight)), 1e-9)
     arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9}
@@ -972,9 +974,14 @@ def _box(axes: mpl.axes.Axes, corners: np.ndarray, colour: str, width: float) ->
     for hidden in (True, False):
         lines = [seen[list(edge), :2] for edge in EDGES if (farthest in edge) == hidden]
         style = {"linewidths": 0.55 if hidden else width, "alpha": 0.75 if hidden else 1, "zorder": 1 if hidden else 4}
-        axes.add_collection(
-            LineCollection(lines, colors=colour, linestyles=(0, (3, 2)) if hidden else "-", capstyle="round", **style)
-        )
+        dashes = (0, (3, 2)) if hidden else "-"
+        edges = axes.add_collection(LineCollection(lines, colors=colour, linestyles=dashes, capstyle="round", **style))
+        edges.set_clip_box(_room(axes))
+
+
+def _room(axes: mpl.axes.Axes) -> TransformedBbox:
+    """Where a box may be drawn: a little beyond the axes, as far as the neighbours allow."""
+    return TransformedBbox(Bbox([[-0.09, -0.09], [1.09, 1.09]]), axes.transAxes)
 
 
 def _shaded(volume: np.ndarray, dots: int = 120) -> tuple[np.ndarray, tuple[float, ...]]:

@@ -53,7 +53,10 @@ class Watch(Callback):
 
 
 class Pictures(Callback):
-    """At each validation, sends wandb a strip of validation images above what the classifier sees of them."""
+    """At each validation, sends wandb a strip of validation images above what the classifier sees of them.
+
+    Images of three channels are shown in their colours, the channels of others one below the other.
+    """
 
     def __init__(self, n: int):
         self.n = n
@@ -70,9 +73,18 @@ class Pictures(Callback):
             if images.ndim == 5:  # volumes: as the classifier would see them without a transformer
                 images = learner.network.projected(images)
         seen = torch.nn.functional.interpolate(seen, size=images.shape[2:], mode="nearest")
-        strip = torch.cat([torch.cat(list(row[:, 0]), 1) for row in (images, seen)]).cpu().numpy()
+        strip = torch.cat([self._strip(images), self._strip(seen)]).cpu().numpy()
+        strip = strip - min(strip.min(), 0)  # of images whose mean is subtracted
         image = wandb.Image((strip * 255).clip(0, 255).astype("uint8"), caption="above: input, below: seen")
         trainer.logger.experiment.log({"transformer": image, "trainer/global_step": trainer.global_step})
+
+    @staticmethod
+    def _strip(images: torch.Tensor) -> torch.Tensor:
+        """The images (n, C, H, W) side by side: (H, n W, 3) where C is 3, or (C H, n W)."""
+        n, channels, height, width = images.shape
+        if channels == 3:
+            return images.permute(2, 0, 3, 1).reshape(height, n * width, 3)
+        return images.permute(1, 2, 0, 3).reshape(channels * height, n * width)
 
 
 class Trace(Callback):
