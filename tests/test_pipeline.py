@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, dependencies, imports, one_error, run, spawn
 from stn.errors import UserError
 from stn.params import TABLES, cells, declared, read_params, write_params
-from stn.pipeline import export_names, stage_names, workspace
+from stn.pipeline import _longest_first, export_names, stage_names, workspace
 
 PARAMS = """# tiny
 budget: smoke   # a comment
@@ -55,6 +55,14 @@ def test_the_pipeline_leaves_tables_figures_and_records(tiny):
         assert (tiny / "reports" / name).stat().st_size > 100
     assert "not comparable" in (tiny / "reports" / "table1.md").read_text()
     assert "smoke" in (tiny / "README.md").read_text()
+
+
+def test_what_took_longest_is_trained_first_and_before_it_what_is_new():
+    stages = {("r", name): ("distort", f"cell@{name}") for name in ("fcn", "cnn", "st", "new", "newer")}
+    before = {("r", "fcn"): [(9.0, "1"), (8.0, "2")], ("r", "cnn"): [(90.0, "1")], ("r", "st"): [(60.0, "1")]}
+    before |= {("r", "new"): None, ("r", "newer"): None}
+    order = sorted([train for *_, train in stages.values()], key=_longest_first(stages, before))
+    assert order == ["cell@new", "cell@newer", "cell@cnn", "cell@st", "cell@fcn"]
 
 
 def test_nothing_is_stale_the_second_time(tiny):

@@ -46,20 +46,20 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
         required = required | ceiling(params)
         stages |= {cell: _stages(CEILING, cell, params) for cell in ceiling(params)}
     names = [train for *_, train in stages.values()]
+    before = {cell: _seconds_and_dates(path) for cell, path in required.items()}
     if fresh:
         for path in required.values():
             path.unlink(missing_ok=True)
             path.with_suffix(".npz").unlink(missing_ok=True)
             path.with_name(f"{path.stem}-export.json").unlink(missing_ok=True)
             shutil.rmtree(Path("outputs/runs") / params.budget / path.stem, ignore_errors=True)
-    before = {cell: _seconds_and_dates(path) for cell, path in required.items()}
     started = time.monotonic()
     _dvc("repro", "-q", *dict.fromkeys(chain.from_iterable(makers for *makers, _ in stages.values())))
     if jobs == 1:
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *names)
     else:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-        stale = _stale(names)
+        stale = sorted(_stale(names), key=_longest_first(stages, before))  # no core is to idle at the end
         with ThreadPoolExecutor(jobs) as pool:
             # Without --single-item, or without --wait-for-lock, DVC processes running side by side fail.
             work = [pool.submit(_dvc, "--wait-for-lock", "repro", "-q", "-s", "--no-run-cache", name) for name in stale]
@@ -146,6 +146,12 @@ def _seconds_and_dates(path: Path) -> list | None:
         return [(seed["seconds"], seed["provenance"]["date"]) for seed in json.loads(path.read_text())["seeds"]]
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _longest_first(stages: dict[tuple[str, str], tuple[str, ...]], before: dict[tuple[str, str], list | None]):
+    """A sorting key for the stages that train: what took long, by its last record, first; before all, what has none."""
+    took = {stages[cell][-1]: sum(seconds for seconds, _ in runs) for cell, runs in before.items() if runs}
+    return lambda name: -took.get(name, float("inf"))
 
 
 def _places(path: Path) -> set[str]:
