@@ -186,6 +186,13 @@ def test_evaluate_repeats_the_recorded_error_and_refuses_what_does_not_fit(workp
     assert "damaged" in refused("checkpoint=broken.ckpt", "data=digits_r")
 
 
+def test_a_record_may_have_a_dot_in_its_name(workplace, tmp_path):
+    folder = place(workplace, tmp_path)
+    said = train(folder, "model=fcn", "record=out/rate0.01").stdout
+    assert "-> out/rate0.01.json" in said and (folder / "out/rate0.01.npz").exists()
+    assert json.loads((folder / "out/rate0.01.json").read_text())["model"] == "fcn"
+
+
 def test_wandb_runs_offline_without_an_account(workplace, tmp_path):
     folder = place(workplace, tmp_path)
     train(folder, "model=st_cnn_affine", "logger=wandb", "seeds=[0,1]")

@@ -61,9 +61,9 @@ def write_cell(
     }
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        _whole(record.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))
+        _whole(record.with_name(f"{record.name}.npz"), lambda file: np.savez_compressed(file, **arrays))
         text = json.dumps(facts, indent=1) + "\n"
-        _whole(record.with_suffix(".json"), lambda file: file.write(text.encode()))
+        _whole(record.with_name(f"{record.name}.json"), lambda file: file.write(text.encode()))
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or record}: {error.strerror}; set record=... elsewhere"
