@@ -10,7 +10,7 @@ from conftest import dependencies, imports, one_error, run
 from stn.config import CONF, compose
 from stn.data.digits import distortion, undistorted
 from stn.data.download import export_embedded
-from stn.data.sums import Sums, store
+from stn.data.sums import POSES, Sums, store
 from stn.errors import UserError
 from stn.models.digits import n_parameters
 from stn.models.localisation import FirstConvolution
@@ -217,7 +217,7 @@ def test_a_run_leaves_what_the_report_needs_and_a_cell_depends_on_all_it_imports
     assert imports(place, *asked) == dependencies("cell4")
     (made,) = tables.load(4, [record.with_suffix(".json")])
     arrays = made["arrays"]
-    assert made["n_test"] == 5000 and made["part"] and arrays["theta"].shape == (5000, 2, 32)
+    assert made["n_test"] == 5000 and made["part"] and arrays["theta"].shape == (POSES, 2, 32)
     assert arrays["pair_before"].shape == (1000, 2, 9, 2) and arrays["pair_after"].shape == (1000, 2, 2, 9, 2)
     assert arrays["example_grid"].shape == (4, 2, 42, 42, 2) and arrays["example_output"].shape == (4, 4, 21, 21)
     for found in tables.digits_undone([made]):  # two steps from the identity

@@ -104,7 +104,7 @@ class Sums:
         show, and the sum that the network says. example_grid (E, N, canvas, canvas, 2), example_output (E, 2N, side,
         side): the grids on them, and what the classifier sees. pair_before (POSES, 2, 9, 2), pair_after (POSES, N, 2,
         9, 2): the points of each digit of a pair at nine fixed points of the canvas, and at those of each transformer's
-        output.
+        output. theta (POSES, N, P): of the same pairs, in place of that of all, which would be the most of a record.
         """
         if "theta" not in arrays:
             return {}
@@ -131,6 +131,7 @@ class Sums:
             "example_output": (network.seen(images).float().clamp(0, 1) * 255).round().to(torch.uint8),
             "pair_before": before.half(),
             "pair_after": torch.stack(after, 1).half(),
+            "theta": theta[:POSES],
         }
         return {name: value.cpu().numpy() for name, value in found.items()}
 
