@@ -280,6 +280,17 @@ def test_captured_steps_are_the_plain_training_but_for_rounding(data, optimiser,
 
 
 @GPU
+@pytest.mark.parametrize("block", [1, 10])
+def test_a_whole_run_on_a_gpu_leaves_a_record(block, workplace, tmp_path):
+    (tmp_path / "data").symlink_to(workplace / "data")
+    settings = ["data=digits_r", "model=st_cnn_affine", *SMALL, "trainer=gpu", f"trainer.block={block}"]
+    result = run("stn.train", *settings, cwd=tmp_path)
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    (path,) = tmp_path.glob("outputs/results/*/*.json")
+    assert json.loads(path.read_text())["seeds"][0]["provenance"]["gpu"] == torch.cuda.get_device_name()
+
+
+@GPU
 @pytest.mark.parametrize("before, after", [(10, 10), (1, 10)])
 def test_a_resumed_captured_run_ends_near_an_uninterrupted_one(before, after, distorted, monkeypatch, tmp_path):
     monkeypatch.chdir(distorted)

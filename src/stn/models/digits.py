@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stn.geometry.sampling import LearnableSampler, bicubic, bilinear, integer
 from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, Transformation
-from stn.models.localisation import FirstConvolution, convolutional, fully_connected
+from stn.models.localisation import FirstConvolution, Layers, convolutional, fully_connected
 from stn.models.transformer import SpatialTransformer
 
 TRANSFORMATIONS: dict[str, Callable[[], Transformation]] = {
@@ -83,7 +83,7 @@ def transformer(
     return SpatialTransformer(network, features, TRANSFORMATIONS[transformation](), SAMPLERS[sampler]())
 
 
-def cnn(side: int, filters: int, classes: int, channels: int = 1) -> nn.Sequential:
+def cnn(side: int, filters: int, classes: int, channels: int = 1) -> Layers:
     """conv 9x9 - max-pool 2 - conv 7x7 - max-pool 2 - fully connected, without padding.
 
     Pooling rounds up: on the 21 pixels of RTS, rounding down would leave 6 of 13, too few for a 7x7 kernel. It stands
@@ -91,7 +91,7 @@ def cnn(side: int, filters: int, classes: int, channels: int = 1) -> nn.Sequenti
     """
     for kernel in (9, 7):
         side = math.ceil((side - kernel + 1) / 2)
-    return nn.Sequential(
+    return Layers(
         FirstConvolution(filters, 9, channels),
         nn.MaxPool2d(2, ceil_mode=True),
         nn.ReLU(inplace=True),

@@ -1,9 +1,12 @@
 """The localisation networks of Table 1 (paper, appendix A.4): images (B, C, H, W) to features (B, features)."""
 
+from importlib.util import find_spec
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+TRITON = find_spec("triton") is not None  # comes with torch, where there are GPUs that it knows
 
 
 def convolutional(canvas: int, filters: int, features: int, channels: int = 1) -> nn.Sequential:
@@ -14,7 +17,7 @@ def convolutional(canvas: int, filters: int, features: int, channels: int = 1) -
         filters: of each convolution (paper: 20).
         features: units of the last layer (paper: 20).
     """
-    body = nn.Sequential(
+    body = Layers(
         # Paper: "downsampled by 2", no word how. We: average pooling, because it aliases least.
         nn.AvgPool2d(2),
         FirstConvolution(filters, 5, channels),
@@ -25,7 +28,7 @@ def convolutional(canvas: int, filters: int, features: int, channels: int = 1) -
         nn.ReLU(inplace=True),
         nn.Flatten(),
     )
-    return nn.Sequential(*body, nn.Linear(_flat(body, channels, canvas), features), nn.ReLU(inplace=True))
+    return Layers(*body, nn.Linear(_flat(body, channels, canvas), features), nn.ReLU(inplace=True))
 
 
 def fully_connected(canvas: int, hidden: int, layers: int, channels: int = 1) -> nn.Sequential:
@@ -38,6 +41,17 @@ def fully_connected(canvas: int, hidden: int, layers: int, channels: int = 1) ->
         part for fan_in, fan_out in pairwise(widths) for part in (nn.Linear(fan_in, fan_out), nn.ReLU(inplace=True))
     ]
     return nn.Sequential(nn.Flatten(), *body)
+
+
+class Layers(nn.Sequential):
+    """`nn.Sequential`. A GPU makes the same of its convolutions with kernels of their own, `stn.models.kernels`."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.device.type != "cuda" or images.dtype != torch.float32 or not TRITON:
+            return super().forward(images)
+        from stn.models import kernels
+
+        return kernels.run(self, images) if kernels.usable(images.device) else super().forward(images)
 
 
 class FirstConvolution(nn.Conv2d):

@@ -89,7 +89,7 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
         raise KeyboardInterrupt from end
     trainer.test(learner, feed, verbose=False)
     arrays = learner.test_result()
-    learner.eval()  # Lightning leaves it as it was in training
+    learner.to(trainer.strategy.root_device).eval()  # Lightning leaves it on the CPU, and as it was in training
     arrays |= feed.source.evidence(learner.network, arrays)
     for trace in traces:
         arrays |= trace.arrays()

@@ -1,0 +1,416 @@
+"""The convolutions of small images as kernels of their own, for a GPU in single precision.
+
+On digits cuDNN spends most of its time on what it cannot know: that the first layer has one channel, that a max-pool
+and a ReLU follow it, that of a dgrad's window six of seven taps lie outside a 4 x 4 map. Here the first layer is one
+kernel, whose full-size map never reaches memory, and a later convolution takes, pixel by pixel, the taps that there
+are as products over the batch. The sums are those of `torch.nn.functional`, the reference that the tests hold them to;
+only their order differs, the same from run to run. Precision is that of PyTorch's own convolutions: TF32 products if
+`torch.backends.cudnn.allow_tf32`, bfloat16 ones under autocast; all is summed and stored in float32.
+
+Layouts: images (B, H, H) and maps (B, H, H, C) are square and dense, channels last; so is a weight (O, K, K, C).
+Channels are filled up with zeros to a multiple of 16, which is what loads of 16 bytes take; so between layers a map has
+more channels than the layer has filters. `code` says of each pooled value which of its four came through, 0 to 3 row by
+row, or 4 for none.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+TAPS = 32  # taps of a first convolution that a product takes at a time
+SPLITS = 132  # parts in which a gradient is summed: about as many as a large GPU has multiprocessors
+# Rows of a program, warps, stages of loads ahead; measured on an H100.
+LAUNCH = {
+    "first_forward": (64, 8, 3),
+    "first_weights": (32, 8, 3),
+    "first_taps": (128, 8, 3),
+    "forward": (64, 4, 3),
+    "maps": (64, 4, 3),
+    "weights": (64, 4, 3),
+}
+
+
+@lru_cache
+def usable(device: torch.device) -> bool:
+    """Whether the device is a GPU that has TF32 and bfloat16 products."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def run(layers: nn.Sequential, images: Tensor) -> Tensor:
+    """What `layers` make of images (B, C, H, H), float32: each layer by a kernel from here if there is one."""
+    x, todo, filters = images, list(layers), None
+    while todo:
+        layer = todo.pop(0)
+        if isinstance(layer, nn.Conv2d) and _plain(layer, x):
+            filters = layer.out_channels
+            if x.shape[1] == 1 and _pools(todo):
+                x = first_layer(x, layer.weight, layer.bias, todo[0].ceil_mode)
+                del todo[:2]
+            else:
+                x = convolution(x, layer.weight, layer.bias)
+        else:
+            if isinstance(layer, nn.Flatten) and filters:
+                x = x[:, :filters]
+            x = layer(x)
+    return x
+
+
+def first_layer(images: Tensor, weight: Tensor, bias: Tensor, ceil: bool) -> Tensor:
+    """relu(max_pool2d(conv2d(images, weight, bias), 2)) of images (B, 1, H, H): (B, F filled up, h, h)."""
+    more = -len(weight) % 16
+    return _FirstLayer.apply(images, F.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), F.pad(bias, (0, more)), ceil)
+
+
+def convolution(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """conv2d(maps, weight, bias) of maps (B, C filled up, H, H): (B, O filled up, h, h)."""
+    channels = maps.shape[1] - weight.shape[1]
+    if maps.shape[2] == weight.shape[2]:  # one place: a product
+        weight = _nhwc(F.pad(weight, (0, 0, 0, 0, 0, channels)))
+        return F.linear(_nhwc(maps).flatten(1), weight.flatten(1), bias)[..., None, None]
+    maps = F.pad(maps, (0, 0, 0, 0, 0, -maps.shape[1] % 16))
+    more = -len(weight) % 16
+    weight = F.pad(weight, (0, 0, 0, 0, 0, maps.shape[1] - weight.shape[1], 0, more))
+    return _Convolution.apply(maps, weight, F.pad(bias, (0, more)))
+
+
+def _plain(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Whether it is a convolution that the kernels know: square, without stride, padding, dilation or groups."""
+    one = layer.stride == layer.dilation == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
+    square = layer.kernel_size[0] == layer.kernel_size[1] and x.shape[2] == x.shape[3]
+    return one and square and layer.bias is not None and x.dtype == torch.float32
+
+
+def _pools(todo: list[nn.Module]) -> bool:
+    """Whether a max-pool by 2 and a ReLU follow."""
+    pool, relu = [*todo, None, None][:2]
+    return isinstance(pool, nn.MaxPool2d) and pool.kernel_size == 2 and pool.padding == 0 and isinstance(relu, nn.ReLU)
+
+
+class _FirstLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, images: Tensor, weight: Tensor, bias: Tensor, ceil: bool) -> Tensor:
+        batch, _, side, _ = images.shape
+        filters, kernel = weight.shape[0], weight.shape[2]
+        full = side - kernel + 1
+        pooled = (full + 1) // 2 if ceil else full // 2
+        images, weight = images.contiguous(), weight.reshape(filters, -1).contiguous()
+        out = _maps_like(images, batch, filters, pooled)
+        code = torch.empty(out.numel(), dtype=torch.uint8, device=out.device)
+        ctx.how, ctx.facts = _precision(images), (side, full, pooled, filters)
+        n = batch * pooled**2
+        rows, how = _launch("first_forward", ctx.how, filters)
+        _first_forward[(triton.cdiv(n, rows),)](
+            images, weight, bias, out, code, n, side, full, pooled, filters,
+            KERNEL=kernel, CHUNK=TAPS, BM=rows, BF=_block(filters), **how,
+        )  # fmt: skip
+        ctx.save_for_backward(images, weight, code)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        images, weight, code = ctx.saved_tensors
+        side, full, pooled, filters = ctx.facts
+        batch, kernel = len(images), round(weight.shape[1] ** 0.5)
+        gradient = _nhwc(gradient)
+        n, chunks = batch * pooled**2, triton.cdiv(kernel**2, TAPS)
+        rows, how = _launch("first_weights", ctx.how, filters)
+        splits, tiles = _splits(n, rows, SPLITS)
+        weights = images.new_empty(splits, chunks * TAPS, filters)
+        biases = images.new_empty(splits, filters)
+        _first_weights[(splits, chunks)](
+            images, gradient, code, weights, biases, n, side, pooled, filters, tiles,
+            KERNEL=kernel, CHUNK=TAPS, BM=rows, BF=_block(filters), **how,
+        )  # fmt: skip
+        to_images = None
+        if ctx.needs_input_grad[0]:
+            taps = images.new_empty(batch, kernel**2, full**2)
+            rows, how = _launch("first_taps", ctx.how, filters)
+            _first_taps[(batch, triton.cdiv(full**2, rows), chunks)](
+                gradient, code, weight, taps, full, pooled, filters,
+                KERNEL=kernel, CHUNK=TAPS, BN=rows, BF=_block(filters), **how,
+            )  # fmt: skip
+            to_images = torch.empty_like(images)
+            _first_images[(triton.cdiv(images.numel(), 256),)](
+                taps, to_images, images.numel(), side, full, KERNEL=kernel, BLOCK=256
+            )
+        to_weight = weights.sum(0)[: kernel**2].T.reshape(filters, 1, kernel, kernel)
+        return to_images, to_weight, biases.sum(0), None
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        maps, weight = _nhwc(maps), _nhwc(weight)
+        batch, side, _, channels = maps.shape
+        filters, kernel = weight.shape[:2]
+        ctx.how, ctx.left = _precision(maps), side - kernel + 1
+        out = _maps_like(maps, batch, filters, ctx.left)
+        rows, how = _launch("forward", ctx.how, channels, filters, programs=ctx.left**2 * batch)
+        _forward[(ctx.left**2, triton.cdiv(batch, rows))](
+            maps, weight, bias, out, batch, side, ctx.left, channels, filters,
+            KERNEL=kernel, BM=rows, BC=_block(channels), BO=_block(filters), **how,
+        )  # fmt: skip
+        ctx.save_for_backward(maps, weight)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        maps, weight = ctx.saved_tensors
+        batch, side, _, channels = maps.shape
+        filters, kernel, left = *weight.shape[:2], ctx.left
+        gradient = _nhwc(gradient)
+        blocks = {"BC": _block(channels), "BO": _block(filters), "KERNEL": kernel}
+        to_maps = None
+        if ctx.needs_input_grad[0]:
+            to_maps = torch.empty_like(maps)
+            rows, how = _launch("maps", ctx.how, channels, filters, programs=side**2 * batch)
+            _maps[(side**2, triton.cdiv(batch, rows))](
+                gradient, weight, to_maps, batch, side, left, channels, filters, BM=rows, **blocks, **how
+            )
+            to_maps = to_maps.permute(0, 3, 1, 2)
+        n = batch * left**2
+        rows, how = _launch("weights", ctx.how, channels, filters)
+        splits, tiles = _splits(n, rows, triton.cdiv(2 * SPLITS, kernel**2))
+        weights = maps.new_empty(splits, *weight.shape)
+        _weights[(kernel**2, splits)](
+            maps, gradient, weights, n, side, left, channels, filters, tiles, BR=rows, **blocks, **how
+        )
+        return to_maps, weights.sum(0).permute(0, 3, 1, 2), gradient.sum((0, 1, 2))
+
+
+def _nhwc(tensor: Tensor) -> Tensor:
+    """(A, C, H, W) as a dense (A, H, W, C); no copy where it is channels last."""
+    return tensor.permute(0, 2, 3, 1).contiguous()
+
+
+def _maps_like(tensor: Tensor, batch: int, channels: int, side: int) -> Tensor:
+    """Room for maps (B, C, side, side), channels last."""
+    shape = (batch, channels, side, side)
+    return torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=torch.channels_last)
+
+
+def _block(channels: int) -> int:
+    return triton.next_power_of_2(channels)
+
+
+def _splits(n: int, rows: int, most: int) -> tuple[int, int]:
+    """How many programs share n rows, and how many tiles of rows each takes."""
+    tiles = triton.cdiv(triton.cdiv(n, rows), most)
+    return triton.cdiv(n, rows * tiles), tiles
+
+
+def _launch(kernel: str, precision: str, *channels: int, programs: int | None = None) -> tuple[int, dict]:
+    """Rows of a program of a kernel, and how it is launched: wide blocks take more warps, and memory for fewer stages.
+
+    `programs` is how many there were with a row each, where fewer rows are better than multiprocessors without work.
+    """
+    rows, warps, stages = LAUNCH[kernel]
+    if max(map(_block, channels)) > 64:
+        warps, stages = 8, min(stages, 2)
+    while programs and rows > 16 and programs // rows < SPLITS // 2:
+        rows //= 2
+    return rows, {"HOW": precision, "num_warps": warps, "num_stages": stages}
+
+
+def _precision(images: Tensor) -> str:
+    """Of products."""
+    if torch.is_autocast_enabled(images.device.type):
+        return "bf16"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+@triton.jit
+def _dot(a, b, total, HOW: tl.constexpr):
+    if HOW == "bf16":
+        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), total)
+    else:
+        return tl.dot(a, b, total, input_precision=HOW)
+
+
+@triton.jit
+def _first_forward(
+    images, weight, bias, out, code, n, side, full, pooled, filters,
+    KERNEL: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """BM pooled values of all filters: the largest of four sums over the taps, plus the bias, if that is positive."""
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    x, y, b = m % pooled, m // pooled % pooled, m // (pooled * pooled)
+    corner = images + (b * side + 2 * y) * side + 2 * x
+    f = tl.arange(0, BF)
+    best = tl.full((BM, BF), float("-inf"), tl.float32)
+    which = tl.zeros((BM, BF), tl.int32)
+    for s in tl.static_range(4):
+        there = (m < n) & (2 * y + s // 2 < full) & (2 * x + s % 2 < full)
+        total = tl.zeros((BM, BF), tl.float32)
+        for first in tl.static_range(0, KERNEL * KERNEL, CHUNK):
+            k = first + tl.arange(0, CHUNK)
+            place = (k // KERNEL + s // 2) * side + k % KERNEL + s % 2
+            some = k < KERNEL * KERNEL
+            a = tl.load(corner[:, None] + place[None, :], mask=there[:, None] & some[None, :], other=0.0)
+            w = tl.load(
+                weight + f[None, :] * (KERNEL * KERNEL) + k[:, None],
+                mask=(f < filters)[None, :] & some[:, None],
+                other=0.0,
+            )
+            total = _dot(a, w, total, HOW)
+        total = tl.where(there[:, None], total, float("-inf"))
+        better = (total > best) | (total != total)  # NaN goes through, as through torch's max-pool
+        best = tl.where(better, total, best)
+        which = tl.where(better, s, which)
+    best += tl.load(bias + f, mask=f < filters, other=0.0)[None, :]
+    place = m[:, None] * filters + f[None, :]
+    some = (m < n)[:, None] & (f < filters)[None, :]
+    tl.store(out + place, tl.where(best < 0, 0.0, best), mask=some)
+    tl.store(code + place, tl.where(best > 0, which, 4).to(tl.uint8), mask=some)
+
+
+@triton.jit
+def _first_weights(
+    images, gradient, code, weights, biases, n, side, pooled, filters, tiles,
+    KERNEL: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """A split's part of the gradients of CHUNK taps of all filters, and of the biases."""
+    split, chunk = tl.program_id(0), tl.program_id(1)
+    k = chunk * CHUNK + tl.arange(0, CHUNK)
+    ky, kx = k // KERNEL, k % KERNEL
+    f = tl.arange(0, BF)
+    total = tl.zeros((CHUNK, BF), tl.float32)
+    of_bias = tl.zeros((BF,), tl.float32)
+    for tile in range(tiles):
+        m = (split * tiles + tile) * BM + tl.arange(0, BM)
+        x, y, b = m % pooled, m // pooled % pooled, m // (pooled * pooled)
+        some = (m < n)[:, None] & (f < filters)[None, :]
+        g = tl.load(gradient + m[:, None] * filters + f[None, :], mask=some, other=0.0)
+        c = tl.load(code + m[:, None] * filters + f[None, :], mask=some, other=4)
+        of_bias += tl.sum(tl.where(c < 4, g, 0.0), 0)
+        for s in tl.static_range(4):
+            row, column = 2 * y[None, :] + ky[:, None] + s // 2, 2 * x[None, :] + kx[:, None] + s % 2
+            there = (m < n)[None, :] & (k < KERNEL * KERNEL)[:, None] & (row < side) & (column < side)
+            a = tl.load(images + (b[None, :] * side + row) * side + column, mask=there, other=0.0)
+            total = _dot(a, tl.where(c == s, g, 0.0), total, HOW)
+    place = (split * tl.num_programs(1) * CHUNK + k[:, None]) * filters + f[None, :]
+    tl.store(weights + place, total, mask=(f < filters)[None, :])
+    if chunk == 0:
+        tl.store(biases + split * filters + f, of_bias, mask=f < filters)
+
+
+@triton.jit
+def _first_taps(
+    gradient, code, weight, taps, full, pooled, filters,
+    KERNEL: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """What BN places of an image's full-size map hand back through CHUNK taps, summed over filters: (CHUNK, BN)."""
+    b = tl.program_id(0)
+    place = tl.program_id(1) * BN + tl.arange(0, BN)
+    k = tl.program_id(2) * CHUNK + tl.arange(0, CHUNK)
+    f = tl.arange(0, BF)
+    y, x = place // full, place % full
+    there = (place < full * full) & (y // 2 < pooled) & (x // 2 < pooled)
+    source = ((b * pooled + y // 2) * pooled + x // 2) * filters
+    some = (f < filters)[:, None] & there[None, :]
+    g = tl.load(gradient + source[None, :] + f[:, None], mask=some, other=0.0)
+    c = tl.load(code + source[None, :] + f[:, None], mask=some, other=4)
+    g = tl.where(c == (y % 2 * 2 + x % 2)[None, :], g, 0.0)
+    w = tl.load(
+        weight + f[None, :] * (KERNEL * KERNEL) + k[:, None],
+        mask=(f < filters)[None, :] & (k < KERNEL * KERNEL)[:, None],
+        other=0.0,
+    )
+    total = _dot(w, g, tl.zeros((CHUNK, BN), tl.float32), HOW)
+    target = (b * (KERNEL * KERNEL) + k[:, None]) * (full * full) + place[None, :]
+    tl.store(taps + target, total, mask=(k < KERNEL * KERNEL)[:, None] & (place < full * full)[None, :])
+
+
+@triton.jit
+def _first_images(taps, to_images, n, side, full, KERNEL: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of what came back to each pixel."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x, y, b = i % side, i // side % side, i // (side * side)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for k in tl.static_range(KERNEL * KERNEL):
+        row, column = y - k // KERNEL, x - k % KERNEL
+        there = (i < n) & (row >= 0) & (row < full) & (column >= 0) & (column < full)
+        total += tl.load(taps + ((b * KERNEL * KERNEL + k) * full + row) * full + column, mask=there, other=0.0)
+    tl.store(to_images + i, total, mask=i < n)
+
+
+@triton.jit
+def _forward(
+    maps, weight, bias, out, batch, side, left, channels, filters,
+    KERNEL: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """All filters at one place of BM images."""
+    place = tl.program_id(0)
+    y, x = place // left, place % left
+    b = tl.program_id(1) * BM + tl.arange(0, BM)
+    c, o = tl.arange(0, BC), tl.arange(0, BO)
+    some_a = (b < batch)[:, None] & (c < channels)[None, :]
+    some_w = (c < channels)[:, None] & (o < filters)[None, :]
+    a_at = maps + b[:, None] * (side * side * channels) + c[None, :]
+    w_at = weight + o[None, :] * (KERNEL * KERNEL * channels) + c[:, None]
+    total = tl.zeros((BM, BO), tl.float32)
+    for k in range(KERNEL * KERNEL):
+        a = tl.load(a_at + ((y + k // KERNEL) * side + x + k % KERNEL) * channels, mask=some_a, other=0.0)
+        w = tl.load(w_at + k * channels, mask=some_w, other=0.0)
+        total = _dot(a, w, total, HOW)
+    total += tl.load(bias + o, mask=o < filters, other=0.0)[None, :]
+    target = out + (b[:, None] * (left * left) + place) * filters + o[None, :]
+    tl.store(target, total, mask=(b < batch)[:, None] & (o < filters)[None, :])
+
+
+@triton.jit
+def _maps(
+    gradient, weight, to_maps, batch, side, left, channels, filters,
+    KERNEL: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """The gradient of all channels at one pixel of BM images: over the taps that reach it from within the output."""
+    pixel = tl.program_id(0)
+    y, x = pixel // side, pixel % side
+    b = tl.program_id(1) * BM + tl.arange(0, BM)
+    c, o = tl.arange(0, BC), tl.arange(0, BO)
+    some_g = (b < batch)[:, None] & (o < filters)[None, :]
+    some_w = (o < filters)[:, None] & (c < channels)[None, :]
+    g_at = gradient + b[:, None] * (left * left * filters) + o[None, :]
+    w_at = weight + o[:, None] * (KERNEL * KERNEL * channels) + c[None, :]
+    total = tl.zeros((BM, BC), tl.float32)
+    top, bottom = tl.maximum(0, y - left + 1), tl.minimum(KERNEL, y + 1)
+    start, end = tl.maximum(0, x - left + 1), tl.minimum(KERNEL, x + 1)
+    across = end - start
+    for i in range((bottom - top) * across):
+        ky, kx = top + i // across, start + i % across
+        g = tl.load(g_at + ((y - ky) * left + x - kx) * filters, mask=some_g, other=0.0)
+        w = tl.load(w_at + (ky * KERNEL + kx) * channels, mask=some_w, other=0.0)
+        total = _dot(g, w, total, HOW)
+    target = to_maps + (b[:, None] * (side * side) + pixel) * channels + c[None, :]
+    tl.store(target, total, mask=(b < batch)[:, None] & (c < channels)[None, :])
+
+
+@triton.jit
+def _weights(
+    maps, gradient, weights, n, side, left, channels, filters, tiles,
+    KERNEL: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, HOW: tl.constexpr,
+):  # fmt: skip
+    """A split's part of the gradient of one tap of all filters."""
+    k, split = tl.program_id(0), tl.program_id(1)
+    c, o = tl.arange(0, BC), tl.arange(0, BO)
+    total = tl.zeros((BO, BC), tl.float32)
+    for tile in range(tiles):
+        r = (split * tiles + tile) * BR + tl.arange(0, BR)
+        b, y, x = r // (left * left), r // left % left, r % left
+        pixel = (b * side + y + k // KERNEL) * side + x + k % KERNEL
+        g = tl.load(
+            gradient + r[None, :] * filters + o[:, None], mask=(r < n)[None, :] & (o < filters)[:, None], other=0.0
+        )
+        a = tl.load(
+            maps + pixel[:, None] * channels + c[None, :], mask=(r < n)[:, None] & (c < channels)[None, :], other=0.0
+        )
+        total = _dot(g, a, total, HOW)
+    target = weights + ((split * filters + o[:, None]) * (KERNEL * KERNEL) + k) * channels + c[None, :]
+    tl.store(target, total, mask=(o < filters)[:, None] & (c < channels)[None, :])
