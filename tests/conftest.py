@@ -29,6 +29,8 @@ HARMLESS = {
     "stn/geometry/__init__.py",
 }
 os.environ.setdefault("WANDB_MODE", "offline")
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on a CPU, slowly
 torch.set_num_threads(1)
 
 
@@ -71,9 +73,10 @@ def one_error(result: subprocess.CompletedProcess) -> str:
 
 
 def imports(folder: Path, *overrides: str) -> set[str]:
-    """The project's files that a training run imports and that can change its result."""
+    """The project's files that a training run imports, here or on a GPU, and that can change its result."""
     code = (
-        "import sys; from stn.train import main; main(); "
+        "import sys; from stn.train import main; main()\n"
+        "if 'stn.models.localisation' in sys.modules: import stn.models.kernels\n"
         "print(*[m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'stn'], sep='\\n')"
     )
     command = [sys.executable, "-c", code, *overrides, "budget=smoke", "logger=none"]

@@ -90,17 +90,20 @@ def test_a_pose_is_what_opencv_makes_of_it(name):
         assert np.abs(image - wanted).mean() < 0.7  # OpenCV's weights are in steps of 1/32 pixel
 
 
-def test_a_projection_is_what_opencv_makes_of_it():
-    warp, _ = drawn("p", 1)
+@pytest.mark.parametrize("canvas", [28, 42])
+def test_a_projection_is_what_opencv_makes_of_it(canvas):
+    """The digit's frame of 28 pixels is moved at its corners, whatever the canvas around it."""
+    warp = distortion(compose("data=mnist_p", f"data.canvas={canvas}").data)
     parameters = warp.draw(20, generator(2, "test"), torch.float64).double()
-    corners = np.array(CORNERS)
-    moved = corners + 2 * parameters[:, 1:9].view(-1, 4, 2).numpy() / 28
+    corners = np.array(CORNERS) * 28 / canvas
+    moved = corners + 2 * parameters[:, 1:9].view(-1, 4, 2).numpy() / canvas
     inside = np.random.default_rng(2).dirichlet(np.ones(4), size=50)  # of the quadrilateral: beyond lies the horizon
     points = inside @ moved
     found = warp.digit_points(parameters, torch.from_numpy(points)).numpy()
     for row, quadrilateral, there, ours in zip(parameters.numpy(), moved, points, found, strict=True):
         matrix = cv2.getPerspectiveTransform(quadrilateral.astype(np.float32), corners.astype(np.float32))
-        np.testing.assert_allclose(ours, cv2.perspectiveTransform(there[None], matrix)[0] / row[0], atol=2e-4)
+        wanted = cv2.perspectiveTransform(there[None], matrix)[0] * (canvas / 28) / row[0]
+        np.testing.assert_allclose(ours, wanted, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["r", "rts", "p", "e", "tc"])
@@ -167,10 +170,20 @@ def test_stored_sets_hold_labels_and_the_parameters_that_made_them(data, tmp_pat
     assert about["columns"][-1] == "redraws" and "redrawn" in about["sets"]["test"]
 
 
-@pytest.mark.parametrize("kind, off", [("r", 1e-4), ("rts", 1e-4), ("p", 1e-3), ("e", 0.1), ("tc", 1e-4)])
-def test_a_distortion_is_undone_by_its_own_parameters(kind, off):
+@pytest.mark.parametrize(
+    "kind, off, more",
+    [
+        ("r", 1e-4, ()),
+        ("rts", 1e-4, ()),
+        ("p", 1e-3, ()),
+        ("p", 1e-3, ("data.canvas=42",)),
+        ("e", 0.1, ()),
+        ("tc", 1e-4, ()),
+    ],
+)
+def test_a_distortion_is_undone_by_its_own_parameters(kind, off, more):
     """`off` in pixels, of the points inside the canvas: beyond its edge there is nothing to undo."""
-    warp = distortion(compose(f"data=mnist_{kind}", "model=cnn").data)
+    warp = distortion(compose(f"data=mnist_{kind}", "model=cnn", *more).data)
     parameters = warp.draw(400, generator(3, "undone"))
     canvas = warp.inverse_grid(parameters)
     digit = pixel_centres((28, 28), torch.float32, torch.device("cpu"))

@@ -57,6 +57,14 @@ def test_the_pipeline_leaves_tables_figures_and_records(tiny):
     assert "smoke" in (tiny / "README.md").read_text()
 
 
+@pytest.mark.parametrize("trainer, jobs", [("cpu", os.cpu_count()), ("gpu", 1), ("ddp", 1)])
+def test_cells_side_by_side_are_one_for_each_core_but_on_a_gpu_one(trainer, jobs, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("stn.pipeline.demo", asked.append)
+    monkeypatch.setenv("STN_TRAINER", trainer)
+    assert run("stn.pipeline", "demo", cwd=tmp_path).returncode == 0 and asked == [jobs]
+
+
 def test_what_took_longest_is_trained_first_and_before_it_what_is_new():
     stages = {("r", name): ("distort", f"cell@{name}") for name in ("fcn", "cnn", "st", "new", "newer")}
     before = {("r", "fcn"): [(9.0, "1"), (8.0, "2")], ("r", "cnn"): [(90.0, "1")], ("r", "st"): [(60.0, "1")]}

@@ -144,7 +144,7 @@ class Pose(Distortion):
 
 @dataclass(frozen=True)
 class Projection(Distortion):
-    """Scale, then each corner of the image moved by N(0, sigma) pixels in x and y: P.
+    """Scale, then each corner of the digit's frame moved by N(0, sigma) pixels in x and y: P.
 
     A draw whose corners are no longer those of a convex quadrilateral, in their old order, has no homography that
     shows the digit. Paper: silent. We: draw again; the last column counts how often.
@@ -171,11 +171,15 @@ class Projection(Distortion):
         return torch.cat([scale[:, None], chosen, first[:, None].to(u.dtype)], 1).float()
 
     def _moved(self, moves: Tensor) -> Tensor:
-        return _corners(moves.dtype, moves.device) + 2 * moves / self.canvas
+        return self._at_rest(moves) + 2 * moves / self.canvas
+
+    def _at_rest(self, like: Tensor) -> Tensor:
+        """The corners of the digit's frame in the middle of the canvas, (4, 2)."""
+        return _corners(like.dtype, like.device) * (self.digit / self.canvas)
 
     def _theta(self, parameters: Tensor) -> Tensor:
         moved = self._moved(parameters[:, 1:9].view(-1, 4, 2))
-        return homography_through(source=_corners(moved.dtype, moved.device).expand_as(moved), target=moved)
+        return homography_through(source=self._at_rest(moved).expand_as(moved), target=moved)
 
     def digit_points(self, parameters: Tensor, points: Tensor) -> Tensor:
         zoom = self.canvas / self.digit / parameters[:, 0]
@@ -188,7 +192,7 @@ class Projection(Distortion):
     def inverse_grid(self, parameters: Tensor) -> Tensor:
         zoom = self.canvas / self.digit / parameters[:, 0]
         moved = self._moved(parameters[:, 1:9].view(-1, 4, 2))
-        theta = homography_through(source=moved, target=_corners(moved.dtype, moved.device).expand_as(moved))
+        theta = homography_through(source=moved, target=self._at_rest(moved).expand_as(moved))
         digit = pixel_centres((self.digit, self.digit), theta.dtype, theta.device)
         return Projective().points(theta, digit / zoom[:, None, None]).unflatten(1, (self.digit, self.digit))
 

@@ -3,9 +3,11 @@
 On digits cuDNN spends most of its time on what it cannot know: that the first layer has one channel, that a max-pool
 and a ReLU follow it, that of a dgrad's window six of seven taps lie outside a 4 x 4 map. Here the first layer is one
 kernel, whose full-size map never reaches memory, and a later convolution takes, pixel by pixel, the taps that there
-are as products over the batch. The sums are those of `torch.nn.functional`, the reference that the tests hold them to;
-only their order differs, the same from run to run. Precision is that of PyTorch's own convolutions: TF32 products if
-`torch.backends.cudnn.allow_tf32`, bfloat16 ones under autocast; all is summed and stored in float32.
+are as products over the batch. Its weight gradient is cuDNN's, which is faster at that.
+
+The sums are those of `torch.nn.functional`, to which the tests hold them; only their order differs, the same from run
+to run. Precision is that of PyTorch's own convolutions: TF32 products if `torch.backends.cudnn.allow_tf32`, bfloat16
+ones under autocast; all is summed and stored in float32.
 
 Layouts: images (B, H, H) and maps (B, H, H, C) are square and dense, channels last; so is a weight (O, K, K, C).
 Channels are filled up with zeros to a multiple of 16, which is what loads of 16 bytes take; so between layers a map has
@@ -23,15 +25,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 TAPS = 32  # taps of a first convolution that a product takes at a time
-SPLITS = 132  # parts in which a gradient is summed: about as many as a large GPU has multiprocessors
+WIDEST = 128  # channels: a product takes all at once, and more would not fit into shared memory
+PROCESSORS = 132  # of an H100: programs are cut so that each has something to do
 # Rows of a program, warps, stages of loads ahead; measured on an H100.
 LAUNCH = {
-    "first_forward": (64, 8, 3),
-    "first_weights": (32, 8, 3),
-    "first_taps": (128, 8, 3),
-    "forward": (64, 4, 3),
-    "maps": (64, 4, 3),
-    "weights": (64, 4, 3),
+    "first_forward": (32, 4, 3),
+    "first_weights": (32, 4, 3),
+    "first_taps": (128, 4, 3),
+    "forward": (64, 8, 4),
+    "maps": (32, 4, 3),
 }
 
 
@@ -43,7 +45,7 @@ def usable(device: torch.device) -> bool:
 
 def run(layers: nn.Sequential, images: Tensor) -> Tensor:
     """What `layers` make of images (B, C, H, H), float32: each layer by a kernel from here if there is one."""
-    x, todo, filters = images, list(layers), None
+    x, todo, filters = images, list(layers), None  # of the kernel before: what is not filled up
     while todo:
         layer = todo.pop(0)
         if isinstance(layer, nn.Conv2d) and _plain(layer, x):
@@ -54,10 +56,10 @@ def run(layers: nn.Sequential, images: Tensor) -> Tensor:
             else:
                 x = convolution(x, layer.weight, layer.bias)
         else:
-            if isinstance(layer, nn.Flatten) and filters:
-                x = x[:, :filters]
+            if filters and isinstance(layer, nn.Flatten | nn.Conv2d):
+                x, filters = x[:, :filters], None
             x = layer(x)
-    return x
+    return x[:, :filters] if filters else x
 
 
 def first_layer(images: Tensor, weight: Tensor, bias: Tensor, ceil: bool) -> Tensor:
@@ -82,7 +84,8 @@ def _plain(layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether it is a convolution that the kernels know: square, without stride, padding, dilation or groups."""
     one = layer.stride == layer.dilation == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
     square = layer.kernel_size[0] == layer.kernel_size[1] and x.shape[2] == x.shape[3]
-    return one and square and layer.bias is not None and x.dtype == torch.float32
+    narrow = max(layer.in_channels, layer.out_channels) <= WIDEST
+    return one and square and narrow and layer.bias is not None and x.dtype == torch.float32
 
 
 def _pools(todo: list[nn.Module]) -> bool:
@@ -103,7 +106,7 @@ class _FirstLayer(torch.autograd.Function):
         code = torch.empty(out.numel(), dtype=torch.uint8, device=out.device)
         ctx.how, ctx.facts = _precision(images), (side, full, pooled, filters)
         n = batch * pooled**2
-        rows, how = _launch("first_forward", ctx.how, filters)
+        rows, how = _launch("first_forward", images, ctx.how, filters)
         _first_forward[(triton.cdiv(n, rows),)](
             images, weight, bias, out, code, n, side, full, pooled, filters,
             KERNEL=kernel, CHUNK=TAPS, BM=rows, BF=_block(filters), **how,
@@ -119,8 +122,9 @@ class _FirstLayer(torch.autograd.Function):
         batch, kernel = len(images), round(weight.shape[1] ** 0.5)
         gradient = _nhwc(gradient)
         n, chunks = batch * pooled**2, triton.cdiv(kernel**2, TAPS)
-        rows, how = _launch("first_weights", ctx.how, filters)
-        splits, tiles = _splits(n, rows, SPLITS)
+        rows, how = _launch("first_weights", images, ctx.how, filters)
+        tiles = triton.cdiv(triton.cdiv(n, rows), PROCESSORS)  # of rows, for each program
+        splits = triton.cdiv(n, rows * tiles)
         weights = images.new_empty(splits, chunks * TAPS, filters)
         biases = images.new_empty(splits, filters)
         _first_weights[(splits, chunks)](
@@ -130,7 +134,7 @@ class _FirstLayer(torch.autograd.Function):
         to_images = None
         if ctx.needs_input_grad[0]:
             taps = images.new_empty(batch, kernel**2, full**2)
-            rows, how = _launch("first_taps", ctx.how, filters)
+            rows, how = _launch("first_taps", images, ctx.how, filters)
             _first_taps[(batch, triton.cdiv(full**2, rows), chunks)](
                 gradient, code, weight, taps, full, pooled, filters,
                 KERNEL=kernel, CHUNK=TAPS, BN=rows, BF=_block(filters), **how,
@@ -151,7 +155,7 @@ class _Convolution(torch.autograd.Function):
         filters, kernel = weight.shape[:2]
         ctx.how, ctx.left = _precision(maps), side - kernel + 1
         out = _maps_like(maps, batch, filters, ctx.left)
-        rows, how = _launch("forward", ctx.how, channels, filters, programs=ctx.left**2 * batch)
+        rows, how = _launch("forward", maps, ctx.how, channels, filters, positions=ctx.left**2)
         _forward[(ctx.left**2, triton.cdiv(batch, rows))](
             maps, weight, bias, out, batch, side, ctx.left, channels, filters,
             KERNEL=kernel, BM=rows, BC=_block(channels), BO=_block(filters), **how,
@@ -166,23 +170,20 @@ class _Convolution(torch.autograd.Function):
         batch, side, _, channels = maps.shape
         filters, kernel, left = *weight.shape[:2], ctx.left
         gradient = _nhwc(gradient)
-        blocks = {"BC": _block(channels), "BO": _block(filters), "KERNEL": kernel}
         to_maps = None
         if ctx.needs_input_grad[0]:
             to_maps = torch.empty_like(maps)
-            rows, how = _launch("maps", ctx.how, channels, filters, programs=side**2 * batch)
+            rows, how = _launch("maps", maps, ctx.how, channels, filters, positions=side**2)
             _maps[(side**2, triton.cdiv(batch, rows))](
-                gradient, weight, to_maps, batch, side, left, channels, filters, BM=rows, **blocks, **how
-            )
+                gradient, weight, to_maps, batch, side, left, channels, filters,
+                KERNEL=kernel, BM=rows, BC=_block(channels), BO=_block(filters), **how,
+            )  # fmt: skip
             to_maps = to_maps.permute(0, 3, 1, 2)
-        n = batch * left**2
-        rows, how = _launch("weights", ctx.how, channels, filters)
-        splits, tiles = _splits(n, rows, triton.cdiv(2 * SPLITS, kernel**2))
-        weights = maps.new_empty(splits, *weight.shape)
-        _weights[(kernel**2, splits)](
-            maps, gradient, weights, n, side, left, channels, filters, tiles, BR=rows, **blocks, **how
+        maps, weight, gradient = (part.permute(0, 3, 1, 2) for part in (maps, weight, gradient))
+        _, to_weight, to_bias = torch.ops.aten.convolution_backward(
+            gradient, maps, weight, [filters], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, True]
         )
-        return to_maps, weights.sum(0).permute(0, 3, 1, 2), gradient.sum((0, 1, 2))
+        return to_maps, to_weight, to_bias
 
 
 def _nhwc(tensor: Tensor) -> Tensor:
@@ -200,23 +201,30 @@ def _block(channels: int) -> int:
     return triton.next_power_of_2(channels)
 
 
-def _splits(n: int, rows: int, most: int) -> tuple[int, int]:
-    """How many programs share n rows, and how many tiles of rows each takes."""
-    tiles = triton.cdiv(triton.cdiv(n, rows), most)
-    return triton.cdiv(n, rows * tiles), tiles
+def _launch(kernel: str, like: Tensor, precision: str, *channels: int, positions: int = 0) -> tuple[int, dict]:
+    """Rows of a program of a kernel on the device of `like`, and how it is launched.
 
-
-def _launch(kernel: str, precision: str, *channels: int, programs: int | None = None) -> tuple[int, dict]:
-    """Rows of a program of a kernel, and how it is launched: wide blocks take more warps, and memory for fewer stages.
-
-    `programs` is how many there were with a row each, where fewer rows are better than multiprocessors without work.
+    Wide blocks take more warps, and fewer stages as shared memory goes. Where a kernel has a program for each of so
+    many `positions`, it takes fewer rows if that leaves multiprocessors without work.
     """
     rows, warps, stages = LAUNCH[kernel]
-    if max(map(_block, channels)) > 64:
+    wide = max(map(_block, channels))
+    if wide > 64:
         warps, stages = 8, min(stages, 2)
-    while programs and rows > 16 and programs // rows < SPLITS // 2:
-        rows //= 2
+    if positions:
+        while rows > 16 and positions * len(like) // rows < PROCESSORS // 2:
+            rows //= 2
+        while stages > 1 and 4 * stages * wide * (rows + wide) > _shared_memory(like.device):
+            stages -= 1
     return rows, {"HOW": precision, "num_warps": warps, "num_stages": stages}
+
+
+@lru_cache
+def _shared_memory(device: torch.device) -> float:
+    """Bytes of it that a program may have: 227 KiB on an H100, 99 on most cards for desktops."""
+    if device.type != "cuda":  # in Triton's interpreter
+        return float("inf")
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def _precision(images: Tensor) -> str:
@@ -390,27 +398,3 @@ def _maps(
         total = _dot(g, w, total, HOW)
     target = to_maps + (b[:, None] * (side * side) + pixel) * channels + c[None, :]
     tl.store(target, total, mask=(b < batch)[:, None] & (c < channels)[None, :])
-
-
-@triton.jit
-def _weights(
-    maps, gradient, weights, n, side, left, channels, filters, tiles,
-    KERNEL: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, HOW: tl.constexpr,
-):  # fmt: skip
-    """A split's part of the gradient of one tap of all filters."""
-    k, split = tl.program_id(0), tl.program_id(1)
-    c, o = tl.arange(0, BC), tl.arange(0, BO)
-    total = tl.zeros((BO, BC), tl.float32)
-    for tile in range(tiles):
-        r = (split * tiles + tile) * BR + tl.arange(0, BR)
-        b, y, x = r // (left * left), r // left % left, r % left
-        pixel = (b * side + y + k // KERNEL) * side + x + k % KERNEL
-        g = tl.load(
-            gradient + r[None, :] * filters + o[:, None], mask=(r < n)[None, :] & (o < filters)[:, None], other=0.0
-        )
-        a = tl.load(
-            maps + pixel[:, None] * channels + c[None, :], mask=(r < n)[:, None] & (c < channels)[None, :], other=0.0
-        )
-        total = _dot(g, a, total, HOW)
-    target = weights + ((split * filters + o[:, None]) * (KERNEL * KERNEL) + k) * channels + c[None, :]
-    tl.store(target, total, mask=(o < filters)[:, None] & (c < channels)[None, :])

@@ -775,7 +775,7 @@ def _side_by_side(budgets: Sequence[Sequence[dict]], table: PaperTable) -> list[
     if len(list(filter(None, budgets))) < 2:
         return []
     told, head, body = _budgets(budgets, table, "**{}**", paper=True)
-    return [told, _markdown_table(head, body, "l" + "r" * (len(head) - 1))]
+    return [told, _markdown_table(head, body, "ll" + "r" * (len(head) - 2))]
 
 
 def _budgets(
@@ -783,28 +783,32 @@ def _budgets(
 ) -> tuple[str, list[str], list[list[str]]]:
     """What is said of several budgets, and the head and body of the matrix that shows them, ours in `bold`.
 
-    The first is the one that the rest of the table is about; of the others it is said here whether the orders hold.
+    It has a line for each row of the table and budget, as far as they are run, with `paper` one of the paper's numbers
+    too. The first budget is the one that the rest of the table is about; of the others it is said here whether the
+    orders hold.
     """
     main, *_ = budgets
     budgets = sorted(filter(None, budgets), key=lambda found: max(seed["steps"] for seed in found[0]["seeds"]))
-    found = [{(row["row"], row["column"]): row["ours"] for row in rows(records)} for records in budgets]
-    keys = {key for some in found for key in some}
-    columns = [column for column in table.columns if any(key[1] == column for key in keys)]
-    shown = [row for row in table.rows if any(key[0] == row for key in keys)]
-
-    def entry(row: str, column: str) -> str:
-        values = [bold.format(f"{some[row, column]:.2f}") if (row, column) in some else "–" for some in found]
-        theirs = table.paper[row].get(column) if paper else None
-        return " · ".join(values) + ("" if theirs is None else f" ({theirs:.1f})")
-
     names = [records[0]["budget"] for records in budgets]
-    told = f"The same at several budgets, {' · '.join(f'`{name}`' for name in names)}"
-    told += " (the paper's); – is not run yet." if paper else "; – is not run yet."
+    lines = [
+        (name, {(row["row"], row["column"]): bold.format(f"{row['ours']:.2f}") for row in rows(records)})
+        for name, records in zip(names, budgets, strict=True)
+    ]
+    keys = {key for _, cells in lines for key in cells}
+    if paper:
+        theirs = {(row, column): f"{value:.1f}" for row in table.paper for column, value in table.paper[row].items()}
+        lines.append(("Jaderberg et al.", theirs))
+    columns = [column for column in table.columns if any(key[1] == column for key in keys)]
+    body = []
+    for row in (row for row in table.rows if any(key[0] == row for key in keys)):
+        made = [(name, [cells.get((row, column), "–") for column in columns]) for name, cells in lines]
+        made = [(name, entries) for name, entries in made if set(entries) != {"–"}]
+        body += [[row if i == 0 else "", name, *entries] for i, (name, entries) in enumerate(made)]
+    told = "The same at several budgets; – is not run yet."
     for name, records in zip(names, budgets, strict=True):
         told += f" `{name}`: {len(records)} of {len(keys)} cells, {_trained(records)}. {_trained_on(records)}"
         told += "".join(f" {line}" for line in _orders(records) if records is not main)
-    body = [[row, *(entry(row, column) for column in columns)] for row in shown]
-    return told, [table.entries, *columns], body
+    return told, [table.entries, "budget", *columns], body
 
 
 def _absent(table: PaperTable, row: str, column: str) -> str:
@@ -1274,9 +1278,9 @@ def to_terminal(records: Sequence[dict], number: int, others: Sequence[Sequence[
         told, head, body = _budgets([records, *others], table, "{}", paper=False)  # it stands above
         aside = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for name in head:
-            aside.add_column(name, justify="left" if name == head[0] else "right", no_wrap=True)
-        for line in body:
-            aside.add_row(*line)
+            aside.add_column(name, justify="left" if name in head[:2] else "right", no_wrap=True)
+        for line, following in zip(body, [*body[1:], body[-1]], strict=True):
+            aside.add_row(*line, end_section=bool(following[0]))
         shown += [Text(), aside, Text(), Text(told.replace("`", ""), style="dim")]
     return Group(*shown)
 

@@ -182,6 +182,7 @@ def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger, more: 
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=folder is not None,
+        benchmark=cfg.trainer.accelerator == "gpu",  # shapes stay the same, so cuDNN may try its ways once
         detect_anomaly=cfg.debug.detect_anomaly,
         profiler=cfg.debug.profiler,
     )
