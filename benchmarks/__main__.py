@@ -36,6 +36,10 @@ PARTS: dict[str, tuple[str, Callable[["Run"], Iterator[dict]]]] = {
         "Training steps of Table 1's networks on R, budget quick, input included",
         lambda run: training.measure(run.bench, run.digits()[0], run.scratch, *run.digits()[1:]),
     ),
+    "convolutions": (
+        "Training steps on a GPU at the paper's budget, input included",
+        lambda run: training.convolutions(run.bench, run.digits()[0], run.scratch, *run.digits()[1:]),
+    ),
     "startup": ("Start-up", lambda run: startup.measure(run.bench)),
     "house_numbers": ("House numbers: what transformers cost, and whether the input keeps up", None),
 }
@@ -66,7 +70,8 @@ class Run:
     def write(self, part: str, rows: list[dict]) -> Path:
         """The record of a part."""
         on = "gpu" if self.bench.device.type == "cuda" else "cpu"
-        used = precision(compose("budget=quick", f"trainer={on}")) if part == "training" else "float32"
+        budget = {"training": "quick", "convolutions": "paper"}.get(part)
+        used = precision(compose(f"budget={budget}", f"trainer={on}")) if budget else "float32"
         quick = " --quick" if self.bench.quick else ""
         about = {
             "part": part,
@@ -218,11 +223,15 @@ def run(here: Run, parts: list[str]) -> None:
         if measure is None:
             paths += houses(here)
             continue
+        if part == "convolutions" and here.bench.device.type != "cuda":
+            here.bench.skip("convolutions: needs a GPU")
+            continue
         rows = list(measure(here))
         paths.append(here.write(part, rows))
         tables.append(table(title, rows))
         if part == "training":
             tables.append(share(rows))
+    here.folder.mkdir(parents=True, exist_ok=True)  # where all was left out nothing is there yet
     (here.folder / "README.md").write_text(page(here.folder))
     console = Console(width=None if Console().is_terminal else 100)
     for some in tables:

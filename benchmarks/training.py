@@ -8,6 +8,7 @@ Its weights, batch, optimiser, schedule, precision and threads are ours; its sco
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import lightning as L
 import torch
@@ -25,6 +26,7 @@ from stn.config import compose
 from stn.data.digits import Digits, load_stored, store, undistorted
 from stn.errors import UserError
 from stn.models.digits import DigitNetwork
+from stn.models.localisation import Layers
 from stn.training.blocks import BlockLearner
 from stn.training.feed import Feed
 from stn.training.learner import Learner, new_learner
@@ -38,6 +40,7 @@ MODELS = (
 )
 PLAIN = "plain PyTorch loop"
 SINGLY = "ours, step by step"  # `trainer.block=1`
+CUDNN = "ours, with cuDNN's convolutions"
 TOLERANCE = 0.01  # relative, of scores; a GPU convolves in TF32
 
 
@@ -61,6 +64,45 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
         row = _compared(bench, compose(f"model={model}", *keys), digits, steps)
         done = row["contestants"][OURS]["rate"]["median"] * row["batch"] * 3 * row["multiply_adds"]
         yield row | {"matmul_rate": peak, "of_matmul_rate": done / peak}
+
+
+def convolutions(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[dict]:
+    """Steps per second of Table 1's networks on R at the paper's budget, with our convolutions and with cuDNN's."""
+    quieten()
+    on = "gpu" if bench.device.type == "cuda" else "cpu"
+    steps = 8 if bench.quick else 750  # over 5,000 in all repeats
+    keys = [f"data={data}_r", "budget=paper", f"trainer={on}", "logger=none", *overrides]
+    keys += _stored(keys, scratch)
+    if bench.quick:
+        keys += ["budget.batch_size=8"]
+    for model in MODELS[1:2] if bench.quick else MODELS:
+        cfg = compose(f"model={model}", *keys)
+        images = torch.rand(16, 1, cfg.data.canvas, cfg.data.canvas)
+        works = {OURS: _ours(cfg, images, bench.device, steps, block(cfg))}
+        if cfg.model.classifier.name == "cnn":
+            works[CUDNN] = _with_cudnn(_ours(cfg, images, bench.device, steps, block(cfg)))
+        yield bench.compare(
+            cfg.model.name,
+            "steps/s",
+            works,
+            TOLERANCE,
+            data=cfg.data.name,
+            batch=cfg.budget.batch_size,
+            steps=steps,
+            precision=precision(cfg),
+            threads=torch.get_num_threads(),
+        )
+
+
+def _with_cudnn(work: Work) -> Work:
+    def plain(part):
+        def call():
+            with patch.object(Layers, "forward", nn.Sequential.forward):
+                return part()
+
+        return call
+
+    return Work(plain(work.call), measure=plain(work.measure))
 
 
 def _compared(bench: Bench, cfg: DictConfig, digits: Digits, steps: int) -> dict:

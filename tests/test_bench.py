@@ -13,7 +13,9 @@ from benchmarks.timing import OURS, Bench, Work
 from conftest import ROOT, one_error, run
 from stn.config import compose
 from stn.data import digits
+from stn.data.download import export_embedded
 from stn.data.draws import generator
+from stn.models.localisation import Layers
 from stn.training.learner import new_learner
 
 N = 24
@@ -102,6 +104,20 @@ def test_the_plain_loop_rotates_as_we_do(degrees, blobs):
     theirs = torch.stack([rotated[i][0] for i in range(N)])
     assert (theirs - ours).abs().mean() < 0.005
     assert [rotated[i][1] for i in range(N)] == list(range(N))
+
+
+def test_convolutions_are_compared_with_cudnns_on_the_same_steps(tmp_path, monkeypatch):
+    """Here both are PyTorch's; without a GPU the command leaves the part out."""
+    monkeypatch.chdir(tmp_path)
+    export_embedded(tmp_path / "raw")
+    seen = []
+    monkeypatch.setattr(Layers, "forward", lambda layers, x: seen.append(x) or torch.nn.Sequential.forward(layers, x))
+    bench = Bench(torch.device("cpu"), quick=True)
+    (row,) = training.convolutions(bench, "digits", tmp_path, f"data.raw={tmp_path / 'raw'}")
+    assert set(row["contestants"]) == {OURS, training.CUDNN} and row["work"] == "cnn" and row["precision"] == "32-true"
+    assert len(seen) == 1 + 3 * (8 + 8)  # ours alone: scores, then in each of three rounds 8 steps to warm up and 8
+    result = run("benchmarks.__main__", "--quick", "--device", "cpu", "--only", "convolutions", cwd=tmp_path)
+    assert result.returncode == 0 and "left out: convolutions: needs a GPU" in result.stdout
 
 
 @pytest.mark.parametrize(

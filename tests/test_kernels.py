@@ -95,8 +95,9 @@ def test_what_no_kernel_is_for_goes_the_plain_way():
     two = Layers(FirstConvolution(6, 3, 2), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(6, 200, 3), nn.Conv2d(200, 7, 2))
     odd = Layers(nn.Conv2d(1, 5, 3, stride=2), nn.ReLU(), nn.Conv2d(5, 6, 3, padding=1), nn.Conv2d(6, 4, (3, 2)))
     bare = Layers(FirstConvolution(6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(5 * 16, 3))
+    slow = Layers(FirstConvolution(6, 3), nn.MaxPool2d(2, stride=1), nn.ReLU(), nn.Conv2d(6, 5, 3))
     last = Layers(FirstConvolution(6, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(6, 5, 2))
-    for layers, channels, side in ((two, 2, 10), (odd, 1, 8), (bare, 1, 8), (last, 1, 8)):
+    for layers, channels, side in ((two, 2, 10), (odd, 1, 8), (bare, 1, 8), (slow, 1, 8), (last, 1, 8)):
         layers.to(DEVICE)
         images = torch.randn(2, channels, side, side, device=DEVICE)
         ours, theirs = kernels.run(layers, images), nn.Sequential.forward(layers, images)
@@ -123,6 +124,17 @@ def test_a_value_of_zero_hands_no_gradient_back():
     assert_same_gradients(out, F.relu(F.max_pool2d(F.conv2d(images, weight, bias), 2)), [images, weight, bias])
     out = kernels.first_layer(images, weight, bias, True)[:, :2]
     assert torch.autograd.grad(out.sum(), bias)[0].tolist() == [0.0, 4.0]
+
+
+@pytest.mark.parametrize("room", [99 * 1024, 163 * 1024, 227 * 1024])
+@pytest.mark.parametrize("channels", [16, 64, 80])
+@pytest.mark.parametrize("kernel, positions", [("forward", 16), ("forward", 121), ("maps", 100), ("maps", 289)])
+def test_tiles_fit_into_the_shared_memory_of_smaller_cards(kernel, positions, channels, room, monkeypatch):
+    monkeypatch.setattr(kernels, "_shared_memory", lambda device: room)
+    rows, how = kernels._launch(kernel, torch.empty(256, 1), "tf32", channels, channels, positions=positions)
+    wide = 2 ** (channels - 1).bit_length()
+    assert 16 <= rows <= 64 and how["num_stages"] >= 1
+    assert 4 * how["num_stages"] * (rows * wide + wide * wide) <= room
 
 
 def test_a_cpu_and_double_precision_go_the_plain_way(monkeypatch):

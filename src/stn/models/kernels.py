@@ -39,8 +39,8 @@ LAUNCH = {
 
 @lru_cache
 def usable(device: torch.device) -> bool:
-    """Whether the device is a GPU that has TF32 and bfloat16 products."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    """Whether the device is a GPU of NVIDIA's that has TF32 and bfloat16 products."""
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def run(layers: nn.Sequential, images: Tensor) -> Tensor:
@@ -91,7 +91,8 @@ def _plain(layer: nn.Conv2d, x: Tensor) -> bool:
 def _pools(todo: list[nn.Module]) -> bool:
     """Whether a max-pool by 2 and a ReLU follow."""
     pool, relu = [*todo, None, None][:2]
-    return isinstance(pool, nn.MaxPool2d) and pool.kernel_size == 2 and pool.padding == 0 and isinstance(relu, nn.ReLU)
+    by_two = isinstance(pool, nn.MaxPool2d) and pool.kernel_size == pool.stride == 2 and pool.padding == 0
+    return by_two and isinstance(relu, nn.ReLU)
 
 
 class _FirstLayer(torch.autograd.Function):

@@ -47,11 +47,12 @@ class Layers(nn.Sequential):
     """`nn.Sequential`. A GPU makes the same of its convolutions with kernels of their own, `stn.models.kernels`."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.device.type != "cuda" or images.dtype != torch.float32 or not TRITON:
-            return super().forward(images)
-        from stn.models import kernels
+        if TRITON and images.is_cuda and images.dtype == torch.float32 and not torch.compiler.is_exporting():
+            from stn.models import kernels
 
-        return kernels.run(self, images) if kernels.usable(images.device) else super().forward(images)
+            if kernels.usable(images.device):
+                return kernels.run(self, images)
+        return super().forward(images)
 
 
 class FirstConvolution(nn.Conv2d):
