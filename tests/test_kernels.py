@@ -146,6 +146,23 @@ def test_a_cpu_and_double_precision_go_the_plain_way(monkeypatch):
     assert not kernels.usable(torch.device("cpu"))
 
 
+def test_where_triton_cannot_build_kernels_it_is_said_once_and_cudnns_serve(monkeypatch):
+    class Broken:
+        def __getitem__(self, grid):
+            raise RuntimeError("Failed to find C compiler.\nmore")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.ones(1))
+    monkeypatch.setattr(kernels, "_first_images", Broken())
+    kernels.usable.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"cannot build ours here \(Failed to find C compiler.\)") as told:
+            assert not kernels.usable(torch.device("cuda")) and not kernels.usable(torch.device("cuda"))
+        assert len(told) == 1
+    finally:
+        kernels.usable.cache_clear()
+
+
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
 @pytest.mark.parametrize("how", ["tf32", "bf16"])
 @pytest.mark.parametrize("data, model", [("mnist_r", "st_cnn_affine"), ("mnist_rts", "cnn")])

@@ -15,6 +15,7 @@ more channels than the layer has filters. `code` says of each pooled value which
 row, or 4 for none.
 """
 
+import warnings
 from functools import lru_cache
 
 import torch
@@ -39,8 +40,17 @@ LAUNCH = {
 
 @lru_cache
 def usable(device: torch.device) -> bool:
-    """Whether the device is a GPU of NVIDIA's that has TF32 and bfloat16 products."""
-    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 0)
+    """Whether the device is a GPU of NVIDIA's that has TF32 and bfloat16 products, and kernels can be built for it."""
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        one = torch.zeros(1, device=device)
+        _first_images[(1,)](one, torch.empty_like(one), 1, 1, 1, KERNEL=1, BLOCK=16)
+    except Exception as error:  # Triton takes a C compiler and Python's headers, and misses them in many ways
+        reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
+        warnings.warn(f"cuDNN's convolutions, since Triton cannot build ours here ({reason})", stacklevel=2)
+        return False
+    return True
 
 
 def run(layers: nn.Sequential, images: Tensor) -> Tensor:
