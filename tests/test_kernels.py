@@ -17,7 +17,7 @@ NEAR = 3e-6  # of the norm, in float32
 
 
 @pytest.fixture(autouse=True)
-def exact(monkeypatch):
+def full_precision(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(0)
 
@@ -172,15 +172,11 @@ def test_products_of_less_precision_err_no_more_than_cudnns(how, data, model, mo
 
     def scores(forward) -> Tensor:
         monkeypatch.setattr(Layers, "forward", forward)
-        with torch.autocast("cuda", torch.bfloat16, enabled=how == "bf16"):
-            return network(images).float()
+        return network(images).float()
 
     with torch.no_grad():
-        exact = scores(nn.Sequential.forward) if how == "tf32" else None
+        exact = scores(nn.Sequential.forward)
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-        ours, theirs = scores(kernels.run), scores(nn.Sequential.forward)
-        if exact is None:
-            how = "tf32"
-            monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-            exact = scores(nn.Sequential.forward)
+        with torch.autocast("cuda", torch.bfloat16, enabled=how == "bf16"):
+            ours, theirs = scores(kernels.run), scores(nn.Sequential.forward)
     assert (ours - exact).norm() <= 2 * (theirs - exact).norm() + 1e-3 * exact.norm()

@@ -412,7 +412,7 @@ def test_budgets_stand_side_by_side_and_what_is_not_run_is_a_dash(records, tmp_p
     for record in longer:
         record["seeds"][0] |= {"steps": 20000, "images_seen": 20000 * 128}
     text = tables.readme_block(tables.to_markdown(records, 1, [[], longer]))
-    head, _, aside = text.partition("The same at several budgets; – is not run yet.")
+    head, _, aside = text.partition("The same at several budgets; – is not run yet, of Jaderberg et al. not given.")
     assert "`medium`: 1 of 32 cells, 20,000 steps of 128 images, seed 0. Trained on AMD EPYC" in aside
     lines = [[place.strip() for place in line.split("|")[1:-1]] for line in aside.splitlines() if line.startswith("| ")]
     assert lines[0] == ["model", "budget", "R", "RTS", "P", "E"]

@@ -174,8 +174,9 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # python and dvc of this venv
     with told():
-        alone = 1 if os.environ.get("STN_TRAINER") in ("gpu", "ddp") else os.cpu_count() or 1  # a GPU's memory decides
-        jobs = alone if args.jobs is None else args.jobs
+        on_gpu = os.environ.get("STN_TRAINER") in ("gpu", "ddp")  # its memory decides, which we do not know
+        usual = 1 if on_gpu else os.cpu_count() or 1
+        jobs = usual if args.jobs is None else args.jobs
         if not str(jobs).isdigit() or int(jobs) < 1:
             raise UserError(f"JOBS={jobs} is no number of cells to train side by side, such as 2")
         if args.table not in map(str, TABLES):

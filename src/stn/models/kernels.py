@@ -3,7 +3,7 @@
 On digits cuDNN spends most of its time on what it cannot know: that the first layer has one channel, that a max-pool
 and a ReLU follow it, that of a dgrad's window six of seven taps lie outside a 4 x 4 map. Here the first layer is one
 kernel, whose full-size map never reaches memory, and a later convolution takes, pixel by pixel, the taps that there
-are as products over the batch. Its weight gradient is cuDNN's, which is faster at that.
+are as products over the batch. Its weight gradient is cuDNN's, which is faster at that, in TF32 also under autocast.
 
 The sums are those of `torch.nn.functional`, to which the tests hold them; only their order differs, the same from run
 to run. Precision is that of PyTorch's own convolutions: TF32 products if `torch.backends.cudnn.allow_tf32`, bfloat16

@@ -804,7 +804,7 @@ def _budgets(
         made = [(name, [cells.get((row, column), "–") for column in columns]) for name, cells in lines]
         made = [(name, entries) for name, entries in made if set(entries) != {"–"}]
         body += [[row if i == 0 else "", name, *entries] for i, (name, entries) in enumerate(made)]
-    told = "The same at several budgets; – is not run yet."
+    told = f"The same at several budgets; – is not run yet{', of Jaderberg et al. not given' if paper else ''}."
     for name, records in zip(names, budgets, strict=True):
         told += f" `{name}`: {len(records)} of {len(keys)} cells, {_trained(records)}. {_trained_on(records)}"
         told += "".join(f" {line}" for line in _orders(records) if records is not main)
