@@ -74,8 +74,7 @@ def run(layers: nn.Sequential, images: Tensor) -> Tensor:
 
 def first_layer(images: Tensor, weight: Tensor, bias: Tensor, ceil: bool) -> Tensor:
     """relu(max_pool2d(conv2d(images, weight, bias), 2)) of images (B, 1, H, H): (B, F filled up, h, h)."""
-    more = -len(weight) % 16
-    return _FirstLayer.apply(images, F.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), F.pad(bias, (0, more)), ceil)
+    return _FirstLayer.apply(images, weight, bias, ceil)
 
 
 def convolution(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -112,15 +111,16 @@ class _FirstLayer(torch.autograd.Function):
         filters, kernel = weight.shape[0], weight.shape[2]
         full = side - kernel + 1
         pooled = (full + 1) // 2 if ceil else full // 2
-        images, weight = images.contiguous(), weight.reshape(filters, -1).contiguous()
-        out = _maps_like(images, batch, filters, pooled)
+        wide = triton.cdiv(filters, 16) * 16
+        images, weight = images.contiguous(), weight.contiguous()
+        out = _maps_like(images, batch, wide, pooled)
         code = torch.empty(out.numel(), dtype=torch.uint8, device=out.device)
-        ctx.how, ctx.facts = _precision(images), (side, full, pooled, filters)
+        ctx.how, ctx.facts = _precision(images), (side, full, pooled, wide)
         n = batch * pooled**2
-        rows, how = _launch("first_forward", images, ctx.how, filters)
+        rows, how = _launch("first_forward", images, ctx.how, wide)
         _first_forward[(triton.cdiv(n, rows),)](
-            images, weight, bias, out, code, n, side, full, pooled, filters,
-            KERNEL=kernel, CHUNK=TAPS, BM=rows, BF=_block(filters), **how,
+            images, weight, bias, out, code, n, side, full, pooled, filters, wide,
+            KERNEL=kernel, CHUNK=TAPS, BM=rows, BF=_block(wide), **how,
         )  # fmt: skip
         ctx.save_for_backward(images, weight, code)
         return out
@@ -129,33 +129,35 @@ class _FirstLayer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         images, weight, code = ctx.saved_tensors
-        side, full, pooled, filters = ctx.facts
-        batch, kernel = len(images), round(weight.shape[1] ** 0.5)
+        side, full, pooled, wide = ctx.facts
+        batch, filters, kernel = len(images), weight.shape[0], weight.shape[2]
         gradient = _nhwc(gradient)
         n, chunks = batch * pooled**2, triton.cdiv(kernel**2, TAPS)
-        rows, how = _launch("first_weights", images, ctx.how, filters)
+        rows, how = _launch("first_weights", images, ctx.how, wide)
         tiles = triton.cdiv(triton.cdiv(n, rows), PROCESSORS)  # of rows, for each program
         splits = triton.cdiv(n, rows * tiles)
-        weights = images.new_empty(splits, chunks * TAPS, filters)
-        biases = images.new_empty(splits, filters)
+        parts = images.new_empty(splits, kernel**2 + 1, wide)
         _first_weights[(splits, chunks)](
-            images, gradient, code, weights, biases, n, side, pooled, filters, tiles,
-            KERNEL=kernel, CHUNK=TAPS, BM=rows, BF=_block(filters), **how,
+            images, gradient, code, parts, n, side, pooled, wide, tiles,
+            KERNEL=kernel, CHUNK=TAPS, BM=rows, BF=_block(wide), **how,
         )  # fmt: skip
+        to_weight, to_bias = torch.empty_like(weight), images.new_empty(filters)
+        _first_sums[(kernel**2 + 1,)](
+            parts, to_weight, to_bias, splits, filters, wide, KERNEL=kernel, BS=32, BF=_block(wide)
+        )
         to_images = None
         if ctx.needs_input_grad[0]:
             taps = images.new_empty(batch, kernel**2, full**2)
-            rows, how = _launch("first_taps", images, ctx.how, filters)
+            rows, how = _launch("first_taps", images, ctx.how, wide)
             _first_taps[(batch, triton.cdiv(full**2, rows), chunks)](
-                gradient, code, weight, taps, full, pooled, filters,
-                KERNEL=kernel, CHUNK=TAPS, BN=rows, BF=_block(filters), **how,
+                gradient, code, weight, taps, full, pooled, filters, wide,
+                KERNEL=kernel, CHUNK=TAPS, BN=rows, BF=_block(wide), **how,
             )  # fmt: skip
             to_images = torch.empty_like(images)
             _first_images[(triton.cdiv(images.numel(), 256),)](
                 taps, to_images, images.numel(), side, full, KERNEL=kernel, BLOCK=256
             )
-        to_weight = weights.sum(0)[: kernel**2].T.reshape(filters, 1, kernel, kernel)
-        return to_images, to_weight, biases.sum(0), None
+        return to_images, to_weight, to_bias, None
 
 
 class _Convolution(torch.autograd.Function):
@@ -255,7 +257,7 @@ def _dot(a, b, total, HOW: tl.constexpr):
 
 @triton.jit
 def _first_forward(
-    images, weight, bias, out, code, n, side, full, pooled, filters,
+    images, weight, bias, out, code, n, side, full, pooled, filters, wide,
     KERNEL: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
     """BM pooled values of all filters: the largest of four sums over the taps, plus the bias, if that is positive."""
@@ -284,18 +286,18 @@ def _first_forward(
         best = tl.where(better, total, best)
         which = tl.where(better, s, which)
     best += tl.load(bias + f, mask=f < filters, other=0.0)[None, :]
-    place = m[:, None] * filters + f[None, :]
-    some = (m < n)[:, None] & (f < filters)[None, :]
+    place = m[:, None] * wide + f[None, :]
+    some = (m < n)[:, None] & (f < wide)[None, :]
     tl.store(out + place, tl.where(best < 0, 0.0, best), mask=some)
     tl.store(code + place, tl.where(best > 0, which, 4).to(tl.uint8), mask=some)
 
 
 @triton.jit
 def _first_weights(
-    images, gradient, code, weights, biases, n, side, pooled, filters, tiles,
+    images, gradient, code, parts, n, side, pooled, wide, tiles,
     KERNEL: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """A split's part of the gradients of CHUNK taps of all filters, and of the biases."""
+    """A split's part of the gradients of CHUNK taps of all filters, and as a row after the last tap, of the biases."""
     split, chunk = tl.program_id(0), tl.program_id(1)
     k = chunk * CHUNK + tl.arange(0, CHUNK)
     ky, kx = k // KERNEL, k % KERNEL
@@ -305,24 +307,45 @@ def _first_weights(
     for tile in range(tiles):
         m = (split * tiles + tile) * BM + tl.arange(0, BM)
         x, y, b = m % pooled, m // pooled % pooled, m // (pooled * pooled)
-        some = (m < n)[:, None] & (f < filters)[None, :]
-        g = tl.load(gradient + m[:, None] * filters + f[None, :], mask=some, other=0.0)
-        c = tl.load(code + m[:, None] * filters + f[None, :], mask=some, other=4)
+        some = (m < n)[:, None] & (f < wide)[None, :]
+        g = tl.load(gradient + m[:, None] * wide + f[None, :], mask=some, other=0.0)
+        c = tl.load(code + m[:, None] * wide + f[None, :], mask=some, other=4)
         of_bias += tl.sum(tl.where(c < 4, g, 0.0), 0)
         for s in tl.static_range(4):
             row, column = 2 * y[None, :] + ky[:, None] + s // 2, 2 * x[None, :] + kx[:, None] + s % 2
             there = (m < n)[None, :] & (k < KERNEL * KERNEL)[:, None] & (row < side) & (column < side)
             a = tl.load(images + (b[None, :] * side + row) * side + column, mask=there, other=0.0)
             total = _dot(a, tl.where(c == s, g, 0.0), total, HOW)
-    place = (split * tl.num_programs(1) * CHUNK + k[:, None]) * filters + f[None, :]
-    tl.store(weights + place, total, mask=(f < filters)[None, :])
+    part = parts + split * ((KERNEL * KERNEL + 1) * wide) + f
+    tl.store(part[None, :] + k[:, None] * wide, total, mask=(k < KERNEL * KERNEL)[:, None] & (f < wide)[None, :])
     if chunk == 0:
-        tl.store(biases + split * filters + f, of_bias, mask=f < filters)
+        tl.store(part + KERNEL * KERNEL * wide, of_bias, mask=f < wide)
+
+
+@triton.jit
+def _first_sums(
+    parts, to_weight, to_bias, splits, filters, wide,
+    KERNEL: tl.constexpr, BS: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """The sum of all splits' parts of one tap of all filters, or of the biases."""
+    tap = tl.program_id(0)
+    f = tl.arange(0, BF)
+    total = tl.zeros((BS, BF), tl.float32)
+    for first in range(0, splits, BS):
+        split = first + tl.arange(0, BS)
+        some = (split < splits)[:, None] & (f < wide)[None, :]
+        place = (split[:, None] * (KERNEL * KERNEL + 1) + tap) * wide + f[None, :]
+        total += tl.load(parts + place, mask=some, other=0.0)
+    total = tl.sum(total, 0)
+    if tap == KERNEL * KERNEL:
+        tl.store(to_bias + f, total, mask=f < filters)
+    else:
+        tl.store(to_weight + f * (KERNEL * KERNEL) + tap, total, mask=f < filters)
 
 
 @triton.jit
 def _first_taps(
-    gradient, code, weight, taps, full, pooled, filters,
+    gradient, code, weight, taps, full, pooled, filters, wide,
     KERNEL: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
     """What BN places of an image's full-size map hand back through CHUNK taps, summed over filters: (CHUNK, BN)."""
@@ -332,8 +355,8 @@ def _first_taps(
     f = tl.arange(0, BF)
     y, x = place // full, place % full
     there = (place < full * full) & (y // 2 < pooled) & (x // 2 < pooled)
-    source = ((b * pooled + y // 2) * pooled + x // 2) * filters
-    some = (f < filters)[:, None] & there[None, :]
+    source = ((b * pooled + y // 2) * pooled + x // 2) * wide
+    some = (f < wide)[:, None] & there[None, :]
     g = tl.load(gradient + source[None, :] + f[:, None], mask=some, other=0.0)
     c = tl.load(code + source[None, :] + f[:, None], mask=some, other=4)
     g = tl.where(c == (y % 2 * 2 + x % 2)[None, :], g, 0.0)
