@@ -413,19 +413,20 @@ def test_budgets_stand_side_by_side_and_what_is_not_run_is_a_dash(records, tmp_p
         record["seeds"][0] |= {"steps": 20000, "images_seen": 20000 * 128}
     text = tables.readme_block(tables.to_markdown(records, 1, [[], longer]))
     head, _, aside = text.partition("The same at several budgets; – is not run yet, of Jaderberg et al. not given.")
-    assert "`medium`: 1 of 32 cells, 20,000 steps of 128 images, seed 0. Trained on AMD EPYC" in aside
+    assert "\n- `medium`: 1 of 32 cells, 20,000 steps of 128 images, seed 0. Trained on AMD EPYC" in aside
+    assert aside.count("Against the paper, 1 cell: 0 better, 1 within, 0 worse.") == 1  # quick's stands in the head
     lines = [[place.strip() for place in line.split("|")[1:-1]] for line in aside.splitlines() if line.startswith("| ")]
     assert lines[0] == ["model", "budget", "R", "RTS", "P", "E"]
     assert [line[0] for line in lines[1:] if line[0]] == [row for row in DIGITS.rows if row not in DIGITS.on_demand]
     at = next(i for i, line in enumerate(lines) if line[0] == "ST-CNN Aff")
-    assert lines[at][1] == "quick" and re.fullmatch(r"\*\*\d\.\d\d\*\*", lines[at][2])
-    assert lines[at + 1] == ["", "medium", "**0.66**", "–", "–", "–"]
+    assert lines[at][1] == "quick" and re.fullmatch(r"\*\*\d\.\d\d\*\* [↓≈↑]‡?", lines[at][2])
+    assert lines[at + 1] == ["", "medium", "**0.66** ≈", "–", "–", "–"]
     assert lines[at + 2] == ["", "Jaderberg et al.", "0.7", "0.5", "0.8", "1.2"]
     assert [line[1] for line in lines if "medium" in line] == ["medium"]  # no line where nothing is run
     console = Console(width=100, record=True)
     console.print(tables.to_terminal(records, 1, [[], longer]))
     shown = console.export_text().splitlines()
-    assert max(map(len, shown)) <= 100 and ["medium", "0.66", "–", "–", "–"] in [line.split() for line in shown]
+    assert max(map(len, shown)) <= 100 and ["medium", "0.66", "≈", "–", "–", "–"] in [line.split() for line in shown]
     assert tables.readme_block(tables.to_markdown(records, 1, [[]])) == head.strip()
 
 

@@ -497,8 +497,8 @@ def summary(records: Sequence[dict]) -> list[str]:
     lines = []
     if compared:
         lines.append(
-            f"Against the paper, {compared} cells: {counts['better']} better, {counts['within']} within, "
-            f"{counts['worse']} worse."
+            f"Against the paper, {compared} cell{'s' * (compared > 1)}: {counts['better']} better, "
+            f"{counts['within']} within, {counts['worse']} worse."
         )
     if compared and counts["not comparable"]:
         lines.append(f"Without a number of the paper: {counts['not comparable']} cells.")
@@ -774,24 +774,23 @@ def _side_by_side(budgets: Sequence[Sequence[dict]], table: PaperTable) -> list[
     """The cells at several budgets in one matrix, and how far each budget has come; nothing for a single one."""
     if len(list(filter(None, budgets))) < 2:
         return []
-    told, head, body = _budgets(budgets, table, "**{}**", paper=True)
-    return [told, _markdown_table(head, body, "ll" + "r" * (len(head) - 2))]
+    (same, *each), head, body = _budgets(budgets, table, "**{}**", paper=True)
+    return [same, "\n".join(f"- {line}" for line in each), _markdown_table(head, body, "ll" + "r" * (len(head) - 2))]
 
 
 def _budgets(
     budgets: Sequence[Sequence[dict]], table: PaperTable, bold: str, paper: bool
-) -> tuple[str, list[str], list[list[str]]]:
-    """What is said of several budgets, and the head and body of the matrix that shows them, ours in `bold`.
+) -> tuple[list[str], list[str], list[list[str]]]:
+    """What is said of several budgets, of all and of each, and head and body of the matrix of them, ours in `bold`.
 
     It has a line for each row of the table and budget, as far as they are run, with `paper` one of the paper's numbers
-    too. The first budget is the one that the rest of the table is about; of the others it is said here whether the
-    orders hold.
+    too. The first budget is the one that the rest of the table is about; of the others the summary stands here.
     """
     main, *_ = budgets
     budgets = sorted(filter(None, budgets), key=lambda found: max(seed["steps"] for seed in found[0]["seeds"]))
     names = [records[0]["budget"] for records in budgets]
     lines = [
-        (name, {(row["row"], row["column"]): bold.format(f"{row['ours']:.2f}") for row in rows(records)})
+        (name, {key: _ours(cell, bold) for key, cell in _matrix(records, table)[2].items()})
         for name, records in zip(names, budgets, strict=True)
     ]
     keys = {key for _, cells in lines for key in cells}
@@ -804,10 +803,10 @@ def _budgets(
         made = [(name, [cells.get((row, column), "–") for column in columns]) for name, cells in lines]
         made = [(name, entries) for name, entries in made if set(entries) != {"–"}]
         body += [[row if i == 0 else "", name, *entries] for i, (name, entries) in enumerate(made)]
-    told = f"The same at several budgets; – is not run yet{', of Jaderberg et al. not given' if paper else ''}."
+    told = [f"The same at several budgets; – is not run yet{', of Jaderberg et al. not given' if paper else ''}."]
     for name, records in zip(names, budgets, strict=True):
-        told += f" `{name}`: {len(records)} of {len(keys)} cells, {_trained(records)}. {_trained_on(records)}"
-        told += "".join(f" {line}" for line in _orders(records) if records is not main)
+        line = f"`{name}`: {len(records)} of {len(keys)} cells, {_trained(records)}. {_trained_on(records)}"
+        told.append(" ".join([line, *(summary(records) if records is not main else [])]))
     return told, [table.entries, "budget", *columns], body
 
 
@@ -823,9 +822,13 @@ def _absent(table: PaperTable, row: str, column: str) -> str:
 def _entry(table: PaperTable, row: str, column: str, cell: Mapping | None, bold: str) -> str:
     """One place of the matrix: ours in `bold`, the paper's in brackets, marks."""
     paper = table.paper[row].get(column)
-    ours = bold.format(f"{cell['ours']:.2f}") if cell else _absent(table, row, column)
-    marks = f"{cell['mark']}{cell['against']}" if cell else ""
-    return " ".join(filter(None, (ours, "" if paper is None else f"({paper:.1f})", marks)))
+    theirs = "" if paper is None else f"({paper:.1f})"
+    return _ours(cell, bold, theirs) if cell else " ".join(filter(None, (_absent(table, row, column), theirs)))
+
+
+def _ours(cell: Mapping, bold: str, theirs: str = "") -> str:
+    """A cell's number in `bold`, `theirs` after it, marks."""
+    return " ".join(filter(None, (bold.format(f"{cell['ours']:.2f}"), theirs, f"{cell['mark']}{cell['against']}")))
 
 
 def _by_pair(records: Sequence[dict], table: PaperTable) -> list[str]:
@@ -1277,11 +1280,15 @@ def to_terminal(records: Sequence[dict], number: int, others: Sequence[Sequence[
     if len(list(filter(None, [records, *others]))) > 1:
         told, head, body = _budgets([records, *others], table, "{}", paper=False)  # it stands above
         aside = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        for name in head:
-            aside.add_column(name, justify="left" if name in head[:2] else "right", no_wrap=True)
+        # Padded by hand, so that numbers stand below each other whatever marks follow.
+        widths = [max(len(entry.partition(" ")[0]) for entry in column) for column in zip(head, *body, strict=True)]
+        for name, width in zip(head, widths, strict=True):
+            aside.add_column(name if name in head[:2] else name.rjust(width), no_wrap=True)
         for line, following in zip(body, [*body[1:], body[-1]], strict=True):
-            aside.add_row(*line, end_section=bool(following[0]))
-        shown += [Text(), aside, Text(), Text(told.replace("`", ""), style="dim")]
+            numbers = (entry.partition(" ") for entry in line[2:])
+            padded = [f"{ours:>{n}} {mark}" for (ours, _, mark), n in zip(numbers, widths[2:], strict=True)]
+            aside.add_row(*line[:2], *padded, end_section=bool(following[0]))
+        shown += [Text(), aside, Text(), *(Text(line.replace("`", ""), style="dim") for line in told)]
     return Group(*shown)
 
 
