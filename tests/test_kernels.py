@@ -43,6 +43,7 @@ def assert_same_gradients(ours: Tensor, theirs: Tensor, leaves: list[Tensor]) ->
         pytest.param(3, 14, 5, 20, False, id="localisation"),
         pytest.param(2, 21, 5, 20, False, id="localisation of RTS: a row and a column unused"),
         pytest.param(2, 11, 4, 3, True, id="even kernel, few filters"),
+        pytest.param(48, 12, 3, 3, True, id="more parts than are summed at a time"),
     ],
 )
 def test_the_first_layer_is_convolution_pool_and_relu(batch, side, kernel, filters, ceil):

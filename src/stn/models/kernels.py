@@ -11,8 +11,8 @@ ones under autocast; all is summed and stored in float32.
 
 Layouts: images (B, H, H) and maps (B, H, H, C) are square and dense, channels last; so is a weight (O, K, K, C).
 Channels are filled up with zeros to a multiple of 16, which is what loads of 16 bytes take; so between layers a map has
-more channels than the layer has filters. `code` says of each pooled value which of its four came through, 0 to 3 row by
-row, or 4 for none.
+more channels, `wide`, than the layer has `filters`. `code` says of each pooled value which of its four came through,
+0 to 3 row by row, or 4 for none.
 """
 
 import warnings
@@ -327,7 +327,7 @@ def _first_sums(
     parts, to_weight, to_bias, splits, filters, wide,
     KERNEL: tl.constexpr, BS: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    """The sum of all splits' parts of one tap of all filters, or of the biases."""
+    """The sum of all splits' parts of one tap of all filters, or of the biases, BS splits at a time."""
     tap = tl.program_id(0)
     f = tl.arange(0, BF)
     total = tl.zeros((BS, BF), tl.float32)
