@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -66,11 +67,8 @@ def test_cells_side_by_side_are_one_for_each_core_but_on_a_gpu_one(trainer, jobs
 
 
 def test_what_took_longest_is_trained_first_and_before_it_what_is_new():
-    stages = {("r", name): ("distort", f"cell@{name}") for name in ("fcn", "cnn", "st", "new", "newer")}
-    before = {("r", "fcn"): [(9.0, "1"), (8.0, "2")], ("r", "cnn"): [(90.0, "1")], ("r", "st"): [(60.0, "1")]}
-    before |= {("r", "new"): None, ("r", "newer"): None}
-    order = sorted([train for *_, train in stages.values()], key=_longest_first(stages, before))
-    assert order == ["cell@new", "cell@newer", "cell@cnn", "cell@st", "cell@fcn"]
+    before = {"fcn": [(9.0, "1"), (8.0, "2")], "cnn": [(90.0, "1")], "st": [(60.0, "1")], "new": None, "newer": None}
+    assert sorted(before, key=_longest_first(before)) == ["new", "newer", "cnn", "st", "fcn"]
 
 
 def test_nothing_is_stale_the_second_time(tiny):
@@ -84,6 +82,42 @@ def test_a_deleted_record_is_named_and_trained_alone(tiny):
     result = spawn("stn.pipeline", "table", "--jobs", "2", cwd=tiny)
     assert "digits_r/st_cnn_affine" not in result.stdout and "1 reused" in result.stdout, result.stdout + result.stderr
     assert record.exists() and not stale(tiny)
+
+
+def test_a_failed_cell_costs_no_other_and_is_told(tiny):
+    for model in ("cnn", "st_cnn_affine"):
+        (tiny / f"reports/results/smoke/table1/digits_r-{model}.json").unlink()
+    runs = tiny / "outputs/runs/smoke/digits_r-st_cnn_affine"
+    shutil.rmtree(runs)
+    runs.touch()
+    result = spawn("stn.pipeline", "table", "--jobs", "2", cwd=tiny)
+    first, last = result.stderr.splitlines()
+    assert result.returncode == 2 and first.startswith("error: cannot write outputs/runs"), result.stderr
+    assert last == "error: cell@digits_r-st_cnn_affine-smoke failed, see above; the same command resumes"
+    assert stale(tiny) == {"cell@digits_r-st_cnn_affine-smoke"}
+    runs.unlink()
+    assert spawn("stn.pipeline", "table", "--jobs", "2", cwd=tiny).returncode == 0 and not stale(tiny)
+
+
+def test_what_is_edited_while_cells_train_is_not_taken_for_what_was_trained(tiny):
+    shutil.rmtree(tiny / "outputs/runs")
+    for record in (tiny / "reports/results/smoke/table1").glob("*.json"):
+        record.unlink()
+    edited = tiny / "conf/model/cnn.yaml"
+    text = edited.read_text()
+    command = [sys.executable, "-m", "stn.pipeline", "table", "--jobs", "1"]
+    with subprocess.Popen(command, cwd=tiny, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as pipeline:
+        for line in pipeline.stdout:  # the first cell has its config now
+            if "step 10/" in line:
+                break
+        edited.write_text(text + "# edited\n")
+        _, errors = pipeline.communicate(timeout=240)
+    assert pipeline.returncode == 2 and "cell@digits_r-cnn-smoke" in errors.splitlines()[-1], errors
+    assert "changed meanwhile" in errors and stale(tiny) == {"cell@digits_r-cnn-smoke"}
+    edited.write_text(text)
+    result = spawn("stn.pipeline", "table", "--jobs", "2", cwd=tiny)
+    assert result.returncode == 0 and "digits_r/st_cnn_affine" not in result.stdout, result.stdout + result.stderr
+    assert not stale(tiny)
 
 
 def test_the_report_and_unrelated_data_void_no_cell_and_a_model_voids_its_own(tiny):

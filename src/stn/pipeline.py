@@ -5,16 +5,21 @@ DVC decides what is stale; this turns the knobs, runs cells side by side, and sa
 
 import argparse
 import json
+import logging
+import multiprocessing
 import os
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from stn.config import CONF
+from stn.config import CONF, digest
 from stn.errors import UserError, told
 from stn.params import KNOBS, TABLES, Params, ceiling, declared, read_params, write_params
 
@@ -32,6 +37,9 @@ STAGES = {
 }
 EXPORTS = {8: "export8@{kind}-{model}-{budget}"}  # of the tables whose networks are exported
 CEILING = ("distort@mnist_{kind}", "ceiling@{kind}-{model}-{budget}")
+# What every cell loads, and takes six seconds over: loaded once, by the process that the cells are forks of.
+LOADED = ("stn.training.run", "wandb", "wandb.sdk.launch")
+RECORDED = 600  # seconds: how long a finished cell may wait for its entry in `dvc.lock`
 
 
 def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -> None:
@@ -55,21 +63,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
             shutil.rmtree(Path("outputs/runs") / params.budget / path.stem, ignore_errors=True)
     started = time.monotonic()
     _dvc("repro", "-q", *dict.fromkeys(chain.from_iterable(makers for *makers, _ in stages.values())))
-    if jobs == 1:
-        _dvc("repro", "-q", "--single-item", "--no-run-cache", *names)
-    else:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-        stale = sorted(_stale(names), key=_longest_first(stages, before))  # no core is to idle at the end
-        with ThreadPoolExecutor(jobs) as pool:
-            # Without --single-item, or without --wait-for-lock, DVC processes running side by side fail.
-            work = [pool.submit(_dvc, "--wait-for-lock", "repro", "-q", "-s", "--no-run-cache", name) for name in stale]
-            try:
-                wait(work)
-            except KeyboardInterrupt:
-                pool.shutdown(cancel_futures=True)  # those running have had the interrupt too
-                raise
-        for future in work:
-            future.result()
+    _train(names, jobs, before={stages[cell][-1]: runs for cell, runs in before.items()})
     trained = [cell for cell, path in required.items() if _seconds_and_dates(path) != before[cell]]
     exports = export_names(params, table)
     if exports:  # one after the other, since each is timed
@@ -127,13 +121,88 @@ def workspace(work: Path, root: Path, params: str) -> None:
     subprocess.run(["dvc", "init", "--no-scm", "--quiet", "--force"], cwd=work, check=True)
 
 
-def _stale(names: list[str]) -> list[str]:
-    """Those of the stages that DVC would run; the rest is left alone without a process each."""
-    status = subprocess.run(["dvc", "status", "--json", *names], capture_output=True, text=True)
-    if status.returncode:
-        raise UserError(f"dvc status failed: {(status.stderr.strip() or status.stdout.strip()).splitlines()[-1]}")
-    stale = json.loads(status.stdout)
-    return [name for name in names if name in stale]
+def _train(names: list[str], jobs: int, before: dict[str, list | None]) -> None:
+    """Train the cells of those stages that are stale, `jobs` at a time, as `dvc repro` would.
+
+    DVC decides which are stale and keeps `dvc.lock`. But a process for each cell would spend six seconds on imports and
+    six on that file, a quarter of a short cell's time: so the cells are forks of one process that has loaded all, and
+    are entered together, at the end and every ten minutes. An edit of what a cell depends on stops the rest, because
+    that process would not see it.
+    """
+    from dvc.repo import Repo, lock_repo  # half a second, which a wrong knob should not cost
+
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # as `dvc -q`
+    with _told_by_dvc(), Repo(_wait_for_lock=True) as repo:  # as `dvc --wait-for-lock`
+        stale = repo.status(names)
+        cells = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in stale}
+
+        def state(name: str) -> str:
+            """Of the files that a cell depends on, data sets apart."""
+            files = sorted(path for dep in cells[name].deps if (path := Path(dep.fs_path)).is_file())
+            return digest(*(path.read_bytes() for path in files))
+
+        states = {name: state(name) for name in cells}
+        forks = multiprocessing.get_context("forkserver")
+        forks.set_forkserver_preload(list(LOADED))
+        if jobs > 1:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+
+        def train(name: str) -> str:
+            if state(name) == states[name]:
+                cell = forks.Process(target=_run, args=(cells[name].cmd,))
+                cell.start()
+                cell.join()
+                if cell.exitcode:
+                    raise UserError(f"{name} failed, see above; the same command resumes")
+            if state(name) != states[name]:
+                raise UserError(f"{name}: its code or config changed meanwhile; the same command trains what is stale")
+            return name
+
+        def enter(finished: list[str]) -> None:
+            """In `dvc.lock`, at once: `dvc commit` would write that long file anew for each."""
+            stages = [cells[name] for name in finished]
+            with lock_repo(repo):
+                for stage in stages:
+                    stage.save()
+                    stage.commit()
+                stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
+
+        finished, entered, failed = [], time.monotonic(), []
+        pool = ThreadPoolExecutor(jobs)
+        work = [pool.submit(train, name) for name in sorted(cells, key=_longest_first(before))]
+        try:
+            for future in as_completed(work):
+                try:
+                    finished.append(future.result())
+                except UserError as error:
+                    failed.append(error)
+                if finished and time.monotonic() - entered > RECORDED:
+                    enter(finished)
+                    finished, entered = [], time.monotonic()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an interrupt, which those running have had too
+            if finished:
+                enter(finished)
+    if failed:
+        raise failed[0]
+
+
+@contextmanager
+def _told_by_dvc():
+    """What DVC has to say, as a UserError."""
+    from dvc.exceptions import DvcException
+
+    try:
+        yield
+    except DvcException as error:
+        raise UserError(f"dvc: {error}; the same command resumes") from error
+
+
+def _run(command: str) -> None:
+    """Run `python -m <module> <arguments>` in this process."""
+    _, _, module, *arguments = shlex.split(command)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _dvc(*arguments: str) -> None:
@@ -148,9 +217,12 @@ def _seconds_and_dates(path: Path) -> list | None:
         return None
 
 
-def _longest_first(stages: dict[tuple[str, str], tuple[str, ...]], before: dict[tuple[str, str], list | None]):
-    """A sorting key for the stages that train: what took long, by its last record, first; before all, what has none."""
-    took = {stages[cell][-1]: sum(seconds for seconds, _ in runs) for cell, runs in before.items() if runs}
+def _longest_first(before: dict[str, list | None]):
+    """A sorting key for the stages that train: what took long, by its last record, first; before all, what has none.
+
+    So no core idles at the end.
+    """
+    took = {name: sum(seconds for seconds, _ in runs) for name, runs in before.items() if runs}
     return lambda name: -took.get(name, float("inf"))
 
 
