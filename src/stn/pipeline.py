@@ -5,23 +5,18 @@ DVC decides what is stale; this turns the knobs, runs cells side by side, and sa
 
 import argparse
 import json
-import logging
-import multiprocessing
 import os
-import runpy
-import shlex
 import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from stn.config import CONF, digest
+from stn.config import CONF
 from stn.errors import UserError, told
 from stn.params import KNOBS, TABLES, Params, ceiling, declared, read_params, write_params
+from stn.stages import Stages
 
 # The stages of `dvc.yaml` that make what a table's cells need, and last the one that trains them. `kind` is what a
 # data set's name ends with: which distortion, or the side of the images.
@@ -37,9 +32,6 @@ STAGES = {
 }
 EXPORTS = {8: "export8@{kind}-{model}-{budget}"}  # of the tables whose networks are exported
 CEILING = ("distort@mnist_{kind}", "ceiling@{kind}-{model}-{budget}")
-# What every cell loads, and takes six seconds over: loaded once, by the process that the cells are forks of.
-LOADED = ("stn.training.run", "wandb", "wandb.sdk.launch")
-RECORDED = 600  # seconds: how long a finished cell may wait for its entry in `dvc.lock`
 
 
 def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -> None:
@@ -62,13 +54,15 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
             path.with_name(f"{path.stem}-export.json").unlink(missing_ok=True)
             shutil.rmtree(Path("outputs/runs") / params.budget / path.stem, ignore_errors=True)
     started = time.monotonic()
+    side_by_side = Stages(jobs)
     _dvc("repro", "-q", *dict.fromkeys(chain.from_iterable(makers for *makers, _ in stages.values())))
-    _train(names, jobs, before={stages[cell][-1]: runs for cell, runs in before.items()})
+    took = {stages[cell][-1]: runs for cell, runs in before.items()}
+    side_by_side.repro(sorted(names, key=_longest_first(took)))
     trained = [cell for cell, path in required.items() if _seconds_and_dates(path) != before[cell]]
     exports = export_names(params, table)
     if exports:  # one after the other, since each is timed
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
-    _dvc("repro", "-q", "--single-item", "--force", f"table{table}", f"figures{table}")
+    side_by_side.repro([f"table{table}", f"figures{table}"], force=True)
     minutes = (time.monotonic() - started) / 60
     print(f"{len(trained)} of {len(required)} cells trained here in {minutes:.1f} min", end="")
     if len(trained) < len(required):
@@ -119,90 +113,6 @@ def workspace(work: Path, root: Path, params: str) -> None:
         shutil.copytree(root / name, work / name, ignore=ignore, dirs_exist_ok=True)
     (work / "params.yaml").write_text(params)
     subprocess.run(["dvc", "init", "--no-scm", "--quiet", "--force"], cwd=work, check=True)
-
-
-def _train(names: list[str], jobs: int, before: dict[str, list | None]) -> None:
-    """Train the cells of those stages that are stale, `jobs` at a time, as `dvc repro` would.
-
-    DVC decides which are stale and keeps `dvc.lock`. But a process for each cell would spend six seconds on imports and
-    six on that file, a quarter of a short cell's time: so the cells are forks of one process that has loaded all, and
-    are entered together, at the end and every ten minutes. An edit of what a cell depends on stops the rest, because
-    that process would not see it.
-    """
-    from dvc.repo import Repo, lock_repo  # half a second, which a wrong knob should not cost
-
-    logging.getLogger("dvc").setLevel(logging.ERROR)  # as `dvc -q`
-    with _told_by_dvc(), Repo(_wait_for_lock=True) as repo:  # as `dvc --wait-for-lock`
-        stale = repo.status(names)
-        cells = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in stale}
-
-        def state(name: str) -> str:
-            """Of the files that a cell depends on, data sets apart."""
-            files = sorted(path for dep in cells[name].deps if (path := Path(dep.fs_path)).is_file())
-            return digest(*(path.read_bytes() for path in files))
-
-        states = {name: state(name) for name in cells}
-        forks = multiprocessing.get_context("forkserver")
-        forks.set_forkserver_preload(list(LOADED))
-        if jobs > 1:
-            os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-
-        def train(name: str) -> str:
-            if state(name) == states[name]:
-                cell = forks.Process(target=_run, args=(cells[name].cmd,))
-                cell.start()
-                cell.join()
-                if cell.exitcode:
-                    raise UserError(f"{name} failed, see above; the same command resumes")
-            if state(name) != states[name]:
-                raise UserError(f"{name}: its code or config changed meanwhile; the same command trains what is stale")
-            return name
-
-        def enter(finished: list[str]) -> None:
-            """In `dvc.lock`, at once: `dvc commit` would write that long file anew for each."""
-            stages = [cells[name] for name in finished]
-            with lock_repo(repo):
-                for stage in stages:
-                    stage.save()
-                    stage.commit()
-                stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
-
-        finished, entered, failed = [], time.monotonic(), []
-        pool = ThreadPoolExecutor(jobs)
-        work = [pool.submit(train, name) for name in sorted(cells, key=_longest_first(before))]
-        try:
-            for future in as_completed(work):
-                try:
-                    finished.append(future.result())
-                except UserError as error:
-                    failed.append(error)
-                if finished and time.monotonic() - entered > RECORDED:
-                    enter(finished)
-                    finished, entered = [], time.monotonic()
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an interrupt, which those running have had too
-            if finished:
-                enter(finished)
-    if failed:
-        raise failed[0]
-
-
-@contextmanager
-def _told_by_dvc():
-    """What DVC has to say, as a UserError."""
-    from dvc.exceptions import DvcException
-
-    try:
-        yield
-    except DvcException as error:
-        raise UserError(f"dvc: {error}; the same command resumes") from error
-
-
-def _run(command: str) -> None:
-    """Run `python -m <module> <arguments>` in this process."""
-    _, _, module, *arguments = shlex.split(command)
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _dvc(*arguments: str) -> None:
