@@ -47,12 +47,14 @@ class Stages:
         A stage that fails costs no other; the UserError of the first is raised at the end. What is finished is entered
         in `dvc.lock`, after an interrupt too.
         """
-        from dvc.repo import Repo  # half a second, which a wrong knob should not cost
+        from dvc.repo import Repo, lock_repo  # half a second, which a wrong knob should not cost
 
         logging.getLogger("dvc").setLevel(logging.ERROR)  # as `dvc -q`
         with _told_by_dvc(), Repo(_wait_for_lock=True) as repo:  # as `dvc --wait-for-lock`
-            wanted = names if force else repo.status(names)
-            stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in wanted}
+            stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in set(names)}
+            if not force:
+                with lock_repo(repo):  # `repo.status` would read dvc.yaml anew for each
+                    stages = {name: stage for name, stage in stages.items() if stage.status()}
             files = {name: _files(stage) for name, stage in stages.items()}
             finished, entered, failed = [], time.monotonic(), []
             pool = ThreadPoolExecutor(self.jobs)
@@ -95,9 +97,9 @@ def _files(stage) -> str:
 
 def _enter(repo, finished: list) -> None:
     """The stages in `dvc.lock`, at once: `dvc commit` would write that long file anew for each."""
-    from dvc.repo import lock_repo
-
     if finished:
+        from dvc.repo import lock_repo
+
         with lock_repo(repo):
             for stage in finished:
                 stage.save()
