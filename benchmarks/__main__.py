@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import distortion, house_numbers, startup, training, transformer
+from benchmarks import distortion, house_numbers, startup, together, training, transformer
 from benchmarks.timing import OURS, Bench, cores, figure, ratio, rivals
 from stn.config import compose
 from stn.data.digits import undistorted
@@ -40,9 +40,14 @@ PARTS: dict[str, tuple[str, Callable[["Run"], Iterator[dict]]]] = {
         "Training steps on a GPU at the paper's budget, input included",
         lambda run: training.convolutions(run.bench, run.digits()[0], run.scratch, *run.digits()[1:]),
     ),
+    "together": (
+        "Table 1 at the paper's budget, eight cells at once on a GPU",
+        lambda run: together.measure(run.bench, run.digits()[0], run.scratch, *run.digits()[1:]),
+    ),
     "startup": ("Start-up", lambda run: startup.measure(run.bench)),
     "house_numbers": ("House numbers: what transformers cost, and whether the input keeps up", None),
 }
+NEED_GPU = ("convolutions", "together")
 RIVALS = ("torchvision", "kornia", "opencv-python-headless")
 
 
@@ -70,7 +75,7 @@ class Run:
     def write(self, part: str, rows: list[dict]) -> Path:
         """The record of a part."""
         on = "gpu" if self.bench.device.type == "cuda" else "cpu"
-        budget = {"training": "quick", "convolutions": "paper"}.get(part)
+        budget = {"training": "quick", "convolutions": "paper", "together": "paper"}.get(part)
         used = precision(compose(f"budget={budget}", f"trainer={on}")) if budget else "float32"
         quick = " --quick" if self.bench.quick else ""
         about = {
@@ -80,7 +85,7 @@ class Run:
             "provenance": {**provenance(used), "cores_used": cores(), "rivals": versions()},
             "device": str(self.bench.device),
             "quick": self.bench.quick,
-            "repeats": self.bench.repeats,
+            "repeats": rows[0]["repeats"],
             "left_out": self.bench.left_out,
             "rows": rows,
         }
@@ -167,8 +172,8 @@ def page(folder: Path) -> str:
                     theirs = f"{figure(row, name)} | {ratio(row, name)}" if name else "– | –"
                     lines.append(f"| {row['work']} | {ours} | {name or '–'} | {theirs} |")
             text.append("\n".join(lines))
-            if part == "training":
-                text.append(share(about["rows"]).strip() + ".")
+            if part in REMARKS:
+                text.append(REMARKS[part](about["rows"]).strip() + ".")
     return "\n\n".join(text) + "\n"
 
 
@@ -197,6 +202,9 @@ def share(rows: list[dict]) -> str:
     return f"Ours reach {shares[0]:.0f} to {shares[-1]:.0f} % of the rate of a large matrix product here ({rate})\n"
 
 
+REMARKS = {"training": share, "together": together.hour}  # what a part's rows say together
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -223,14 +231,14 @@ def run(here: Run, parts: list[str]) -> None:
         if measure is None:
             paths += houses(here)
             continue
-        if part == "convolutions" and here.bench.device.type != "cuda":
-            here.bench.skip("convolutions: needs a GPU")
+        if part in NEED_GPU and here.bench.device.type != "cuda":
+            here.bench.skip(f"{part}: needs a GPU")
             continue
         rows = list(measure(here))
         paths.append(here.write(part, rows))
         tables.append(table(title, rows))
-        if part == "training":
-            tables.append(share(rows))
+        if part in REMARKS:
+            tables.append(REMARKS[part](rows))
     here.folder.mkdir(parents=True, exist_ok=True)  # where all was left out nothing is there yet
     (here.folder / "README.md").write_text(page(here.folder))
     console = Console(width=None if Console().is_terminal else 100)

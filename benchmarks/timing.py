@@ -171,6 +171,11 @@ def shown(number: float) -> str:
     return f"{digits:,.0f}" if digits >= 100 else f"{digits:g}"
 
 
+def measured(rates: list[float]) -> dict:
+    """What a row says of a contestant without rivals, whose rates were found elsewhere."""
+    return {"rate": _spread(rates), "amount_per_call": 1, "same_work": True, "ours_is_times_as_fast": _spread([1, 1])}
+
+
 def _spread(values: list[float]) -> dict[str, float]:
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": middle, "quartiles": [low, high]}

@@ -55,7 +55,7 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
     on = "gpu" if bench.device.type == "cuda" else "cpu"
     steps = 8 if bench.quick else 24 if on == "cpu" else 200
     keys = [f"data={data}_r", "budget=quick", f"trainer={on}", "logger=none", *overrides]
-    keys += _stored(keys, scratch)
+    keys += stored(keys, scratch)
     if bench.quick:
         keys += ["budget.batch_size=8"]
     digits = undistorted(compose("model=cnn", *keys).data)["train"]
@@ -72,7 +72,7 @@ def convolutions(bench: Bench, data: str, scratch: Path, *overrides: str) -> Ite
     on = "gpu" if bench.device.type == "cuda" else "cpu"
     steps = 8 if bench.quick else 750  # over 5,000 in all repeats
     keys = [f"data={data}_r", "budget=paper", f"trainer={on}", "logger=none", *overrides]
-    keys += _stored(keys, scratch)
+    keys += stored(keys, scratch)
     if bench.quick:
         keys += ["budget.batch_size=8"]
     for model in MODELS[1:2] if bench.quick else MODELS:
@@ -148,7 +148,7 @@ def _matmul_rate(bench: Bench, used: str) -> float:
     return side**3 / min(seconds(lambda: a @ b, bench.device, 3) for _ in range(5))
 
 
-def _stored(keys: list[str], scratch: Path) -> list[str]:
+def stored(keys: list[str], scratch: Path) -> list[str]:
     """Overrides after which the stored sets are there; they are made in `scratch` if need be."""
     cfg = compose("model=cnn", *keys)
     try:

@@ -1,15 +1,16 @@
 """Benchmarks: that rivals do the same work, and what a run leaves. None of these tests looks at a time."""
 
 import json
+import time
 from contextlib import ExitStack
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import distortion, training
+from benchmarks import distortion, together, training
 from benchmarks.__main__ import page
-from benchmarks.timing import OURS, Bench, Work
+from benchmarks.timing import OURS, Bench, Work, measured
 from conftest import ROOT, one_error, run
 from stn.config import compose
 from stn.data import digits
@@ -118,6 +119,37 @@ def test_convolutions_are_compared_with_cudnns_on_the_same_steps(tmp_path, monke
     assert len(seen) == 1 + 3 * (8 + 8)  # ours alone: scores, then in each of three rounds 8 steps to warm up and 8
     result = run("benchmarks.__main__", "--quick", "--device", "cpu", "--only", "convolutions", cwd=tmp_path)
     assert result.returncode == 0 and "left out: convolutions: needs a GPU" in result.stdout
+
+
+def test_cells_trained_at_once_are_timed_while_all_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export_embedded(tmp_path / "raw")
+    bench = Bench(torch.device("cpu"), quick=True)
+    begun = time.perf_counter()
+    (row,) = together.measure(bench, "digits", tmp_path, f"data.raw={tmp_path / 'raw'}")
+    low, high = row["contestants"][OURS]["rate"]["quartiles"]
+    assert row["steps"] / (time.perf_counter() - begun) < low <= high
+    assert (row["cells_at_once"], row["steps"], row["of_steps"], row["batch"]) == (2, 8, 150_000, 8)
+    assert (tmp_path / "together/0/last.ckpt").exists() and (tmp_path / "together/1/last.ckpt").exists()
+
+
+def test_a_cell_that_fails_ends_the_others_with_its_own_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export_embedded(tmp_path / "raw")
+    (tmp_path / "together").mkdir()
+    (tmp_path / "together/1").write_text("in the way of a folder")
+    bench = Bench(torch.device("cpu"), quick=True)
+    with pytest.raises(OSError, match="together/1"):
+        next(together.measure(bench, "digits", tmp_path, f"data.raw={tmp_path / 'raw'}"))
+
+
+def test_the_hour_is_the_sum_of_what_all_cells_take():
+    rows = [
+        {"cells_at_once": 8, "of_steps": 150_000, "batch": 256, "contestants": {OURS: measured([rate, rate])}}
+        for rate in (250.0, 1000.0)
+    ]  # 1,800 s and 450 s, by eight
+    line = "2 cells x 3 seeds x 150,000 steps of 256, 8 at once: 3,200 steps/s in all, 5 minutes for 0.9 million"
+    assert together.hour(rows).strip() == line
 
 
 @pytest.mark.parametrize(
