@@ -37,7 +37,7 @@ START = 300  # seconds: how long one waits for the others
 def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[dict]:
     """Steps per second of each cell, from step 500 on for 5,000, with one validation and one checkpoint in them."""
     kinds = KINDS[:1] if bench.quick else KINDS
-    warm, steps = (8, 8) if bench.quick else (500, 5000)
+    warm, steps = (16, 8) if bench.quick else (500, 5000)
     keys = ["budget=paper", f"trainer={'gpu' if bench.device.type == 'cuda' else 'cpu'}", "logger=none", *overrides]
     keys += ["budget.batch_size=8"] if bench.quick else []
     here = [[f"data={data}_{kind}", *keys, *stored([f"data={data}_{kind}", *keys], scratch)] for kind in kinds]
@@ -136,10 +136,11 @@ class _Clock(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
         step, now = trainer.global_step, partial(wait, trainer.strategy.root_device)
-        if self.begun is None and step >= self.warm:
-            now()
-            GATE.wait(START)
-            self.begun, self.first = time.perf_counter(), step
+        if self.begun is None:
+            if step >= self.warm:
+                now()
+                GATE.wait(START)
+                self.begun, self.first = time.perf_counter(), step
         elif self.rate is None and step >= self.first + self.steps:
             self.rate = (step - self.first) / (now() - self.begun)
             with DONE.get_lock():
