@@ -48,6 +48,7 @@ PARTS: dict[str, tuple[str, Callable[["Run"], Iterator[dict]]]] = {
     "house_numbers": ("House numbers: what transformers cost, and whether the input keeps up", None),
 }
 NEED_GPU = ("convolutions", "together")
+WORDS = ("work", "network", "rivals, the best first")  # columns that are no numbers
 RIVALS = ("torchvision", "kornia", "opencv-python-headless")
 
 
@@ -128,21 +129,33 @@ def usable(name: str) -> torch.device:
     return device
 
 
-def table(title: str, rows: list[dict]) -> Table:
-    """Work | ours | every rival, the best first, what it reached and the ratio."""
-    shown = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("work", overflow="fold")
-    shown.add_column("ours", justify="right", no_wrap=True)
-    shown.add_column("rivals, the best first", overflow="fold")
-    shown.add_column("theirs", justify="right", no_wrap=True)
-    shown.add_column("ratio", justify="right", no_wrap=True)
+def compared(rows: list[dict]) -> list[list[str]]:
+    """A head and lines: work | ours | every rival, the best first, what it reached and the ratio."""
+    lines = [["work", "ours", "rivals, the best first", "theirs", "ratio"]]
     for row in rows:
-        work, ours = row["work"], f"{figure(row, OURS)} {row['unit']}"
-        for name in rivals(row) or [None]:
-            theirs = (name, figure(row, name), ratio(row, name)) if name else ("–", "–", "–")
-            shown.add_row(work, ours, *theirs)
-            work = ours = ""
+        ours = f"{figure(row, OURS)} {row['unit']}"
+        lines += [[row["work"], ours, name, figure(row, name), ratio(row, name)] for name in rivals(row)]
+        if not rivals(row):
+            lines.append([row["work"], ours, "–", "–", "–"])
+    return lines
+
+
+def table(title: str, lines: list[list[str]]) -> Table:
+    """A head and lines for a terminal; what a line's first two cells repeat is left out."""
+    shown = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for name in lines[0]:
+        shown.add_column(name, **({"overflow": "fold"} if name in WORDS else {"justify": "right", "no_wrap": True}))
+    before = None
+    for line in lines[1:]:
+        shown.add_row(*(["", "", *line[2:]] if line[:2] == before else line))
+        before = line[:2]
     return shown
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A head and lines as a table of markdown."""
+    rule = ["---" if name in WORDS else "---:" for name in lines[0]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
 def page(folder: Path) -> str:
@@ -165,13 +178,7 @@ def page(folder: Path) -> str:
                 f"{where}; {place['precision']}; torch {place['torch']}, Python {place['python']}; "
                 f"{about['repeats']} repeats. `{about['command']}`"
             )
-            lines = ["| work | ours | rival | theirs | ratio |", "|---|---:|---|---:|---:|"]
-            for row in about["rows"]:
-                ours = f"{figure(row, OURS)} {row['unit']}"
-                for name in rivals(row) or [None]:
-                    theirs = f"{figure(row, name)} | {ratio(row, name)}" if name else "– | –"
-                    lines.append(f"| {row['work']} | {ours} | {name or '–'} | {theirs} |")
-            text.append("\n".join(lines))
+            text.append(markdown(VIEWS.get(part, compared)(about["rows"])))
             if part in REMARKS:
                 text.append(REMARKS[part](about["rows"]).strip() + ".")
     return "\n\n".join(text) + "\n"
@@ -202,6 +209,7 @@ def share(rows: list[dict]) -> str:
     return f"Ours reach {shares[0]:.0f} to {shares[-1]:.0f} % of the rate of a large matrix product here ({rate})\n"
 
 
+VIEWS = {"together": together.grid}  # of parts that are no comparison
 REMARKS = {"training": share, "together": together.hour}  # what a part's rows say together
 
 
@@ -236,7 +244,7 @@ def run(here: Run, parts: list[str]) -> None:
             continue
         rows = list(measure(here))
         paths.append(here.write(part, rows))
-        tables.append(table(title, rows))
+        tables.append(table(title, VIEWS.get(part, compared)(rows)))
         if part in REMARKS:
             tables.append(REMARKS[part](rows))
     here.folder.mkdir(parents=True, exist_ok=True)  # where all was left out nothing is there yet

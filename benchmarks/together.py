@@ -19,7 +19,7 @@ from threading import BrokenBarrierError
 import lightning as L
 import torch
 
-from benchmarks.timing import OURS, Bench, cores, measured, wait
+from benchmarks.timing import OURS, Bench, cores, figure, measured, wait
 from benchmarks.training import MODELS, stored
 from stn.config import compose
 from stn.training.blocks import BlockLearner
@@ -75,6 +75,14 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
                 }
                 print(f"  {row['work']}: {statistics.median(of_cell):,.0f} steps/s", flush=True)
                 yield row
+
+
+def grid(rows: list[dict]) -> list[list[str]]:
+    """A head and lines: steps per second of each network on each data set."""
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    found = {name: [figure(row, OURS) for row in rows if row["model"] == name] for name in names}
+    kinds = [row["data"].split("_")[-1].upper() for row in rows if row["model"] == names[0]]
+    return [["network", *(f"{kind}, steps/s" for kind in kinds)], *([name, *found[name]] for name in names)]
 
 
 def hour(rows: list[dict]) -> str:
