@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import stn.table
 from conftest import one_error, run
 from stn.config import CONF, compose, experiment
 from stn.errors import UserError
+from stn.params import cells, read_params
 from stn.report import tables
 from stn.report.paper import BIRD, BIRDS, DIGITS, KERNELS, NUMBERS, SIZES, SUMS, TABLES
 
@@ -444,6 +446,30 @@ def test_a_record_of_another_budget_must_have_its_own_config(tmp_path, monkeypat
         stn.table.others(1)
 
 
+def test_the_readme_leads_with_the_longest_budget_that_is_whole(records, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text((CONF.parent / "params.yaml").read_text())
+    (tmp_path / "README.md").write_text("<!-- table1:begin -->\n<!-- table1:end -->\n")
+    longer = {name: [record | {"budget": name} for record in records] for name in ("medium", "paper")}
+    budgets = [records, *longer.values()]
+
+    def leading() -> str:
+        page = stn.table.readme({1: budgets})[stn.table.README]
+        (name,) = re.findall(r"the paper's\), budget `(\w+)`", page)
+        assert page.count("The same at several budgets") == 1 and f"- `{name}`: 32 of 32 cells" in page
+        return name
+
+    assert leading() == "quick"  # none of its records is where the pipeline has them
+    for budget in longer:
+        for path in cells(replace(read_params(), budget=budget), 1)[0].values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        assert leading() == budget
+    path.unlink()
+    assert leading() == "medium"
+    assert "budget `quick`" in stn.table.written(1, budgets)[stn.table.REPORTS / "table1.md"].partition("|")[0]
+
+
 # Loading
 
 
@@ -733,7 +759,7 @@ def check_tex(text, rows):
 
 def test_same_records_give_the_same_text(whole, strips):
     for number, paths in ((1, whole), (2, strips)):
-        first, second = (stn.table.written(number, tables.load(number, order)) for order in (paths, paths[::-1]))
+        first, second = (stn.table.written(number, [tables.load(number, order)]) for order in (paths, paths[::-1]))
         assert first == second
 
 

@@ -51,24 +51,34 @@ def _configs(declared: dict[tuple[str, str], Path], budget: str) -> dict[Path, d
     }
 
 
-def written(number: int, found: list[dict]) -> dict[Path, str]:
-    """What each of the table's files should hold."""
-    stem = REPORTS / f"table{number}"
+def longest_first(number: int, budgets: list[list[dict]]) -> list[list[dict]]:
+    """The same records by budget, first the longest at which every cell is there: what the README leads with."""
+    if len(list(filter(None, budgets))) > 1:
+        for budget in reversed(BUDGETS):
+            if all(path.exists() for path in cells(replace(read_params(), budget=budget), number)[0].values()):
+                return sorted(budgets, key=lambda found: not found or found[0]["budget"] != budget)
+    return budgets
+
+
+def written(number: int, budgets: list[list[dict]]) -> dict[Path, str]:
+    """What each of the table's files should hold: those of the first of `budgets`, the others beside it."""
+    stem, (found, *more) = REPORTS / f"table{number}", budgets
     return {
-        stem.with_suffix(".md"): tables.to_markdown(found, number, others(number)),
+        stem.with_suffix(".md"): tables.to_markdown(found, number, more),
         stem.with_suffix(".csv"): tables.to_csv(found),
         stem.with_suffix(".tex"): tables.to_tex(found, number),
     }
 
 
-def readme(texts: dict[Path, str]) -> dict[Path, str]:
-    """The README with the block of each table among `texts`; nothing in a folder without one, such as the demo's."""
+def readme(budgets: dict[int, list[list[dict]]]) -> dict[Path, str]:
+    """The README with the block of each of these tables; nothing in a folder without one, such as the demo's."""
     if not README.exists():
         return {}
     page = README.read_text(encoding="utf-8")
-    for path, text in texts.items():
-        if path.suffix == ".md":
-            page = tables.replace_block(page, path.stem, tables.readme_block(text))
+    for number, found in budgets.items():
+        first, *more = longest_first(number, found)
+        block = tables.readme_block(tables.to_markdown(first, number, more))
+        page = tables.replace_block(page, f"table{number}", block)
     return {README: page}
 
 
@@ -77,13 +87,15 @@ def check(numbers: tuple[int, ...]) -> None:
 
     A table without records and without files, which nobody began, is left alone.
     """
-    texts = {}
+    texts, shown = {}, {}
     for number in numbers:
-        found = records(number)
-        files = written(number, found)
-        if found or any(path.exists() for path in files):
+        budgets = [records(number), *others(number)]
+        files = written(number, budgets)
+        if budgets[0] or any(path.exists() for path in files):
             texts |= files
-    stale = tables.stale(texts | readme({path: text for path, text in texts.items() if path.exists()}))
+            if (REPORTS / f"table{number}.md").exists():
+                shown[number] = budgets
+    stale = tables.stale(texts | readme(shown))
     if stale:
         again = " and ".join(f"`python -m stn.table --table {number}`" for number in numbers)
         raise UserError(f"not what the records say: {', '.join(map(str, stale))}; run {again}")
@@ -101,14 +113,14 @@ def main() -> None:
             check((number,) if args.table else TABLES)
             print("the tables and the README say what the records say")
             return
-        found = records(number)
+        budgets = [records(number), *others(number)]
         if not args.show:
-            texts = written(number, found)
-            for path, text in (texts | readme(texts)).items():
+            for path, text in (written(number, budgets) | readme({number: budgets})).items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
+        found, *more = budgets
         Console(width=min(100, shutil.get_terminal_size((100, 24)).columns)).print(
-            tables.to_terminal(found, number, others(number))
+            tables.to_terminal(found, number, more)
         )
 
 
