@@ -7,7 +7,6 @@ done goes on till all are, so that every step counted had seven others beside it
 
 import gc
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import torch
 from benchmarks.timing import OURS, Bench, cores, figure, measured, wait
 from benchmarks.training import MODELS, stored
 from stn.config import compose
+from stn.stages import gpu_is_shared
 from stn.training.blocks import BlockLearner
 from stn.training.callbacks import Watch
 from stn.training.feed import Feed
@@ -42,8 +42,8 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
     keys += ["budget.batch_size=8"] if bench.quick else []
     here = [[f"data={data}_{kind}", *keys, *stored([f"data={data}_{kind}", *keys], scratch)] for kind in kinds]
     places = [(which, seed) for seed in range(SEEDS) for which in here]
-    if bench.device.type == "cuda" and not shared():
-        print("  no MPS here, so cells take turns: nvidia-cuda-mps-control -d", flush=True)
+    if bench.device.type == "cuda" and not gpu_is_shared():
+        print("  no MPS here, so cells take turns: start it with `nvidia-cuda-mps-control -d`", flush=True)
     forks = multiprocessing.get_context("spawn")
     gate, done = forks.Barrier(len(places)), forks.Value("q", 0)
     threads = max(1, cores() // len(places))
@@ -68,7 +68,7 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
                     "steps": steps,
                     "of_steps": cfg.budget.steps,
                     "cells_at_once": len(places),
-                    "mps": shared(),
+                    "mps": gpu_is_shared(),
                     "precision": precision(cfg),
                     "threads": threads,
                     "contestants": {OURS: measured(of_cell)},
@@ -95,11 +95,6 @@ def hour(rows: list[dict]) -> str:
         f"once: {total * at_once / busy:,.0f} steps/s in all, {busy / at_once / 60:.0f} minutes for "
         f"{total / 1e6:.1f} million\n"
     )
-
-
-def shared() -> bool:
-    """Whether NVIDIA's MPS runs here, under which kernels of several processes share the GPU."""
-    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
 def _enter(gate, done, threads: int) -> None:

@@ -66,6 +66,33 @@ def test_cells_side_by_side_are_one_for_each_core_but_on_a_gpu_one(trainer, jobs
     assert run("stn.pipeline", "demo", cwd=tmp_path).returncode == 0 and asked == [jobs]
 
 
+def test_cells_that_would_take_turns_on_a_gpu_are_told_and_of_mps(monkeypatch, tmp_path):
+    monkeypatch.setattr("stn.pipeline.demo", lambda jobs: None)
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    told = {}
+    for trainer, jobs in (("gpu", "8"), ("gpu", "1"), ("cpu", "8")):
+        monkeypatch.setenv("STN_TRAINER", trainer)
+        told[trainer, jobs] = run("stn.pipeline", "demo", "--jobs", jobs, cwd=tmp_path).stdout
+    assert "nvidia-cuda-mps-control -d" in told.pop(("gpu", "8")) and set(told.values()) == {""}
+    (tmp_path / "control").touch()
+    monkeypatch.setenv("STN_TRAINER", "gpu")
+    assert run("stn.pipeline", "demo", "--jobs", "8", cwd=tmp_path).stdout == ""
+
+
+def test_what_stages_are_forked_from_has_not_woken_the_gpu(tmp_path):
+    """CUDA cannot be used in a fork of a process that has used it, if only to count devices."""
+    (tmp_path / "loads.py").write_text(
+        "import importlib, torch\n"
+        "def woken(*_, **__): raise SystemExit('woken')\n"
+        "torch._C._cuda_getDeviceCount = torch._C._cuda_init = woken\n"
+        "torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = woken\n"
+        "from stn.stages import LOADED\n"
+        "for name in LOADED: importlib.import_module(name)\n"
+    )
+    result = subprocess.run([sys.executable, "loads.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_what_took_longest_is_trained_first_and_before_it_what_is_new():
     before = {"fcn": [(9.0, "1"), (8.0, "2")], "cnn": [(90.0, "1")], "st": [(60.0, "1")], "new": None, "newer": None}
     assert sorted(before, key=_longest_first(before)) == ["new", "newer", "cnn", "st", "fcn"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from stn.config import CONF
 from stn.errors import UserError, told
 from stn.params import KNOBS, TABLES, Params, ceiling, declared, read_params, write_params
-from stn.stages import Stages
+from stn.stages import Stages, gpu_is_shared
 
 # The stages of `dvc.yaml` that make what a table's cells need, and last the one that trains them. `kind` is what a
 # data set's name ends with: which distortion, or the side of the images.
@@ -165,6 +165,8 @@ def main() -> None:
             raise UserError(f"TABLE={args.table}: there is {', '.join(map(str, TABLES))}")
         if args.oracle and args.table != "1":
             raise UserError(f"ORACLE=1 TABLE={args.table}: the true pose is for Table 1 alone")
+        if on_gpu and int(jobs) > 1 and not gpu_is_shared():
+            print("no MPS here, so cells take turns on the GPU: start it with `nvidia-cuda-mps-control -d`")
         if args.what == "demo":
             return demo(int(jobs))
         knobs = {knob: value for knob in KNOBS if (value := getattr(args, knob)) is not None}

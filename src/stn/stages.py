@@ -89,6 +89,11 @@ class Stages:
         return stage
 
 
+def gpu_is_shared() -> bool:
+    """Whether NVIDIA's MPS runs here, under which kernels of several processes share a GPU; else they take turns."""
+    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
+
+
 def _files(stage) -> str:
     """Stands for the contents of all files that a stage depends on, data sets apart."""
     files = sorted(path for dep in stage.deps if (path := Path(dep.fs_path)).is_file())
