@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -236,6 +239,22 @@ def test_a_missing_or_damaged_set_names_the_command_that_makes_it(data, tmp_path
     sets.write_text(json.dumps(json.loads(sets.read_text()) | {"seed": 1}))
     with pytest.raises(UserError, match="config is not"):
         load_stored(data, "test")
+
+
+def test_sets_may_be_stored_on_another_disk_than_outputs(tmp_path, monkeypatch):
+    assert run("stn.fetch", "data=digits_r", cwd=tmp_path).returncode == 0
+    replace = os.replace
+
+    def refused(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "rename", refused)
+    monkeypatch.setattr(os, "replace", lambda a, b: (replace if Path(a).parent == Path(b).parent else refused)(a, b))
+    for _ in range(2):  # a folder that is there already must go first
+        result = run("stn.distort", "data=digits_r", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert sorted(path.name for path in (tmp_path / "data/distorted").iterdir()) == ["digits_r"]
+        assert len(list((tmp_path / "data/distorted/digits_r").iterdir())) == 7
 
 
 def test_raw_data_that_is_not_there_is_one_line(tmp_path):

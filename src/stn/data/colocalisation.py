@@ -7,7 +7,6 @@ of the project is trained on; with `data.digits=validation` they are digits held
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +61,8 @@ def store(data: DictConfig, scratch: Path) -> dict:
     Drawn in float64 on the CPU and rounded to uint8, so the bytes are the same on every machine. Written to `scratch`
     and moved in when whole.
     """
+    from stn.data.download import put_whole
+
     split, warp = data.digits.name, distortion(data)
     digits = undistorted(data)[split]
     order = torch.randperm(len(digits.labels), generator=generator(data.seed, f"{split} digits"))
@@ -73,7 +74,6 @@ def store(data: DictConfig, scratch: Path) -> dict:
     parameters = warp.draw(len(chosen), generator(data.seed, f"{split} places"), torch.float64)
     images = warp.render(parameters.double(), digits.images[chosen], digits.images)
     images = (images[:, 0] * 255).round().to(torch.uint8).numpy()
-    target, work = stored_folder(data), scratch / f"{stored_folder(data).name}.part"
     about = {
         "distortion": repr(warp),
         "columns": warp.names,
@@ -81,19 +81,10 @@ def store(data: DictConfig, scratch: Path) -> dict:
         "part": data.part,
         "sets": {split: {"images": len(images), "sha256": _sha256(images, parameters.numpy())}},
     }
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    with put_whole(stored_folder(data), scratch) as work:
         np.save(work / f"{split}_images.npy", images)
         np.save(work / f"{split}_parameters.npy", parameters.numpy())
         (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        work.replace(target)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or target}: {error.strerror}; free it or set data.stored"
-        ) from error
     return about
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageFilter
 
-from stn.data.download import DIGITS, archive, move_in, progress, writing
+from stn.data.download import DIGITS, archive, progress, put_whole
 from stn.data.svhn import Table, table_of, whole
 from stn.errors import UserError
 
@@ -82,10 +82,7 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
     # The legacy generator's streams are frozen for good, so the split is too.
     pool = [pool[i] for i in np.random.RandomState(data.seed).permutation(len(pool))]
     sets = {"train": pool[data.validation :], "validation": pool[: data.validation], "test": numbers["test"]}
-    target, work = Path(data.stored), scratch / f"{Path(data.stored).name}.part"
-    with writing(target):
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    with put_whole(Path(data.stored), scratch) as work:
         needed, room = sum(map(len, sets.values())) * data.canvas**2 * 3, shutil.disk_usage(work).free
         if needed > room:  # else the kernel ends a process that writes to a mapped file on a full disk, without a word
             raise UserError(f"the crops need {needed / 1e9:.1f} GB, {work.parent} has {room / 1e9:.1f} GB: make room")
@@ -124,8 +121,6 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
         for name, reasons in left_out.items():
             about["left_out"][name] = {reason: sorted(reasons[reason]) for reason in sorted(reasons)}
         (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        move_in(work, target)
     return about
 
 

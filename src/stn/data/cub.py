@@ -22,7 +22,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from stn.data.download import CUB, archive, move_in, progress, why, writing
+from stn.data.download import CUB, archive, progress, put_whole, why, writing
 from stn.data.svhn import AGAIN, whole
 from stn.errors import UserError
 
@@ -187,13 +187,10 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
     Written to `scratch` and moved to `data.stored` when whole.
     """
     check(data)
-    target, work = Path(data.stored), scratch / f"{Path(data.stored).name}.part"
-    with unpacked(data, scratch) as (source, folder), writing(target):
+    with unpacked(data, scratch) as (source, folder), put_whole(Path(data.stored), scratch) as work:
         try:
             table = table_of(folder, data.classes)
             sets = _sets(data, table)
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
             about = {"recipe": recipe(data), "part": data.part, "sets": {}}
             about |= {"classes": table.classes, "part_names": table.part_names}
             names, resized = table.names[np.concatenate(list(sets.values()))], partial(_resized, folder, side=data.side)
@@ -206,8 +203,6 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
         except Unfit as error:
             raise UserError(f"{source} {error}; {AGAIN}") from None
         (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        move_in(work, target)
     return about
 
 

@@ -6,7 +6,6 @@ rest is the same code.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +124,10 @@ def write_sets(
     `recipe` says what they are, for `read_set` to know them by; `columns` what their parameters are. Returns what
     `sets.json` says of them; a UserError if they cannot be written.
     """
-    target, work = stored_folder(data), scratch / f"{stored_folder(data).name}.part"
+    from stn.data.download import put_whole
+
     about = {"distortion": recipe, "columns": columns, "seed": data.seed, "part": data.part, "sets": {}}
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    with put_whole(stored_folder(data), scratch) as work:
         for split, stored in made:
             for name in ("images", "labels", "parameters"):
                 np.save(work / f"{split}_{name}.npy", getattr(stored, name).numpy())
@@ -138,13 +136,6 @@ def write_sets(
                 redraws = stored.parameters[..., columns.index("redraws")]
                 about["sets"][split]["redrawn"] = int((redraws > 0).sum())
         (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        work.replace(target)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or target}: {error.strerror}; free it or set data.stored"
-        ) from error
     return about
 
 

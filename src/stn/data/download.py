@@ -395,6 +395,18 @@ def move_in(part: Path, target: Path) -> None:
         beside.replace(target)
 
 
+@contextmanager
+def put_whole(target: Path, scratch: Path) -> Iterator[Path]:
+    """Yields an empty folder below `scratch` to fill; then it takes the place of `target`, whole or not at all."""
+    work = scratch / f"{target.name}.part"
+    with writing(target):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        yield work
+        target.parent.mkdir(parents=True, exist_ok=True)
+        move_in(work, target)
+
+
 def _fault(path: Path, file: RemoteFile) -> str | None:
     """What is wrong with the file at `path`, None if nothing is; to be read after a name."""
     try:

@@ -7,7 +7,6 @@ and a volume follows from its digit and its pose. Frames as in `stn.geometry.tra
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,25 +120,17 @@ def store(data: DictConfig, scratch: Path) -> dict:
 
     Drawn in float64 on the CPU and rounded to float32. Written to `scratch` and moved to `data.stored` when whole.
     """
+    from stn.data.download import put_whole
+
     splits, poses = undistorted(data), pose(data)
-    target, work = stored_folder(data), scratch / f"{stored_folder(data).name}.part"
     about = {"distortion": repr(poses), "columns": poses.names, "seed": data.seed, "part": data.part, "sets": {}}
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    with put_whole(stored_folder(data), scratch) as work:
         for split in SPLITS:
             count = len(splits[split].labels)
             drawn = poses.draw(count, generator(data.seed, split), torch.float64).numpy()
             np.save(work / f"{split}_parameters.npy", drawn)
             about["sets"][split] = {"images": count, "sha256": _sha256(drawn)}
         (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        work.replace(target)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or target}: {error.strerror}; free it or set data.stored"
-        ) from error
     return about
 
 
