@@ -467,7 +467,19 @@ def test_the_readme_leads_with_the_longest_budget_that_is_whole(records, tmp_pat
         assert leading() == budget
     path.unlink()
     assert leading() == "medium"
-    assert "budget `quick`" in stn.table.written(1, budgets)[stn.table.REPORTS / "table1.md"].partition("|")[0]
+    files = stn.table.written(1, budgets)
+    assert {path.name for path in files} == {
+        f"table1{of}.{kind}" for of in ("", "-medium") for kind in ("md", "csv", "tex")
+    }
+    assert (
+        "budget `quick`" in files[Path("reports/table1.md")]
+        and "budget `medium`" in files[Path("reports/table1-medium.md")]
+    )
+    page = stn.table.readme({1: budgets})[stn.table.README]
+    assert "paired tests: [`reports/table1-medium.md`](reports/table1-medium.md)" in page
+    smoke = [[record | {"budget": "smoke"} for record in records], *budgets]
+    assert stn.table.readme({1: smoke})[stn.table.README] == page  # a smoke run changes nothing of it
+    assert "smoke" in stn.table.readme({1: smoke[:1]})[stn.table.README]  # but where there is nothing else
 
 
 # Loading
@@ -804,6 +816,15 @@ def workplace(tmp_path, monkeypatch, records, numbers):
     monkeypatch.setattr(stn.table, "records", found.get)
     monkeypatch.setattr(stn.table, "others", lambda number: [])
     return tmp_path, found
+
+
+def test_files_of_a_budget_that_the_readme_led_with_go(workplace):
+    folder, _ = workplace
+    (folder / "reports").mkdir()
+    for name in ("table1-paper.md", "table10-paper.md"):
+        (folder / "reports" / name).touch()
+    assert run("stn.table", cwd=folder).returncode == 0
+    assert {path.name for path in (folder / "reports").glob("*.md")} == {"table1.md", "table10-paper.md"}
 
 
 def test_check_without_a_number_checks_every_table(workplace, numbers):

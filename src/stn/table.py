@@ -9,7 +9,7 @@ from rich.console import Console
 
 from stn.config import compose, experiment
 from stn.errors import UserError, told
-from stn.params import TABLES, cells, read_params
+from stn.params import COLUMNS, TABLES, cells, declared, read_params
 from stn.report import tables
 
 REPORTS = Path("reports")
@@ -34,7 +34,7 @@ def records(number: int) -> list[dict]:
 def others(number: int) -> list[list[dict]]:
     """The records of the same cells at the other budgets whose numbers mean something, as far as they are there."""
     params, found = read_params(), []
-    for budget in BUDGETS if params.budget in BUDGETS else ():
+    for budget in BUDGETS:
         if budget != params.budget:
             required, optional = cells(replace(params, budget=budget), number)
             configs = _configs(required | optional, budget)
@@ -52,22 +52,46 @@ def _configs(declared: dict[tuple[str, str], Path], budget: str) -> dict[Path, d
 
 
 def longest_first(number: int, budgets: list[list[dict]]) -> list[list[dict]]:
-    """The same records by budget, first the longest at which every cell is there: what the README leads with."""
-    if len(list(filter(None, budgets))) > 1:
+    """What the README shows: the budgets whose numbers mean something, if any, the longest that is whole first.
+
+    A budget is whole if each cell is there that the pipeline trains unasked; of Table 1, those of R, RTS, P and E.
+    """
+    shown = [found for found in budgets if found and found[0]["budget"] in BUDGETS]
+    if len(shown) > 1:
+        params = read_params()
+        columns = list(COLUMNS[:4]) if params.source == "mnist" else params.columns
         for budget in reversed(BUDGETS):
-            if all(path.exists() for path in cells(replace(read_params(), budget=budget), number)[0].values()):
-                return sorted(budgets, key=lambda found: not found or found[0]["budget"] != budget)
-    return budgets
+            paths = declared(replace(params, budget=budget, columns=columns), number).values()
+            if all(path.exists() for path in paths):
+                return sorted(shown, key=lambda found: found[0]["budget"] != budget)
+    return shown or budgets
 
 
 def written(number: int, budgets: list[list[dict]]) -> dict[Path, str]:
-    """What each of the table's files should hold: those of the first of `budgets`, the others beside it."""
-    stem, (found, *more) = REPORTS / f"table{number}", budgets
+    """What each of the table's files should hold: the first of `budgets`, and beside it the others.
+
+    If the README leads with another budget, that has files of its own.
+    """
+    found, *more = budgets
+    texts = _files(f"table{number}", number, found, more if _means_something(found) else [])
+    first, *rest = longest_first(number, budgets)
+    return texts | ({} if first is found else _files(_stem(number, first), number, first, rest))
+
+
+def _files(stem: str, number: int, found: list[dict], more: list[list[dict]]) -> dict[Path, str]:
     return {
-        stem.with_suffix(".md"): tables.to_markdown(found, number, more),
-        stem.with_suffix(".csv"): tables.to_csv(found),
-        stem.with_suffix(".tex"): tables.to_tex(found, number),
+        REPORTS / f"{stem}.md": tables.to_markdown(found, number, more),
+        REPORTS / f"{stem}.csv": tables.to_csv(found),
+        REPORTS / f"{stem}.tex": tables.to_tex(found, number),
     }
+
+
+def _stem(number: int, found: list[dict]) -> str:
+    return f"table{number}-{found[0]['budget']}"
+
+
+def _means_something(found: list[dict]) -> bool:
+    return not found or found[0]["budget"] in BUDGETS
 
 
 def readme(budgets: dict[int, list[list[dict]]]) -> dict[Path, str]:
@@ -78,6 +102,10 @@ def readme(budgets: dict[int, list[list[dict]]]) -> dict[Path, str]:
     for number, found in budgets.items():
         first, *more = longest_first(number, found)
         block = tables.readme_block(tables.to_markdown(first, number, more))
+        if first is not found[0]:
+            stem = f"{REPORTS}/{_stem(number, first)}"
+            block += f"\n\nBudget `{first[0]['budget']}`, every cell with its interval, and paired tests: "
+            block += f"[`{stem}.md`]({stem}.md) ([CSV]({stem}.csv), [LaTeX]({stem}.tex))."
         page = tables.replace_block(page, f"table{number}", block)
     return {README: page}
 
@@ -115,12 +143,15 @@ def main() -> None:
             return
         budgets = [records(number), *others(number)]
         if not args.show:
-            for path, text in (written(number, budgets) | readme({number: budgets})).items():
+            texts = written(number, budgets)
+            for path in set(REPORTS.glob(f"table{number}-*")) - set(texts):
+                path.unlink()  # of a budget that the README led with
+            for path, text in (texts | readme({number: budgets})).items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
         found, *more = budgets
         Console(width=min(100, shutil.get_terminal_size((100, 24)).columns)).print(
-            tables.to_terminal(found, number, more)
+            tables.to_terminal(found, number, more if _means_something(found) else [])
         )
 
 
