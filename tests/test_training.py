@@ -62,6 +62,8 @@ def test_a_finished_seed_is_never_trained_again(workplace, tmp_path):
     started = time.monotonic()
     assert "finished earlier" in train(folder, "model=cnn", "seeds=[0]").stdout
     assert "finished earlier" not in train(folder, "model=cnn", "seeds=[0]", "budget.learning_rate=0.01").stdout
+    records = [json.loads(path.read_text()) for path in folder.glob("outputs/results/*/*.json")]
+    assert sorted(record["config"]["budget"]["learning_rate"] for record in records)[1] == 0.01 and len(records) == 2
     assert time.monotonic() > started
 
 

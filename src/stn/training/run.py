@@ -61,7 +61,9 @@ def train(cfg: DictConfig) -> None:
 @rank_zero_only
 def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
     names = arrays.pop("pose_names", [])
-    record = Path(cfg.record or Path(cfg.outputs) / "results" / cfg.budget.name / f"{cfg.data.name}-{cfg.model.name}")
+    settings = digest(json.dumps([experiment(cfg), list(cfg.seeds)], sort_keys=True))
+    name = f"{cfg.data.name}-{cfg.model.name}-{settings}"  # so that a run with other settings leaves it alone
+    record = Path(cfg.record or Path(cfg.outputs) / "results" / cfg.budget.name / name)
     network, shape = build_network(cfg).eval(), Feed(cfg.data, cfg.budget, seed=0).source.shape
     write_cell(record, cfg, network, shape, results, {**arrays, "pose_names": [str(name) for name in names]})
     errors = ", ".join(f"{result['error']:.2f}" for result in results)
