@@ -17,7 +17,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 from matplotlib.transforms import Bbox, TransformedBbox
 from PIL import Image
 from scipy import ndimage
@@ -1062,9 +1062,9 @@ def _pose(axes: mpl.axes.Axes, of: dict[str, dict], column: str, name: str) -> N
     axes.set_ylabel("found ÷ constant" if name == "scale" else "found − constant", labelpad=1)
     angles = [-90, 0, 90] if np.ptp(axes.get_xlim()) > 150 else [-45, 0, 45]
     far = np.abs(axes.get_xlim()).max()
-    ticks = {"angle": angles, "scale": [0.8, 1.0, 1.2]}.get(name, [-10, 0, 10] if far > 10 else [-5, 0, 5])
+    ticks = {"angle": angles, "scale": [0.8, 1.0, 1.2]}.get(name)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_locator(FixedLocator(ticks) if ticks else MultipleLocator(10 if far > 10 else 5))
     axes.set_title(f"{column}: {label}", size=9.5, loc="left", weight="bold", pad=11 + 10.5 * len(lines))
     for i, (family, words) in enumerate(reversed(lines)):
         place = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 7 + 10.5 * i), "textcoords": "offset points"}
