@@ -6,6 +6,18 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export WANDB_MODE ?= offline
 COMPILE := uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header
 
+# What may stand on make's command line. A misspelt BUDGET would else be ignored, and another table trained.
+VARIABLES := TABLE BUDGET SEEDS COLUMNS NUMBERS BIRDS ORACLE JOBS FRESH TRAINER PYTHON VENV CHECKPOINT ONLY DEVICE QUICK
+# So may the other names that are set above, and what programs read from the environment, where make puts it.
+PASSED := BIN COMPILE SHELL MAKEFLAGS STN_TRAINER STN_DATA_MIRROR WANDB_% OMP_% CUDA_% HYDRA_% PIP_% UV_%
+GIVEN := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
+UNKNOWN := $(filter-out $(VARIABLES) $(PASSED),$(GIVEN))
+ifneq ($(UNKNOWN),)
+$(error error: no variable $(UNKNOWN): there are $(VARIABLES); put what is for the environment before make)
+endif
+# Some shells export COLUMNS, the width of the terminal: that is no knob.
+KNOB_COLUMNS := $(if $(filter COLUMNS,$(GIVEN)),$(COLUMNS))
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo table figures export test lint check bench lock clean
 
@@ -34,9 +46,9 @@ demo: setup  ## three minutes: CNN and ST-CNN on digits that need no download, t
 	@python -m stn.pipeline demo $(if $(JOBS),--jobs "$(JOBS)")
 
 table: setup $(if $(filter 8,$(TABLE)),$(VENV)/.export)  ## TABLE=1 (or 2, 3, 4, 5, 6, 7, 8): fetch, distort, train what is missing, print paper | ours
-	@$(if $(TRAINER),STN_TRAINER=$(TRAINER)) python -m stn.pipeline table --table "$(or $(TABLE),1)" $(if $(BUDGET),--budget "$(BUDGET)") \
+	@$(if $(TRAINER),STN_TRAINER="$(TRAINER)") python -m stn.pipeline table --table "$(or $(TABLE),1)" $(if $(BUDGET),--budget "$(BUDGET)") \
 		$(if $(SEEDS),--seeds "$(SEEDS)") $(if $(NUMBERS),--numbers "$(NUMBERS)") $(if $(BIRDS),--birds "$(BIRDS)") \
-		$(if $(COLUMNS),--columns "$(COLUMNS)") $(if $(ORACLE),--oracle) $(if $(JOBS),--jobs "$(JOBS)") $(if $(FRESH),--fresh)
+		$(if $(KNOB_COLUMNS),--columns "$(KNOB_COLUMNS)") $(if $(ORACLE),--oracle) $(if $(JOBS),--jobs "$(JOBS)") $(if $(FRESH),--fresh)
 
 figures: setup  ## draw the figures again from the records
 	@python -m stn.figures --table $(or $(TABLE),1)

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conftest import one_error, run, spawn
-from stn.config import CONF, ROOMS, checked, compose, experiment, one_line
+from stn.config import CONF, LARGEST_SEED, ROOMS, checked, compose, experiment, one_line
 from stn.errors import UserError
 from stn.models.digits import DigitNetwork, n_parameters
 from stn.training.learner import build_network
@@ -135,6 +135,10 @@ def test_the_experiment_is_primitives_only():
         ("budget.decay_every=[300,200]", "[300, 200]"),
         ("seeds=[1,x]", "seeds"),
         ("seeds=[]", "seeds=[]"),
+        ("seed=-1", "-1 is no seed: give integers from 0"),
+        ("seeds=[0,-1]", "-1 is no seed"),
+        ("seed=4294967296", "4294967296 is no seed"),
+        ("seeds=[2,0,2]", "2 is there twice"),
         ("data=mnist", "data.name"),
         ("export.opset=9", "export.opset=9"),
         ("+model.parameters=0", "model.parameters=0"),
@@ -157,6 +161,18 @@ def test_a_misspelt_key_in_a_file_is_one_line_that_names_it():
 
 def test_a_wrong_command_line_ends_with_one_line_and_status_2(tmp_path):
     assert "filterz" in one_error(spawn("stn.train", "model.filterz=3", cwd=tmp_path))
+
+
+@pytest.mark.parametrize("seeds", ["seed=-1", "seeds=[-1]", "seeds=[0,0]"])
+def test_a_wrong_seed_ends_with_one_line_and_trains_nothing(seeds, tmp_path):
+    assert "seeds: " in one_error(run("stn.train", seeds, "budget=smoke", cwd=tmp_path))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_largest_seed_that_is_told_is_the_largest_that_can_be_sown():
+    from lightning.fabric.utilities.seed import max_seed_value
+
+    assert compose(f"seed={max_seed_value}").seeds == [max_seed_value] == [LARGEST_SEED]
 
 
 def test_a_wrong_command_line_is_told_before_torch_is_loaded(tmp_path):

@@ -12,7 +12,7 @@ import yaml
 
 from conftest import ROOT, dependencies, imports, one_error, run, spawn
 from stn.errors import UserError
-from stn.params import TABLES, cells, declared, read_params, write_params
+from stn.params import BUDGETS, DEMO, TABLES, cells, declared, read_params, write_params
 from stn.pipeline import _longest_first, export_names, stage_names, workspace
 
 PARAMS = """# tiny
@@ -32,6 +32,13 @@ def dvc(*arguments, cwd) -> str:
     result = subprocess.run(["dvc", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """What `make` would do: recipes are printed, not run; `make help` is."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "COLUMNS")}
+    command = ["make", *(() if arguments[0] == "help" else ("-n",)), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +193,9 @@ def test_the_table_refuses_a_record_of_another_config(tiny):
     [
         (["--budget", "huge"], "paper"),
         (["--seeds", "0,x"], "0,1,2"),
+        (["--seeds", "0,1,0"], "seeds: 0 is there twice"),
+        (["--seeds", "0,00"], "seeds: 0 is there twice"),
+        (["--seeds", "4294967296"], "4294967296 is no seed"),
         (["--jobs", "many"], "JOBS=many"),
         (["--table", "9"], "TABLE=9"),
         (["--birds", "owls"], "cub50"),
@@ -198,6 +208,61 @@ def test_a_wrong_knob_is_one_line_and_turns_nothing(tmp_path, arguments, named):
     (tmp_path / "params.yaml").write_text(PARAMS)
     assert named in one_error(run("stn.pipeline", "table", *arguments, cwd=tmp_path))
     assert (tmp_path / "params.yaml").read_text() == PARAMS
+
+
+@pytest.mark.parametrize("what", ["table", "demo"])
+def test_a_wrong_trainer_is_one_line_and_turns_nothing(tmp_path, monkeypatch, what):
+    monkeypatch.setattr("stn.pipeline.demo", lambda jobs: pytest.fail("begun"))
+    monkeypatch.setenv("STN_TRAINER", "tpu")
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    line = one_error(run("stn.pipeline", what, "--budget", "quick", cwd=tmp_path))
+    assert "TRAINER=tpu" in line and line.endswith("there are cpu, ddp, gpu")
+    assert (tmp_path / "params.yaml").read_text() == PARAMS
+
+
+@pytest.mark.parametrize("budget", ["demo", "huge"])
+def test_a_table_has_the_budgets_of_make_help_and_that_of_the_demo_is_none(tmp_path, budget):
+    mnist = PARAMS.replace("source: digits", "source: mnist").replace("digits_r", "mnist_r")
+    (tmp_path / "params.yaml").write_text(mnist)
+    line = one_error(run("stn.pipeline", "table", "--budget", budget, cwd=tmp_path))
+    assert line.endswith(f"no '{budget}'; there are {', '.join(BUDGETS)}")
+    assert (tmp_path / "params.yaml").read_text() == mnist
+    assert f"BUDGET={'|'.join(BUDGETS)} " in make("help").stdout
+
+
+def test_the_demo_has_its_budget_and_no_other_is_left_out(tmp_path, monkeypatch):
+    assert {*BUDGETS, DEMO} == {path.stem for path in (ROOT / "conf/budget").glob("*.yaml")}
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "conf/demo.yaml", "params.yaml")
+    assert read_params().budget == DEMO
+
+
+@pytest.mark.parametrize("arguments", [["BUGDET=smoke"], ["budget=smoke"], ["TABLE=1", "SEED=0 1", "JOB=2"]])
+def test_make_refuses_a_variable_that_it_does_not_know_in_one_line(arguments):
+    result = make("table", *arguments)
+    assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    unknown = sorted(name for name in (given.partition("=")[0] for given in arguments) if name != "TABLE")
+    told, known = re.search(r"error: no variable (.*): there are (.*);", result.stderr).groups()
+    assert sorted(told.split()) == unknown and {"TABLE", "BUDGET", "SEEDS", "TRAINER"} <= set(known.split())
+
+
+def test_make_takes_every_variable_that_it_reads_or_sets_and_what_is_for_the_environment():
+    read = set(re.findall(r"\$\(([A-Z]+)\)", (ROOT / "Makefile").read_text()))
+    read -= {"CURDIR", "PATH", "VARIABLES", "PASSED", "GIVEN", "UNKNOWN"}  # its own
+    assert {"TABLE", "ORACLE", "CHECKPOINT", "QUICK", "PYTHON", "VENV"} <= read
+    names = (*read, "SHELL", "STN_DATA_MIRROR", "STN_TRAINER", "WANDB_MODE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+    result = make("help", "-n", *(f"{name}={'/bin/sh' if name == 'SHELL' else '1'}" for name in names))
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_width_of_the_terminal_is_no_knob():
+    assert "--columns" not in make("table", COLUMNS="120").stdout
+    assert '--columns "mnist_tc"' in make("table", "COLUMNS=mnist_tc", COLUMNS="120").stdout
+    assert "--budget" in make("table", BUDGET="smoke").stdout  # the others may be exported
+
+
+def test_make_tells_the_pipeline_the_trainer():
+    assert 'STN_TRAINER="tpu" python -m stn.pipeline' in make("table", "TRAINER=tpu").stdout
 
 
 def test_a_turned_knob_is_told_and_keeps_the_comments(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -35,6 +35,7 @@ ROOMS = {
     8: ("stn.data.digits", "stn.models.digits"),
 }
 CONF = Path(__file__).parents[2] / "conf"
+LARGEST_SEED = 2**32 - 1  # that Lightning takes
 
 
 def _choice(name: str, *values: str) -> type[Enum]:
@@ -441,8 +442,18 @@ def checked(cfg: DictConfig, with_model: bool = True) -> DictConfig:
             raise UserError(f"{key}={value} is too small: it must be at least {smallest}")
     if not cfg.seeds:
         raise UserError("seeds=[] names no seed: give a list of integers such as seeds=[0,1,2]")
+    check_seeds(cfg.seeds)
     OmegaConf.set_readonly(cfg, True)
     return cfg
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """A UserError if one is out of range, or there twice, which would count one run as two."""
+    for seed in seeds:
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UserError(f"seeds: {seed} is no seed: give integers from 0 to {LARGEST_SEED}, such as 0,1,2")
+        if list(seeds).count(seed) > 1:
+            raise UserError(f"seeds: {seed} is there twice: give each seed once, such as 0,1,2")
 
 
 def schemas(cfg: DictConfig) -> tuple[type, type]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stn.config import CONF, one_line
+from stn.config import CONF, check_seeds, one_line
 from stn.errors import UserError
 
 PARAMS = Path("params.yaml")
 KNOBS = ("budget", "seeds", "columns", "numbers", "birds")
+BUDGETS = ("smoke", "quick", "medium", "paper")
+DEMO = "demo"  # a budget of the embedded digits alone
 TABLES = (1, 2, 3, 4, 5, 6, 7, 8)
 # The columns of Table 1; those that are no knob's are shown where all of their cells were run.
 COLUMNS = ("mnist_r", "mnist_rts", "mnist_p", "mnist_e", "mnist_tc")
@@ -73,10 +75,11 @@ def read_params() -> Params:
 
 def check(params: Params) -> Params:
     """`params` if every knob means something; else a UserError that lists what would."""
-    for knob, group in (("budget", "budget"), ("columns", "data"), ("rows", "model")):
+    if params.budget not in BUDGETS and (params.budget, params.source) != (DEMO, "digits"):
+        raise UserError(f"budget: no {params.budget!r}; there are {', '.join(BUDGETS)}")
+    for knob, group in (("columns", "data"), ("rows", "model")):
         known = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        values = [params.budget] if knob == "budget" else getattr(params, knob)
-        for value in values:
+        for value in getattr(params, knob):
             if value not in known:
                 raise UserError(f"{knob}: no {value!r} in conf/{group}; there are {', '.join(known)}")
     for knob, known in (("numbers", NUMBERS), ("birds", BIRDS)):
@@ -84,6 +87,7 @@ def check(params: Params) -> Params:
             raise UserError(f"{knob}: no {getattr(params, knob)!r}; there are {', '.join(known)}")
     if not re.fullmatch(r"\d+(,\d+)*", params.seeds):
         raise UserError(f"seeds: {params.seeds!r} is no list of integers such as 0,1,2")
+    check_seeds([int(seed) for seed in params.seeds.split(",")])
     return params
 
 

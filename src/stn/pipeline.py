@@ -156,7 +156,11 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # python and dvc of this venv
     with told():
-        on_gpu = os.environ.get("STN_TRAINER") in ("gpu", "ddp")  # its memory decides, which we do not know
+        trainer = os.environ.get("STN_TRAINER", "cpu")
+        known = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
+        if trainer not in known:
+            raise UserError(f"TRAINER={trainer}: no {trainer!r} in conf/trainer; there are {', '.join(known)}")
+        on_gpu = trainer in ("gpu", "ddp")  # its memory decides, which we do not know
         usual = 1 if on_gpu else os.cpu_count() or 1
         jobs = usual if args.jobs is None else args.jobs
         if not str(jobs).isdigit() or int(jobs) < 1:
