@@ -10,9 +10,13 @@ import pytest
 import torch
 
 from conftest import one_error, run
+from stn.config import compose
 from stn.errors import UserError
+from stn.geometry.sampling import LearnableSampler
 from stn.geometry.transforms import pixel_centres
+from stn.models.transformer import SpatialTransformer
 
+NETWORKS = ["fcn", "cnn", *(f"st_{kind}_{warp}" for kind in ("fcn", "cnn") for warp in ("affine", "projective", "tps"))]
 CELL = ("data=digits_r", "model=size_st_7k", "budget=smoke", "budget.steps=150", "outputs=exporting")
 QUICK = ("export.calibration=20", "export.timed=20", "export.warm_up=1", "export.batch=500")
 
@@ -27,15 +31,40 @@ def checkpoint(workplace):
 
 
 @pytest.fixture(scope="module")
-def exported(workplace, checkpoint):
+def onnx():
+    """The package, where it is installed with what else an export needs."""
+    return [pytest.importorskip(name) for name in ("onnxruntime", "onnxscript", "onnx")][-1]
+
+
+@pytest.fixture(scope="module")
+def exported(workplace, checkpoint, onnx):
     """What an export says, and leaves: (stdout, record, folder of the files)."""
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(name)
     pixel_centres.cache_clear()  # as in a process of its own
     record = workplace / "records" / "cell-export"
     result = run("stn.export", f"checkpoint={checkpoint}", f"record={record}", *QUICK, cwd=workplace)
     assert result.returncode == 0, result.stderr
     return result.stdout, json.loads(record.with_suffix(".json").read_text()), checkpoint.parent
+
+
+def small(model: str) -> torch.nn.Module:
+    """A network of Table 1 as it would be trained, but narrow, and with a theta that its image decides."""
+    from stn.training.learner import new_learner
+
+    torch.manual_seed(0)
+    network = new_learner(compose("data=digits_r", f"model={model}", "model.width=4")).network.eval()
+    for name, parameter in network.requires_grad_(False).named_parameters():
+        if "regression" in name:
+            parameter += 0.05 * torch.randn_like(parameter)
+    return network
+
+
+def layers(graph) -> list[str]:
+    """The second factors of the products that int8 takes in 8 bits: weights, if the grid is none of it."""
+    from stn.deployment import sampling_nodes
+
+    kept = sampling_nodes(graph)
+    products = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    return [node.input[1] for node in products if node.name not in kept]
 
 
 def test_the_float32_file_gives_torchs_scores_for_any_number_of_images(exported):
@@ -51,18 +80,59 @@ def test_the_float32_file_gives_torchs_scores_for_any_number_of_images(exported)
         np.testing.assert_allclose(run_file(images.numpy()), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_first_convolution_is_exported_as_one(exported):
-    """Not as what it becomes on a CPU (`FirstConvolution`)."""
-    import onnx
+@pytest.mark.parametrize("model", NETWORKS)
+def test_every_network_of_table_1_is_exported_for_any_number_of_images(onnx, tmp_path, model):
+    from stn.deployment import session, to_onnx
 
+    network, path = small(model), tmp_path / "float32.onnx"
+    pixel_centres.cache_clear()  # as in a process of its own
+    to_onnx(network, torch.rand(2, 1, 28, 28), path, compose("data=digits_r").export.opset)
+    run_file = session(path)
+    for n in (1, 3):
+        images = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(n))
+        with torch.inference_mode():
+            wanted = network(images).numpy()
+        np.testing.assert_allclose(run_file(images.numpy()), wanted, rtol=1e-4, atol=1e-5)
+    quantised = layers(onnx.load(path).graph)
+    assert quantised and all(re.match(r"classifier|transformer.localisation", name) for name in quantised)
+
+
+def test_a_learned_kernel_leaves_theta_and_grid_in_float32_too(onnx, tmp_path):
+    """Its sampler is no operator of ONNX, but many."""
+    from stn.deployment import session, to_onnx
+
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 4))
+    network = SpatialTransformer(body, 4, sampler=LearnableSampler(radius=1)).eval().requires_grad_(False)
+    torch.nn.init.normal_(network.regression.weight, std=0.1)
+    to_onnx(network, torch.rand(2, 1, 6, 6), tmp_path / "float32.onnx", 20)
+    images = torch.rand(3, 1, 6, 6)
+    given = session(tmp_path / "float32.onnx")(images.numpy())
+    np.testing.assert_allclose(given, network(images).numpy(), rtol=1e-4, atol=1e-5)
+    assert layers(onnx.load(tmp_path / "float32.onnx").graph) == ["localisation.1.weight"]
+
+
+def test_the_sign_of_a_small_denominator_is_kept(onnx, tmp_path):
+    """A projective transformation wants that at its horizon, which no test image reaches."""
+    from stn.deployment import session, to_onnx
+
+    class Sign(torch.nn.Module):
+        def forward(self, images):
+            return torch.full_like(images, 0.5).copysign(images)
+
+    to_onnx(Sign(), torch.zeros(2, 3), tmp_path / "sign.onnx", 20)
+    signed = session(tmp_path / "sign.onnx")(np.array([[-1e-9, 0.0, 1e-9]], dtype=np.float32))
+    assert signed.tolist() == [[-0.5, 0.5, 0.5]]
+
+
+def test_the_first_convolution_is_exported_as_one(exported, onnx):
+    """Not as what it becomes on a CPU (`FirstConvolution`)."""
     graph = onnx.load(exported[2] / "float32.onnx").graph
     weights = [node.input[1] for node in graph.node if node.op_type == "Conv"]
     assert "classifier.0.weight" in weights and len(weights) == 4
 
 
-def test_int8_leaves_theta_grid_and_sampler_in_float32(exported):
-    import onnx
-
+def test_int8_leaves_theta_grid_and_sampler_in_float32(exported, onnx):
     graph = onnx.load(exported[2] / "int8.onnx").graph
     makers = {output: node for node in graph.node for output in node.output}
     (sampler,) = (node for node in graph.node if node.op_type == "GridSample")
@@ -125,6 +195,34 @@ def test_what_cannot_be_exported_is_one_line(workplace, checkpoint, exported, ov
     given = [] if overrides[0].startswith("checkpoint") else [f"checkpoint={checkpoint}"]
     folder = [] if "folder" in overrides[0] else [f"export.folder={workplace}/refused"]
     assert named in one_error(run("stn.export", *given, *overrides, *folder, *QUICK, cwd=workplace))
+
+
+class Baked(torch.nn.Module):
+    def forward(self, images):
+        return images.view(2, -1)
+
+
+class Untranslatable(torch.nn.Module):
+    def forward(self, images):
+        return torch.special.bessel_j0(images)
+
+
+class Undecided(torch.nn.Module):
+    def forward(self, images):
+        return images + 1 if images.sum() > 0 else images
+
+
+@pytest.mark.parametrize(
+    "network, cause",
+    [(Baked(), "no number of images but"), (Untranslatable(), "bessel_j0"), (Undecided(), "data-dependent")],
+)
+def test_what_the_exporter_cannot_do_is_one_line_that_names_the_cause(onnx, tmp_path, capfd, network, cause):
+    from stn.deployment import to_onnx
+
+    with pytest.raises(UserError, match="cannot be exported to ONNX") as refused:
+        to_onnx(network, torch.rand(2, 3), tmp_path / "none.onnx", 20)
+    assert cause in str(refused.value) and "\n" not in str(refused.value) and "\x1b" not in str(refused.value)
+    assert not list(tmp_path.iterdir()) and "def forward" not in "".join(capfd.readouterr())
 
 
 def test_a_file_that_answers_otherwise_is_refused(exported):

@@ -5,13 +5,18 @@ The file holds the whole network: localisation, grid, sampler (ONNX has one, Gri
 """
 
 import importlib
+import io
 import json
 import logging
 import math
+import re
+import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -29,7 +34,7 @@ from stn.training.run import load, quieten, read_result, scratch, title
 try:
     import onnx
     import onnxruntime
-    import onnxscript  # noqa: F401  # torch's exporter is made of it
+    import onnxscript  # torch's exporter is made of it
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 except ModuleNotFoundError as error:
@@ -66,9 +71,11 @@ def deploy(cfg: DictConfig) -> dict:
     training.load("train")
     folder = checkpoint.parent if cfg.export.folder is None else Path(cfg.export.folder)
     paths = {name: folder / file for name, file in FILES.items()}
+    example = source.batch("test", torch.arange(2), torch.device("cpu"))[0]
+    if not isinstance(example, Tensor):
+        raise UserError(f"{made.model.name} cannot be exported to ONNX: it takes more than images and gives no scores")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        example = source.batch("test", torch.arange(2), torch.device("cpu"))[0]
         to_onnx(network, example, paths["float32"], cfg.export.opset)
         to_int8(paths["float32"], paths["int8"], calibration(training, cfg))
     except OSError as error:
@@ -144,24 +151,64 @@ def _finished(cfg: DictConfig) -> tuple[Learner, Path]:
 
 
 def to_onnx(network: nn.Module, images: Tensor, path: Path, opset: int) -> None:
-    """Write the network in float32, for any number of images shaped like these."""
+    """Write the network in float32, for any number of images shaped like these.
+
+    One that cannot be written so is a UserError.
+    """
     with torch.inference_mode():
         network(images)  # fills the caches of `transforms`: else they would keep what the exporter traces with
     try:
+        # Apart from torch.onnx.export, which would settle for a graph that takes this number of images only.
+        with _lengths_as_shapes(), redirect_stderr(io.StringIO()):  # where a failure would print the graph
+            traced = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         program = torch.onnx.export(
-            network,
-            (images,),
+            traced,
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: "batch"},),  # its name, no more
             input_names=["images"],
             output_names=["scores"],
             opset_version=opset,
+            custom_translation_table={torch.ops.aten.copysign.Tensor: _copysign},
             verbose=False,
         )
-    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-        raise UserError(f"this network cannot be exported to ONNX: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # whatever torch's exporter comes upon: it has no common type
+        raise UserError(f"this network cannot be exported to ONNX: {_cause(error)}") from error
     program.save(path)
     _slim(path)
+
+
+@contextmanager
+def _lengths_as_shapes():
+    """In the project's networks `len` of a tensor is its first size, which the exporter can leave open.
+
+    Python's own hands on a plain integer, and with it the number of images would be written into the graph.
+    """
+
+    def length(of) -> int:
+        return of.shape[0] if isinstance(of, Tensor) else len(of)
+
+    with ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.startswith(("stn.geometry.", "stn.models.")):
+                stack.enter_context(patch.object(module, "len", length, create=True))
+        yield
+
+
+def _copysign(magnitude, sign):
+    """`torch.copysign` in ONNX, which has none. Of -0 it is positive: no denominator, ... + 1, comes out as that."""
+    op = onnxscript.opset18
+    magnitude = op.Abs(magnitude)
+    return op.Where(op.Less(sign, op.CastLike(0, sign)), op.Neg(magnitude), magnitude)
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what an error of the exporter began with; its own are headings and advice, in colour."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    if "specialized it to be a constant" in text:
+        return "its graph would take no number of images but the one it was traced with"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def to_int8(float32: Path, int8: Path, images: np.ndarray) -> None:
@@ -207,10 +254,13 @@ def _slim(path: Path) -> None:
 
 
 def sampling_nodes(graph) -> set[str]:
-    """The names of the nodes of an ONNX graph from each regression layer to its sampler."""
+    """The names of the nodes of an ONNX graph from each regression layer to its sampler.
+
+    A learned kernel's sampler is no node of its own: there they lead to the pixels that it picks.
+    """
     makers = {output: node for node in graph.node for output in node.output}
     found: set[str] = set()
-    wanted = [node.input[1] for node in graph.node if node.op_type == "GridSample"]
+    wanted = [node.input[1] for node in graph.node if node.op_type in ("GridSample", "GatherElements")]
     while wanted:
         node = makers.get(wanted.pop())
         if node is not None and node.name not in found:
