@@ -18,6 +18,9 @@ endif
 # Some shells export COLUMNS, the width of the terminal: that is no knob.
 KNOB_COLUMNS := $(if $(filter COLUMNS,$(GIVEN)),$(COLUMNS))
 
+# Whether a switch is on: FRESH=0 throws nothing away.
+on = $(filter-out 0 no false,$(1))
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo table figures export test lint check bench lock clean
 
@@ -48,7 +51,7 @@ demo: setup  ## three minutes: CNN and ST-CNN on digits that need no download, t
 table: setup $(if $(filter 8,$(TABLE)),$(VENV)/.export)  ## TABLE=1 (or 2, 3, 4, 5, 6, 7, 8): fetch, distort, train what is missing, print paper | ours
 	@$(if $(TRAINER),STN_TRAINER="$(TRAINER)") python -m stn.pipeline table --table "$(or $(TABLE),1)" $(if $(BUDGET),--budget "$(BUDGET)") \
 		$(if $(SEEDS),--seeds "$(SEEDS)") $(if $(NUMBERS),--numbers "$(NUMBERS)") $(if $(BIRDS),--birds "$(BIRDS)") \
-		$(if $(KNOB_COLUMNS),--columns "$(KNOB_COLUMNS)") $(if $(ORACLE),--oracle) $(if $(JOBS),--jobs "$(JOBS)") $(if $(FRESH),--fresh)
+		$(if $(KNOB_COLUMNS),--columns "$(KNOB_COLUMNS)") $(if $(call on,$(ORACLE)),--oracle) $(if $(JOBS),--jobs "$(JOBS)") $(if $(call on,$(FRESH)),--fresh)
 
 figures: setup  ## draw the figures again from the records
 	@python -m stn.figures --table $(or $(TABLE),1)
@@ -66,7 +69,7 @@ check: setup  ## do tables and README say what the records say?
 	@python -m stn.table --check
 
 bench: setup $(VENV)/.bench  ## time everything beside its rivals: a table, reports/bench; ONLY=distortion,training DEVICE=cpu QUICK=1
-	@python -m benchmarks $(if $(ONLY),--only "$(ONLY)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(QUICK),--quick)
+	@python -m benchmarks $(if $(ONLY),--only "$(ONLY)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(call on,$(QUICK)),--quick)
 
 lock:  # not for every day: resolve requirements.lock anew; those of bench and export are what these add to it
 	@$(COMPILE) --extra dev pyproject.toml -o requirements.lock

@@ -199,7 +199,9 @@ def test_the_table_refuses_a_record_of_another_config(tiny):
         (["--jobs", "many"], "JOBS=many"),
         (["--table", "9"], "TABLE=9"),
         (["--birds", "owls"], "cub50"),
-        (["--columns", "mnist_r,mnist_q"], "mnist_tc"),
+        (["--columns", "digits_r,digits_q"], "digits_tc"),
+        (["--columns", "svhn_64"], "digits_tc"),  # a data set, but of another table
+        (["--columns", "digits_r,digits_r"], "columns: digits_r is there twice"),
         (["--oracle", "--table", "2"], "ORACLE=1"),
         (["--numbers", "seven"], "svhn_strips"),
     ],
@@ -253,6 +255,12 @@ def test_make_takes_every_variable_that_it_reads_or_sets_and_what_is_for_the_env
     names = (*read, "SHELL", "STN_DATA_MIRROR", "STN_TRAINER", "WANDB_MODE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     result = make("help", "-n", *(f"{name}={'/bin/sh' if name == 'SHELL' else '1'}" for name in names))
     assert result.returncode == 0, result.stderr
+
+
+def test_a_switch_that_is_set_to_0_is_off():
+    assert "--fresh" in make("table", "FRESH=1").stdout and "--quick" in make("bench", "QUICK=1").stdout
+    assert "--fresh" not in make("table", "FRESH=0").stdout and "--quick" not in make("bench", "QUICK=0").stdout
+    assert "--oracle" in make("table", "ORACLE=1").stdout and "--oracle" not in make("table", "ORACLE=0").stdout
 
 
 def test_the_width_of_the_terminal_is_no_knob():

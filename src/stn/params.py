@@ -77,11 +77,14 @@ def check(params: Params) -> Params:
     """`params` if every knob means something; else a UserError that lists what would."""
     if params.budget not in BUDGETS and (params.budget, params.source) != (DEMO, "digits"):
         raise UserError(f"budget: no {params.budget!r}; there are {', '.join(BUDGETS)}")
-    for knob, group in (("columns", "data"), ("rows", "model")):
-        known = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        for value in getattr(params, knob):
+    columns = [name.replace("mnist", params.source) for name in COLUMNS]
+    for knob, known in (("columns", columns), ("rows", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))):
+        values = getattr(params, knob)
+        for value in values:
             if value not in known:
-                raise UserError(f"{knob}: no {value!r} in conf/{group}; there are {', '.join(known)}")
+                raise UserError(f"{knob}: no {value!r}; there are {', '.join(known)}")
+            if values.count(value) > 1:
+                raise UserError(f"{knob}: {value} is there twice")
     for knob, known in (("numbers", NUMBERS), ("birds", BIRDS)):
         if getattr(params, knob) not in known:
             raise UserError(f"{knob}: no {getattr(params, knob)!r}; there are {', '.join(known)}")
