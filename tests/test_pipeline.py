@@ -50,6 +50,7 @@ def tiny(tmp_path_factory) -> Path:
     (folder / "README.md").write_text("<!-- table1:begin -->\n<!-- table1:end -->\n")
     result = spawn("stn.pipeline", "table", "--jobs", "2", cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "its numbers mean nothing; `git checkout " in result.stdout
     assert "2 of 2 cells trained here" in result.stdout
     return folder
 

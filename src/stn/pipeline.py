@@ -70,6 +70,8 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
         print(f"; {len(required) - len(trained)} reused, trained on {' and '.join(where)}", end="")
         print(" (`make table FRESH=1` trains them here)", end="")
     print()
+    if params.budget == "smoke":
+        print("budget smoke: its numbers mean nothing; `git checkout params.yaml dvc.lock reports` takes them back")
 
 
 def stage_names(params: Params, table: int) -> list[str]:
