@@ -44,10 +44,10 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
     places = [(which, seed) for seed in range(SEEDS) for which in here]
     if bench.device.type == "cuda" and not gpu_is_shared():
         print("  no MPS here, so cells take turns: start it with `nvidia-cuda-mps-control -d`", flush=True)
-    forks = multiprocessing.get_context("spawn")
-    gate, done = forks.Barrier(len(places)), forks.Value("q", 0)
+    processes = multiprocessing.get_context("spawn")
+    gate, done = processes.Barrier(len(places)), processes.Value("q", 0)
     threads = max(1, cores() // len(places))
-    with ProcessPoolExecutor(len(places), forks, _enter, (gate, done, threads)) as pool:
+    with ProcessPoolExecutor(len(places), processes, _enter, (gate, done, threads)) as pool:
         for model in MODELS[1:2] if bench.quick else MODELS:
             done.value = 0
             work = [
@@ -92,8 +92,9 @@ def hour(rows: list[dict]) -> str:
     busy = sum(TABLE_SEEDS * row["of_steps"] / row["contestants"][OURS]["rate"]["median"] for row in rows)
     return (
         f"{len(rows)} cells x {TABLE_SEEDS} seeds x {rows[0]['of_steps']:,} steps of {rows[0]['batch']}, {at_once} at "
-        f"once: {total * at_once / busy:,.0f} steps/s in all, {busy / at_once / 60:.0f} minutes for "
-        f"{total / 1e6:.1f} million\n"
+        f"once with{'' if rows[0]['mps'] else 'out'} MPS: {total * at_once / busy:,.0f} steps/s in all, "
+        f"{busy / at_once / 60:.0f} minutes for {total / 1e6:.1f} million; each rate over {rows[0]['steps']:,} steps "
+        f"of {rows[0]['repeats']} seeds, starts and tests apart\n"
     )
 
 

@@ -821,10 +821,11 @@ def workplace(tmp_path, monkeypatch, records, numbers):
 def test_files_of_a_budget_that_the_readme_led_with_go(workplace):
     folder, _ = workplace
     (folder / "reports").mkdir()
-    for name in ("table1-paper.md", "table10-paper.md"):
+    for name in ("table1-paper.md", "table10-paper.md", "table1-notes.md"):
         (folder / "reports" / name).touch()
     assert run("stn.table", cwd=folder).returncode == 0
-    assert {path.name for path in (folder / "reports").glob("*.md")} == {"table1.md", "table10-paper.md"}
+    kept = {"table1.md", "table10-paper.md", "table1-notes.md"}  # a user's own file is the user's
+    assert {path.name for path in (folder / "reports").glob("*.md")} == kept
 
 
 def test_check_without_a_number_checks_every_table(workplace, numbers):

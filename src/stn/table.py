@@ -9,12 +9,12 @@ from rich.console import Console
 
 from stn.config import compose, experiment
 from stn.errors import UserError, told
-from stn.params import COLUMNS, TABLES, cells, declared, read_params
+from stn.params import BUDGETS, COLUMNS, TABLES, cells, declared, read_params
 from stn.report import tables
 
 REPORTS = Path("reports")
 README = Path("README.md")
-BUDGETS = ("quick", "medium", "paper")  # those that a table shows side by side
+COMPARED = tuple(budget for budget in BUDGETS if budget != "smoke")  # those that a table shows side by side
 
 
 def numbered(text: str) -> int:
@@ -34,7 +34,7 @@ def records(number: int) -> list[dict]:
 def others(number: int) -> list[list[dict]]:
     """The records of the same cells at the other budgets whose numbers mean something, as far as they are there."""
     params, found = read_params(), []
-    for budget in BUDGETS:
+    for budget in COMPARED:
         if budget != params.budget:
             required, optional = cells(replace(params, budget=budget), number)
             configs = _configs(required | optional, budget)
@@ -56,11 +56,11 @@ def longest_first(number: int, budgets: list[list[dict]]) -> list[list[dict]]:
 
     A budget is whole if each cell is there that the pipeline trains unasked; of Table 1, those of R, RTS, P and E.
     """
-    shown = [found for found in budgets if found and found[0]["budget"] in BUDGETS]
+    shown = [found for found in budgets if found and found[0]["budget"] in COMPARED]
     if len(shown) > 1:
         params = read_params()
         columns = list(COLUMNS[:4]) if params.source == "mnist" else params.columns
-        for budget in reversed(BUDGETS):
+        for budget in reversed(COMPARED):
             paths = declared(replace(params, budget=budget, columns=columns), number).values()
             if all(path.exists() for path in paths):
                 return sorted(shown, key=lambda found: found[0]["budget"] != budget)
@@ -91,7 +91,7 @@ def _stem(number: int, found: list[dict]) -> str:
 
 
 def _means_something(found: list[dict]) -> bool:
-    return not found or found[0]["budget"] in BUDGETS
+    return not found or found[0]["budget"] in COMPARED
 
 
 def readme(budgets: dict[int, list[list[dict]]]) -> dict[Path, str]:
@@ -144,8 +144,9 @@ def main() -> None:
         budgets = [records(number), *others(number)]
         if not args.show:
             texts = written(number, budgets)
-            for path in set(REPORTS.glob(f"table{number}-*")) - set(texts):
-                path.unlink()  # of a budget that the README led with
+            ours = {REPORTS / f"table{number}-{budget}{path.suffix}" for budget in COMPARED for path in texts}
+            for path in ours - set(texts):  # of a budget that the README led with
+                path.unlink(missing_ok=True)
             for path, text in (texts | readme({number: budgets})).items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
