@@ -112,27 +112,15 @@ ENTRIES = [
 ]
 
 
-@pytest.mark.parametrize("followed", [True, False])
 @pytest.mark.parametrize("written", [{}, {"times": False}, {"chunks": (1, 1)}])
-def test_digit_struct_is_read_as_written(tmp_path, monkeypatch, written, followed):
+def test_digit_struct_is_read_as_written(tmp_path, written):
     write_digit_struct(tmp_path / "digitStruct.mat", ENTRIES, **written)
-    if not followed:
-        monkeypatch.setattr(svhn, "_header", lambda raw, start: None)
     table = digits_in(tmp_path / "digitStruct.mat")
     assert table.names.tolist() == [name for name, _ in ENTRIES]
     assert table.start.tolist() == [0, 1, 4, 6]
     digits = np.array([digit for _, digits in ENTRIES for digit in digits])
     np.testing.assert_array_equal(table.boxes, digits[:, :4])
     np.testing.assert_array_equal(table.labels, digits[:, 4])
-
-
-@pytest.mark.parametrize("times", [True, False])
-def test_scalars_are_followed_without_opening_them(tmp_path, monkeypatch, times):
-    write_digit_struct(tmp_path / "digitStruct.mat", ENTRIES, times)
-    found, scalars = [], svhn._scalars
-    monkeypatch.setattr(svhn, "_scalars", lambda *given: found.append(scalars(*given)) or found[-1])
-    digits_in(tmp_path / "digitStruct.mat")
-    assert found[0][1].shape == (5, 5) and found[0][1].all()
 
 
 def test_what_is_no_digit_struct_is_named(tmp_path):

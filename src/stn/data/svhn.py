@@ -36,106 +36,43 @@ def digits_in(path: Path) -> Table:
 
     try:
         with h5py.File(path) as file, progress(str(path), len(file["digitStruct/name"]), unit="images") as tell:
-            names, start, values = _read(file, np.asarray(np.memmap(path, mode="r")), tell)
+            names, start, values = _read(file, tell)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is no {DIGITS} of SVHN ({why(error)}); {AGAIN}") from None
     return Table(names, start, values[:, :4].astype(np.float32), values[:, 4].astype(np.int64))
 
 
-def _read(file, raw: np.ndarray, tell: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Names (n,), start (n + 1,), values (digits, 5) float64.
+def _read(file, tell: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Names (n,), start (n + 1,), values (digits, 5) float64 in the order of `FIELDS`.
 
-    What an image with one digit says stands in its group; with several, references stand there, which are followed
-    afterwards, all at once. Through the low-level interface of h5py, for speed.
+    The group of an image with one digit holds the values themselves, that of an image with several holds references to
+    them. Read through the low-level interface of h5py, for speed: `extra` has 2.6 million references.
     """
-    from h5py import h5d, h5r, h5s, h5t
+    from h5py import h5d, h5r, h5s, h5t, ref_dtype
 
-    def read(dataset, target: np.ndarray, kind) -> np.ndarray:
-        dataset.read(h5s.ALL, h5s.ALL, target, kind)
-        return target.ravel()
+    def read(dataset, dtype: type, kind=None) -> np.ndarray:
+        values = np.empty(dataset.shape, dtype)
+        dataset.read(h5s.ALL, h5s.ALL, values, kind)
+        return values.ravel()
+
+    def column(part) -> list[float]:
+        if part.get_type().get_class() != h5t.REFERENCE:
+            return read(part, np.float64, h5t.NATIVE_DOUBLE).tolist()
+        scalars = [h5r.dereference(reference, file.id) for reference in read(part, ref_dtype)]
+        return [read(scalar, np.float64, h5t.NATIVE_DOUBLE).item() for scalar in scalars]
 
     fields = [field.encode() for field in FIELDS]
     groups, titles = file["digitStruct/bbox"][()].ravel(), file["digitStruct/name"][()].ravel()
-    names, counts, by_reference, words = [], [], [], []
+    names, start, values = [], [0], []
     for i, (group, title) in enumerate(zip(groups, titles, strict=True)):
-        characters = h5r.dereference(title, file.id)
-        text = read(characters, np.empty(characters.shape, np.uint16), h5t.NATIVE_UINT16)
-        names.append(text.astype(np.uint8).tobytes().decode())
+        characters = read(h5r.dereference(title, file.id), np.uint16, h5t.NATIVE_UINT16)
+        names.append(characters.astype(np.uint8).tobytes().decode())
         group = h5r.dereference(group, file.id)
-        parts = [h5d.open(group, field) for field in fields]
-        shape = parts[0].shape
-        refers = parts[0].get_type().get_class() == h5t.REFERENCE
-        kind, number = (h5t.STD_REF_OBJ, np.uint64) if refers else (h5t.NATIVE_DOUBLE, np.float64)
-        words.append(np.stack([read(part, np.empty(shape, number), kind).view(np.uint64) for part in parts], 1))
-        counts.append(len(words[-1]))
-        by_reference.append(refers)
+        values.append(np.stack([column(h5d.open(group, field)) for field in fields], 1))
+        start.append(start[-1] + len(values[-1]))
         if i % 1000 == 0:
             tell(i)
-    words, by_reference = np.concatenate(words), np.repeat(by_reference, counts)
-    values = words.view(np.float64).copy()
-    values[by_reference], known = _scalars(raw, file.userblock_size, words[by_reference])
-    start = np.concatenate([[0], np.cumsum(counts)])
-    for digit, column in zip(*np.nonzero(~known), strict=True):  # by the slow way
-        digit = np.flatnonzero(by_reference)[digit]
-        i = np.searchsorted(start, digit, "right") - 1
-        values[digit, column] = file[file[groups[i]][FIELDS[column]][()].ravel()[digit - start[i]]][()].item()
-    return np.array(names), start, values
-
-
-def _scalars(raw: np.ndarray, base: int, address: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The doubles of the data sets at `address`, any shape, in the file's bytes `raw`; and which of them were read.
-
-    To open one through HDF5 takes 40 microseconds, and `extra` refers to 2.6 million. But they were all written alike:
-    one header is parsed, and where others say the same, the value is taken from where they say that it is.
-    """
-    flat = address.ravel().astype(np.int64) + base
-    values, known = np.zeros(len(flat)), np.zeros(len(flat), bool)
-
-    def bytes_at(place: np.ndarray) -> np.ndarray:
-        return raw[np.clip(place, 0, len(raw) - 1)]
-
-    for _ in range(8):  # kinds of headers; files hold one or two
-        left = np.flatnonzero(~known)
-        if not len(left) or (header := _header(raw, flat[left[0]])) is None:
-            break
-        told, place = header
-        expected = bytes_at(flat[left[0]] + told)
-        for some in np.array_split(left, -(-len(left) // 20_000)):
-            some = some[(bytes_at(flat[some, None] + told) == expected).all(1)]
-            data = bytes_at(flat[some, None] + place + np.arange(8)).view("<i8")[:, 0] + base
-            within = (data >= base) & (data + 8 <= len(raw))  # a set never written to has an address of ones
-            some, data = some[within], data[within]
-            values[some], known[some] = bytes_at(data[:, None] + np.arange(8)).view("<f8")[:, 0], True
-        if not known[left[0]]:
-            break
-    return values.reshape(address.shape), known.reshape(address.shape)
-
-
-DOUBLE = bytes.fromhex("11203f000800000000004000340b0034ff030000")  # HDF5's message for a little-endian float64
-
-
-def _header(raw: np.ndarray, start: int) -> tuple[np.ndarray, int] | None:
-    """Of an object header (version 1) of one contiguous double: which of its bytes say so, and where the address is.
-
-    Left out is what differs between the like of it: reference count, times, attributes. None for anything else.
-    """
-
-    def number(at: int, size: int) -> int:
-        return int.from_bytes(raw[start + at : start + at + size].tobytes(), "little")
-
-    told, place, double = [*range(4), *range(8, 12)], None, False
-    at, end = 16, 16 + min(number(8, 4), 1024)  # headers of one number are far shorter
-    while number(0, 1) == 1 and at + 8 <= end:
-        kind, size, body = number(at, 2), number(at + 2, 2), at + 8
-        told += range(at, body)
-        if kind == 3:
-            double = raw[start + body : start + body + len(DOUBLE)].tobytes() == DOUBLE
-            told += range(body, body + len(DOUBLE))
-        elif kind == 8 and number(body, 2) == 0x0103 and number(body + 10, 8) == 8:  # version 3, contiguous, 8 bytes
-            place = body + 2
-            told += [body, body + 1, *range(body + 10, body + 18)]
-        at = body + size
-    return (np.array(told), place) if double and place else None
+    return np.array(names), np.array(start), np.concatenate(values)
 
 
 def table_of(part: Path, scratch: Path) -> tuple[Table, set[str]]:
