@@ -12,8 +12,8 @@ import torch
 from conftest import one_error, run
 from stn.config import compose
 from stn.errors import UserError
+from stn.geometry import constants
 from stn.geometry.sampling import LearnableSampler
-from stn.geometry.transforms import pixel_centres
 from stn.models.transformer import SpatialTransformer
 
 NETWORKS = ["fcn", "cnn", *(f"st_{kind}_{warp}" for kind in ("fcn", "cnn") for warp in ("affine", "projective", "tps"))]
@@ -39,7 +39,7 @@ def onnx():
 @pytest.fixture(scope="module")
 def exported(workplace, checkpoint, onnx):
     """What an export says, and leaves: (stdout, record, folder of the files)."""
-    pixel_centres.cache_clear()  # as in a process of its own
+    constants.clear()  # as in a process of its own
     record = workplace / "records" / "cell-export"
     result = run("stn.export", f"checkpoint={checkpoint}", f"record={record}", *QUICK, cwd=workplace)
     assert result.returncode == 0, result.stderr
@@ -85,7 +85,7 @@ def test_every_network_of_table_1_is_exported_for_any_number_of_images(onnx, tmp
     from stn.deployment import session, to_onnx
 
     network, path = small(model), tmp_path / "float32.onnx"
-    pixel_centres.cache_clear()  # as in a process of its own
+    constants.clear()  # as in a process of its own
     to_onnx(network, torch.rand(2, 1, 28, 28), path, compose("data=digits_r").export.opset)
     run_file = session(path)
     for n in (1, 3):

@@ -148,9 +148,9 @@ def test_warps_match_opencv(family, target):
     source = (60, 84)
     U = blob(*source).float()
     theta = family.identity() + 0.15 * torch.randn(4, family.n_parameters)
-    V = bilinear(U.expand(4, -1, -1, -1), family.grid(theta, target))
+    V = bilinear(U.expand(4, -1, -1, -1), family.grid(theta, target, source))
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    for matrix, got in zip(family.matrix(theta), V, strict=True):
+    for matrix, got in zip(family.matrix(theta, source), V, strict=True):
         M = pixel_matrix(matrix, source, target)
         expected = cv2.warpPerspective(U[0, 0].numpy(), M, target[::-1], flags=flags)
         assert expected.max() > 0.9
@@ -308,7 +308,7 @@ def test_inverse_warp_returns_the_image(family, sampler):
         family.identity().double()
         + torch.tensor([0.12, -0.1, 0.08, 0.1, -0.12, 0.1, 0.1, -0.1])[: family.n_parameters].double()
     )
-    inverse = torch.linalg.inv(family.matrix(theta[None]))
+    inverse = torch.linalg.inv(family.matrix(theta[None], (120, 130)))
     inverse = (inverse / inverse[:, 2:, 2:]).flatten(1)[:, :8]
     there = sampler(U, family.grid(theta[None], (120, 130)))
     back = sampler(there, Projective().grid(inverse, (120, 130)))
@@ -410,3 +410,58 @@ def test_layout_in_memory_does_not_matter(sampler):
     torch.testing.assert_close(sampler(U, transposed), V, rtol=0, atol=1e-12)
     planes = grid.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
     torch.testing.assert_close(sampler(U.mT.contiguous().mT, planes), V, rtol=0, atol=1e-12)
+
+
+# Ties of the integer sampler (equation 4: floor(x + 0.5))
+
+
+def test_a_point_half_way_is_the_pixel_to_its_right():
+    U = torch.arange(8.0).view(1, 1, 1, 8)
+    grid = Translation().grid(torch.tensor([[1 / 8, 0.0]]), (1, 8))  # half a pixel
+    assert integer(U, grid).flatten().tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
+
+
+def test_halving_an_image_takes_the_pixels_below_and_to_the_right():
+    U = torch.arange(64.0).view(1, 1, 8, 8)
+    assert integer(U, Affine().grid(Affine().identity()[None], (4, 4)))[0, 0, 0].tolist() == [9, 11, 13, 15]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ties_of_every_width_go_the_same_way(dtype):
+    for width in range(1, 129):
+        U = torch.arange(2.0 * width, dtype=dtype).view(1, 1, 1, -1)
+        halved = integer(U, Affine().grid(Affine().identity()[None].to(dtype), (1, width)))
+        assert halved.flatten().tolist() == list(range(1, 2 * width, 2)), width
+        shifted = integer(U, Translation().grid(torch.tensor([[1 / (2 * width), 0.0]], dtype=dtype), (1, 2 * width)))
+        assert shifted.flatten().tolist() == [*range(1, 2 * width), 0], width
+
+
+# Padding, and shapes
+
+
+PADDING = ["border", "reflection"]
+
+
+@pytest.mark.parametrize("mode", PADDING)
+@pytest.mark.parametrize(
+    ("ours", "name"), [(bilinear, "bilinear"), (bicubic, "bicubic"), (LearnableSampler(), "bilinear")]
+)
+def test_padding_is_that_of_torch(ours, name, mode):
+    torch.manual_seed(0)
+    U, grid = torch.rand(2, 3, 5, 7), 4 * torch.rand(2, 6, 4, 2) - 2
+    theirs = torch.nn.functional.grid_sample(U, grid, name, mode, align_corners=False)
+    torch.testing.assert_close(ours(U, grid, padding_mode=mode), theirs, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("sampler", [integer, bilinear, bicubic, LearnableSampler()])
+def test_an_unknown_padding_is_one_line(sampler):
+    with pytest.raises(ValueError, match="zeros, border, reflection, not 'mirror'"):
+        sampler(torch.rand(1, 1, 4, 4), torch.zeros(1, 2, 2, 2), padding_mode="mirror")
+    with pytest.raises(ValueError, match="zeros, border, reflection, not 'mirror'"):
+        LearnableSampler(padding_mode="mirror")
+
+
+@pytest.mark.parametrize("sampler", [bicubic, LearnableSampler()])
+def test_a_volume_in_a_sampler_of_images_is_one_line(sampler):
+    with pytest.raises(ValueError, match=r"takes an image .* not \(1, 1, 4, 4, 4\)"):
+        sampler(torch.rand(1, 1, 4, 4, 4), torch.zeros(1, 2, 2, 2, 3))

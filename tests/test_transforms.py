@@ -9,12 +9,15 @@ import pytest
 import torch
 from scipy.interpolate import RBFInterpolator
 
-from stn.geometry import transforms
+from stn.geometry import constants, transforms
+from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import (
     Affine,
+    Affine3D,
     Attention,
     MatrixTransformation,
     Projective,
+    Rotation,
     Similarity,
     ThinPlateSpline,
     Translation,
@@ -24,12 +27,13 @@ from stn.geometry.transforms import (
 torch.set_num_threads(1)
 
 SPLINES = [ThinPlateSpline(k) for k in (2, 3, 4, 5)]
-FAMILIES = [Translation(), Translation(0.5), Attention(), Similarity(), Affine(), Projective(), *SPLINES]
+FAMILIES = [Translation(), Translation(0.5), Attention(), Rotation(), Similarity(), Affine(), Projective(), *SPLINES]
 MATRIX_FAMILIES = [family for family in FAMILIES if isinstance(family, MatrixTransformation)]
 MATRICES = {  # the paper's A_theta, written out once more
     "Translation(scale=1.0)": lambda t: [[1, 0, t[0]], [0, 1, t[1]], [0, 0, 1]],
     "Translation(scale=0.5)": lambda t: [[0.5, 0, t[0]], [0, 0.5, t[1]], [0, 0, 1]],
     "Attention()": lambda t: [[t[0], 0, t[1]], [0, t[0], t[2]], [0, 0, 1]],
+    "Rotation()": lambda t: [[np.cos(t[0]), -np.sin(t[0]), 0], [np.sin(t[0]), np.cos(t[0]), 0], [0, 0, 1]],
     "Similarity()": lambda t: [[t[0], -t[1], t[2]], [t[1], t[0], t[3]], [0, 0, 1]],
     "Affine()": lambda t: [t[:3], t[3:], [0, 0, 1]],
     "Projective()": lambda t: [t[:3], t[3:6], [t[6], t[7], 1]],
@@ -61,7 +65,7 @@ def regular_grid(size):
 
 @pytest.mark.parametrize(
     ("family", "expected"),
-    list(zip(FAMILIES, [2, 2, 3, 4, 6, 8, 8, 18, 32, 50], strict=True)),
+    list(zip(FAMILIES, [2, 2, 3, 1, 4, 6, 8, 8, 18, 32, 50], strict=True)),
     ids=repr,
 )
 def test_theta_has_the_length_of_its_family(family, expected):
@@ -96,7 +100,7 @@ def test_grid_is_the_transformation_of_the_pixel_centres(family, size):
     centres = torch.tensor(regular_grid(size)).view(-1, 2)
     grid = family.grid(theta, size).flatten(1, 2)
     for points in (centres, centres.expand(3, -1, -1)):
-        torch.testing.assert_close(family.points(theta, points), grid, rtol=0, atol=1e-12)
+        torch.testing.assert_close(family.points(theta, points, size), grid, rtol=0, atol=1e-12)
 
 
 @each_family
@@ -262,16 +266,9 @@ def test_huge_theta_leaves_grid_and_gradient_finite(family):
     assert theta.grad.isfinite().all()
 
 
-def clear_caches():
-    caches = [value for value in vars(transforms).values() if hasattr(value, "cache_clear")]
-    assert caches
-    for cache in caches:
-        cache.cache_clear()
-
-
 @each_family
 def test_grid_made_in_inference_first_can_be_trained_later(family):
-    clear_caches()
+    constants.clear()
     with torch.inference_mode():
         family.points(family.identity()[None], torch.zeros(1, 2))
         family.grid(family.identity()[None], (3, 7))
@@ -289,6 +286,157 @@ def test_writing_to_a_grid_leaves_the_next_one_alone(family):
     kept = first.clone()
     first.fill_(7)
     assert torch.equal(family.grid(theta, (4, 6)), kept)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "meant"),
+    [
+        (5, (5, 5)),
+        (np.int64(5), (5, 5)),
+        (torch.tensor(5), (5, 5)),
+        ([4, 5], (4, 5)),
+        (torch.Size([4, 5]), (4, 5)),
+        (np.array([4, 5]), (4, 5)),
+        (torch.rand(1, 1, 4, 5).shape[2:], (4, 5)),
+        ((np.int32(4), torch.tensor(5)), (4, 5)),
+    ],
+    ids=repr,
+)
+def test_a_size_is_one_integer_or_one_a_side(size, meant):
+    for family in (Similarity(), ThinPlateSpline(3)):
+        theta = near_identity(family)
+        assert torch.equal(family.grid(theta, size), family.grid(theta, meant))
+        assert torch.equal(family.grid(theta, 7, size), family.grid(theta, (7, 7), meant))
+        assert torch.equal(family.points(theta, theta[:, :2], size), family.points(theta, theta[:, :2], meant))
+        assert torch.equal(family.inverse_grid(theta, size), family.inverse_grid(theta, meant))
+    assert Affine3D().grid(torch.zeros(2, 12), np.int64(3)).shape == (2, 3, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        *(0, -1, 2.0, "16", True, None, np.float32(4), torch.tensor(4.0), torch.tensor([[4, 5]]), {"h": 4, "w": 5}),
+        *((), (4,), (4, 0), (4, -5), (4, 5.0), (4, None), (4, 5, 6), (4, "5"), ((4, 5),), (4, np.nan), (4, True)),
+    ],
+    ids=repr,
+)
+def test_what_is_no_size_is_one_clear_error(size):
+    theta = torch.zeros(1, 4)
+    calls = [lambda: Similarity().grid(theta, size), lambda: Similarity().inverse_grid(theta, size)]
+    if size is not None:  # of a source: it is not known
+        calls += [
+            lambda: Similarity().grid(theta, 4, size),
+            lambda: Similarity().points(theta, torch.zeros(1, 2), size),
+        ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"a size is a positive integer or 2 of them, \(H, W\), not"):
+            call()
+
+
+def test_a_volume_has_three_sides():
+    with pytest.raises(ValueError, match=r"3 of them, \(D, H, W\), not \(4, 5\)"):
+        Affine3D().grid(torch.zeros(1, 12), (4, 5))
+
+
+@each_family
+def test_points_of_wrong_shape_are_refused_by_name(family):
+    theta = family.identity()[None]
+    for shape in [(2,), (5, 3), (1, 5, 1), (1, 1, 5, 2)]:
+        for call in (family.points, family.inverse_points):
+            with pytest.raises(ValueError, match=rf"{type(family).__name__} takes points of shape \(N, 2\) or"):
+                call(theta, torch.zeros(shape))
+
+
+# Angles, in pixels
+
+
+def opencv_turn(size, angle, scale=1.0, move=(0.0, 0.0)):
+    """OpenCV's matrix from source to target, both of `size`: content turned counter-clockwise, scaled, and moved back
+    by `move` (normalised coordinates of the source) before that."""
+    height, width = size
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), np.degrees(angle), scale)
+    matrix[:, 2] -= matrix[:, :2] @ (np.array(move) * (width / 2, height / 2))
+    return matrix
+
+
+@pytest.mark.parametrize("size", [(20, 40), (21, 40), (20, 41), (37, 15), (23, 23)], ids=str)
+def test_a_rotation_and_scale_is_what_opencv_makes_of_it_on_an_image_of_any_aspect(size):
+    draws = np.random.default_rng(0)
+    image = cv2.GaussianBlur(draws.random((80, 80)).astype(np.float32), (0, 0), 4)[: size[0], : size[1]].copy()
+    U = torch.from_numpy(image)[None, None].double()
+    for angle, scale, x, y in draws.uniform((-np.pi, 0.6, -0.3, -0.3), (np.pi, 1.6, 0.3, 0.3), (12, 4)):
+        a, b = np.cos(angle) / scale, np.sin(angle) / scale
+        theta = torch.tensor([[a, b, x, y]], dtype=torch.float64)
+        matrix = opencv_turn(size, angle, scale, (x, y))
+        expected = cv2.warpAffine(image, matrix, size[::-1], flags=cv2.INTER_LINEAR)
+        got = bilinear(U, Similarity().grid(theta, size))[0, 0]
+        np.testing.assert_allclose(got, expected, rtol=0, atol=0.015)  # OpenCV rounds positions to 1/32 pixel
+        backwards = cv2.invertAffineTransform(matrix)
+        in_pixels = np.array([[2 / size[1], 0, 1 / size[1] - 1], [0, 2 / size[0], 1 / size[0] - 1], [0, 0, 1]])
+        expected = in_pixels @ np.vstack([backwards, (0, 0, 1)]) @ np.linalg.inv(in_pixels)
+        np.testing.assert_allclose(Similarity().matrix(theta, size)[0], expected, rtol=0, atol=1e-9)
+        turn = Rotation().grid(torch.tensor([[angle]]), size)
+        expected = cv2.warpAffine(image, opencv_turn(size, angle), size[::-1], flags=cv2.INTER_LINEAR)
+        np.testing.assert_allclose(bilinear(U, turn)[0, 0], expected, rtol=0, atol=0.015)
+
+
+@pytest.mark.parametrize("family", [Similarity(), Rotation()], ids=repr)
+def test_a_bar_that_is_turned_by_a_right_angle_stays_as_long_and_as_thick(family):
+    U = torch.zeros(1, 1, 20, 40, dtype=torch.float64)
+    U[..., 8:12, 10:30] = 1
+    theta = {1: [np.pi / 2], 4: [0.0, 1.0, 0.0, 0.0]}[family.n_parameters]
+    V = bilinear(U, family.grid(torch.tensor([theta], dtype=torch.float64), (20, 40)))
+    expected = torch.zeros_like(V)
+    expected[..., 0:20, 18:22] = 1
+    torch.testing.assert_close(V, expected, rtol=0, atol=1e-9)
+
+
+def test_a_positive_angle_turns_what_is_seen_counter_clockwise():
+    U = torch.rand(1, 1, 7, 7, dtype=torch.float64)
+    for quarters in range(4):
+        angle = torch.tensor([[quarters * np.pi / 2]], dtype=torch.float64)
+        torch.testing.assert_close(bilinear(U, Rotation().grid(angle, 7)), torch.rot90(U, quarters, (2, 3)))
+
+
+def test_a_rotation_is_a_similarity_of_scale_one():
+    angle, size = torch.randn(5, 1, dtype=torch.float64), (6, 11)
+    theta = torch.cat([torch.cos(angle), torch.sin(angle), torch.zeros(5, 2, dtype=torch.float64)], 1)
+    torch.testing.assert_close(Rotation().grid(angle, size), Similarity().grid(theta, size), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("target", [(20, 40), (10, 20), (40, 80)], ids=str)
+@pytest.mark.parametrize("family", [Translation(0.5), Attention(), Rotation(), Similarity()], ids=repr)
+def test_where_the_aspects_agree_shapes_are_kept(family, target):
+    """The matrix on pixels is a rotation times a scale: its singular values agree."""
+    (H, W), (h, w) = source, _ = (20, 40), target
+    linear = family.matrix(near_identity(family, spread=0.5), source)[:, :2, :2]
+    linear = torch.tensor([W / 2, H / 2])[:, None] * linear * torch.tensor([2 / w, 2 / h])
+    values = torch.linalg.svdvals(linear)
+    torch.testing.assert_close(values[:, 0], values[:, 1], rtol=1e-12, atol=0)
+    assert (values > 0.1).all()
+
+
+@each_family
+def test_a_target_of_another_aspect_is_the_stretched_one(family):
+    """The map is the source's; the target only says where it is looked at."""
+    theta, source, target = near_identity(family), (20, 40), (9, 5)
+    points = torch.tensor(regular_grid(target)).view(-1, 2)
+    torch.testing.assert_close(family.grid(theta, target, source).flatten(1, 2), family.points(theta, points, source))
+    if isinstance(family, (Similarity, Rotation)):
+        assert not torch.allclose(family.grid(theta, target, source), family.grid(theta, target))
+
+
+@each_family
+def test_a_square_source_is_what_is_meant_where_none_is_given(family):
+    theta, points = near_identity(family, dtype=torch.float32), torch.rand(5, 2)
+    assert torch.equal(family.points(theta, points), family.points(theta, points, 17))
+    assert torch.equal(family.grid(theta, 9), family.grid(theta, (9, 9), 31))
+    if isinstance(family, Similarity):  # no bit of the plain equation changes
+        a, b, x, y = theta.unbind(1)
+        assert torch.equal(family.grid(theta, 9), Affine().grid(torch.stack([a, -b, x, b, a, y], 1), 9))
 
 
 def test_geometry_imports_torch_and_nothing_else():

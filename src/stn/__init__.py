@@ -1,16 +1,49 @@
 """Spatial Transformer Networks (Jaderberg et al., 2015): the module, the experiments, the numbers."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from stn.geometry.sampling import LearnableSampler, bicubic, bilinear, integer, trilinear
+    from stn.geometry.transforms import (
+        Affine,
+        Affine3D,
+        Attention,
+        Projective,
+        Rotation,
+        Similarity,
+        ThinPlateSpline,
+        Translation,
+    )
     from stn.models.transformer import SpatialTransformer
 
-__all__ = ["SpatialTransformer"]
+__all__ = [
+    "Affine",
+    "Affine3D",
+    "Attention",
+    "LearnableSampler",
+    "Projective",
+    "Rotation",
+    "Similarity",
+    "SpatialTransformer",
+    "ThinPlateSpline",
+    "Translation",
+    "bicubic",
+    "bilinear",
+    "integer",
+    "trilinear",
+]
+_SAMPLERS = {"LearnableSampler", "bicubic", "bilinear", "integer", "trilinear"}
 
 
 def __getattr__(name: str):
-    if name == "SpatialTransformer":  # when asked for: the front doors tell a misspelt key before torch is loaded
-        from stn.models.transformer import SpatialTransformer
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # When asked for, because the front doors tell a misspelt key before torch is loaded.
+    if name == "SpatialTransformer":
+        return import_module("stn.models.transformer").SpatialTransformer
+    return getattr(import_module("stn.geometry.sampling" if name in _SAMPLERS else "stn.geometry.transforms"), name)
 
-        return SpatialTransformer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,13 +10,11 @@ import json
 import logging
 import math
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -34,7 +32,7 @@ from stn.training.run import load, quieten, read_result, scratch, title
 try:
     import onnx
     import onnxruntime
-    import onnxscript  # torch's exporter is made of it
+    import onnxscript  # noqa: F401  torch's exporter is made of it
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 except ModuleNotFoundError as error:
@@ -155,11 +153,9 @@ def to_onnx(network: nn.Module, images: Tensor, path: Path, opset: int) -> None:
 
     One that cannot be written so is a UserError.
     """
-    with torch.inference_mode():
-        network(images)  # fills the caches of `transforms`: else they would keep what the exporter traces with
     try:
         # Apart from torch.onnx.export, which would settle for a graph that takes this number of images only.
-        with _lengths_as_shapes(), redirect_stderr(io.StringIO()):  # where a failure would print the graph
+        with redirect_stderr(io.StringIO()):  # where a failure would print the graph
             traced = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         program = torch.onnx.export(
             traced,
@@ -168,37 +164,12 @@ def to_onnx(network: nn.Module, images: Tensor, path: Path, opset: int) -> None:
             input_names=["images"],
             output_names=["scores"],
             opset_version=opset,
-            custom_translation_table={torch.ops.aten.copysign.Tensor: _copysign},
             verbose=False,
         )
     except Exception as error:  # whatever torch's exporter comes upon: it has no common type
         raise UserError(f"this network cannot be exported to ONNX: {_cause(error)}") from error
     program.save(path)
     _slim(path)
-
-
-@contextmanager
-def _lengths_as_shapes():
-    """In the project's networks `len` of a tensor is its first size, which the exporter can leave open.
-
-    Python's own hands on a plain integer, and with it the number of images would be written into the graph.
-    """
-
-    def length(of) -> int:
-        return of.shape[0] if isinstance(of, Tensor) else len(of)
-
-    with ExitStack() as stack:
-        for name, module in list(sys.modules.items()):
-            if name.startswith(("stn.geometry.", "stn.models.")):
-                stack.enter_context(patch.object(module, "len", length, create=True))
-        yield
-
-
-def _copysign(magnitude, sign):
-    """`torch.copysign` in ONNX, which has none. Of -0 it is positive: no denominator, ... + 1, comes out as that."""
-    op = onnxscript.opset18
-    magnitude = op.Abs(magnitude)
-    return op.Where(op.Less(sign, op.CastLike(0, sign)), op.Neg(magnitude), magnitude)
 
 
 def _cause(error: BaseException) -> str:
@@ -354,7 +325,7 @@ def _write(path: Path, found: dict) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps(found, indent=1) + "\n")
+        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or path}: {error.strerror}; set record=... elsewhere") from error

@@ -5,11 +5,14 @@ gives V (B, C, h, w):
 
     V_i = sum_n sum_m U_nm k(x_i - m; Phi_x) k(y_i - n; Phi_y)
 
-with x_i, y_i in pixels and k the sampling kernel. What lies outside the image is zero. Half-precision images are
-sampled in float32 and handed back in their own type; the grid decides between float32 and float64.
-"""
+with x_i, y_i in pixels and k the sampling kernel. `integer`, `bilinear` and `trilinear` take volumes (B, C, D, H, W)
+too, with a grid (B, d, h, w, 3). Half-precision images are sampled in float32 and handed back in their own type; the
+grid decides between float32 and float64.
 
-from functools import lru_cache
+What lies outside of the image is decided by `padding_mode`, as in `torch.nn.functional.grid_sample`: "zeros", "border"
+(the value of the nearest pixel of the image) or "reflection" (the image mirrored at its outer edges, again and again).
+Another name, and shapes that do not belong together, are a ValueError.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -17,47 +20,59 @@ from torch import Tensor, nn
 
 from stn.geometry.transforms import full_precision
 
+PADDING_MODES = ("zeros", "border", "reflection")
+FAR = 2**31  # pixels: float32 has no fractions there, and an integer holds it
+TIE = 8  # spacings of the floats just above 1: how far below a tie a point of the grid still counts as one
 
-def integer(U: Tensor, grid: Tensor) -> Tensor:
-    """The nearest pixel (equation 4). Its gradient with respect to the grid is zero."""
-    return _grid_sample(U, grid, "nearest")
+
+def integer(U: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
+    """The nearest pixel, floor(x + 0.5) (equation 4): of two that are equally near, the one to the right or below.
+
+    Its gradient with respect to U goes to the pixels that were taken; with respect to the grid it is zero.
+
+    Exactly half-way between two pixels is where many grids lie, those that halve an image or move it by half a pixel.
+    In float32 such a point may come out a little too low. The spacing of floats just above 1 is eps = 1.2e-7; a grid is
+    off by up to half of it where a matrix maps pixel centres, by 4 where a spline sums 8 x 8 control points, and its
+    conversion to pixels adds up to 2. So points up to `TIE` spacings below a tie count as on it. That moves the border
+    between two pixels of W by 4 W eps pixels (3e-5 for W = 64), which is in the order of what is known of a point.
+    """
+    grid = _at_least_float32(grid)
+    # torch rounds ties to even; a point that was moved above its tie is none any more.
+    return _grid_sample(U, grid + TIE * torch.finfo(grid.dtype).eps, "nearest", padding_mode)
 
 
-def bilinear(U: Tensor, grid: Tensor) -> Tensor:
+def bilinear(U: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
     """k(d) = max(0, 1 - |d|) (equation 5), with the sub-gradients of equations 6 and 7."""
-    return _grid_sample(U, grid, "bilinear")
+    return _grid_sample(U, grid, "bilinear", padding_mode)
 
 
-def trilinear(U: Tensor, grid: Tensor) -> Tensor:
+def trilinear(U: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
     """Equation 5 with a factor more, for volumes: U (B, C, D, H, W) and a grid (B, d, h, w, 3) give (B, C, d, h, w)."""
-    return _grid_sample(U, grid, "bilinear")  # torch's word for it, whatever the number of dimensions
+    return bilinear(U, grid, padding_mode)  # torch's word for it, whatever the number of dimensions
 
 
-def bicubic(U: Tensor, grid: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel with a = -0.75, four pixels wide."""
-    return _grid_sample(U, grid, "bicubic")
+def bicubic(U: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
+    """Keys' cubic convolution kernel with a = -0.75, four pixels wide. Of images only."""
+    return _grid_sample(U, grid, "bicubic", padding_mode)
 
 
-def general(U: Tensor, grid: Tensor, kernel_x, kernel_y, radius: int) -> Tensor:
+def general(U: Tensor, grid: Tensor, kernel_x, kernel_y, radius: int, padding_mode: str = "zeros") -> Tensor:
     """Equation 3 for any kernel: `kernel_x` and `kernel_y` map distances in pixels to weights, elementwise.
+
+    Of images only. With a padding mode other than zeros the sum runs over the image continued without end.
 
     Args:
         radius: half the kernels' width in pixels; they must vanish at distances of `radius` and beyond.
     """
+    _check_padding(padding_mode)
+    if not torch.jit.is_tracing():  # where sizes are tensors, and comparing them warns
+        _check_shapes(U, grid, volumes=False)
     with full_precision(U):
         grid = _at_least_float32(grid)
         image = U.to(grid.dtype)
         batch, channels, height, width = image.shape
-        size = _pixels(width, height, grid.dtype, grid.device)
-        position = ((grid + 1) * size - 1) / 2  # in pixels; 0 is the centre of the first one
-        # Beyond the kernel's reach all is zero; the clamp keeps a wild theta from overflowing an integer.
-        position = torch.minimum(position.clamp_min(-radius - 1), size + radius)
-        nearest = position.detach().nan_to_num().floor().long()  # NaN stays in `position`, and so reaches V
-        taps = torch.arange(1 - radius, radius + 1, device=grid.device)
-        m, n = nearest[..., 0, None] + taps, nearest[..., 1, None] + taps  # (B, h, w, 2 radius)
-        k_x = kernel_x(position[..., 0, None] - m) * ((m >= 0) & (m < width))
-        k_y = kernel_y(position[..., 1, None] - n) * ((n >= 0) & (n < height))
-        m, n = m.clamp(0, width - 1), n.clamp(0, height - 1)
+        m, k_x = _taps(grid[..., 0], width, kernel_x, radius, padding_mode)
+        n, k_y = _taps(grid[..., 1], height, kernel_y, radius, padding_mode)
         flat = image.flatten(2)
         V = image.new_zeros(batch, channels, *grid.shape[1:3])
         for i in range(2 * radius):
@@ -67,6 +82,34 @@ def general(U: Tensor, grid: Tensor, kernel_x, kernel_y, radius: int) -> Tensor:
                 row = row + k_x[:, None, ..., j] * flat.gather(2, index).view_as(V)
             V = V + k_y[:, None, ..., i] * row
         return V.to(U.dtype)
+
+
+def _taps(points: Tensor, size: int, kernel, radius: int, padding_mode: str) -> tuple[Tensor, Tensor]:
+    """Along one axis of `size` pixels: the pixels that each point (B, h, w) is a sum of, and their weights.
+
+    Both are (B, h, w, 2 radius).
+    """
+    position = ((points + 1) * size - 1) / 2  # in pixels; 0 is the centre of the first one
+    taps = torch.arange(1 - radius, radius + 1, device=points.device)
+    if padding_mode == "zeros":
+        # Beyond the kernel's reach all is zero; the clamp keeps a wild theta from overflowing an integer.
+        position = position.clamp(-radius - 1, size + radius)
+        index = position.detach().nan_to_num().floor().long()[..., None] + taps  # NaN stays in `position`, reaches V
+        return index.clamp(0, size - 1), kernel(position[..., None] - index) * ((index >= 0) & (index < size))
+    position = position.clamp(-FAR, FAR)
+    if padding_mode == "reflection":
+        position = _modulo(position + 0.5, 2 * size) - 0.5  # the image and its mirror image repeat
+    first = position.detach().floor()
+    index = first.nan_to_num()[..., None] + taps
+    if padding_mode == "reflection":
+        index = _modulo(index, 2 * size)
+        index = torch.minimum(index, 2 * size - 1 - index)
+    return index.clamp(0, size - 1).long(), kernel((position - first)[..., None] - taps)
+
+
+def _modulo(x: Tensor, period: int) -> Tensor:
+    """`torch.remainder`, which ONNX does not take where the period is left open."""
+    return x - period * (x / period).floor()
 
 
 class LearnableKernel(nn.Module):
@@ -89,8 +132,8 @@ class LearnableKernel(nn.Module):
     def forward(self, distance: Tensor) -> Tensor:
         """Weights k(d; Phi), shaped like `distance` (pixels)."""
         knots = F.pad(self.phi.to(distance.dtype), (1, 1))
-        place = ((distance + self.radius) * self.knots_per_pixel).clamp(0, len(knots) - 1)
-        left = place.detach().nan_to_num().floor().long().clamp_max(len(knots) - 2)
+        place = ((distance + self.radius) * self.knots_per_pixel).clamp(0, knots.shape[0] - 1)
+        left = place.detach().nan_to_num().floor().long().clamp_max(knots.shape[0] - 2)
         return torch.lerp(knots[left], knots[left + 1], place - left)
 
     def extra_repr(self) -> str:
@@ -98,29 +141,56 @@ class LearnableKernel(nn.Module):
 
 
 class LearnableSampler(nn.Module):
-    """The paper's general sampler with its own learnable Phi_x and Phi_y; equals `bilinear` until it has learned."""
+    """The paper's general sampler with its own learnable Phi_x and Phi_y; equals `bilinear` until it has learned.
 
-    def __init__(self, radius: int = 2, knots_per_pixel: int = 2):
+    Of images only.
+
+    Args:
+        radius, knots_per_pixel: see `LearnableKernel`.
+        padding_mode: what lies outside of the image, unless a call says otherwise.
+    """
+
+    def __init__(self, radius: int = 2, knots_per_pixel: int = 2, padding_mode: str = "zeros"):
         super().__init__()
+        _check_padding(padding_mode)
+        self.padding_mode = padding_mode
         self.kernel_x = LearnableKernel(radius, knots_per_pixel)
         self.kernel_y = LearnableKernel(radius, knots_per_pixel)
 
-    def forward(self, U: Tensor, grid: Tensor) -> Tensor:
-        return general(U, grid, self.kernel_x, self.kernel_y, self.kernel_x.radius)
+    def forward(self, U: Tensor, grid: Tensor, padding_mode: str | None = None) -> Tensor:
+        padding_mode = self.padding_mode if padding_mode is None else padding_mode
+        return general(U, grid, self.kernel_x, self.kernel_y, self.kernel_x.radius, padding_mode)
+
+    def extra_repr(self) -> str:
+        return f"padding_mode={self.padding_mode!r}"
 
 
-def _grid_sample(U: Tensor, grid: Tensor, mode: str) -> Tensor:
-    with full_precision(U):
-        grid = _at_least_float32(grid)
-        V = F.grid_sample(U.to(grid.dtype), grid, mode=mode, padding_mode="zeros", align_corners=False)
-        return V.to(U.dtype)
+def _grid_sample(U: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor:
+    if padding_mode != "zeros":
+        _check_padding(padding_mode)
+    try:
+        with full_precision(U):
+            grid = _at_least_float32(grid)
+            V = F.grid_sample(U.to(grid.dtype), grid, mode=mode, padding_mode=padding_mode, align_corners=False)
+            return V.to(U.dtype)
+    except RuntimeError:  # torch refuses all shapes that do not fit; asking before costs as much as a small image
+        _check_shapes(U, grid, volumes=mode != "bicubic")
+        raise
 
 
-@lru_cache(maxsize=64)
-def _pixels(width: int, height: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(width, height) on the device. Cached, because a step captured on a GPU may take nothing from the host."""
-    with torch.inference_mode(False):
-        return torch.tensor([width, height], dtype=dtype, device=device)
+def _check_shapes(U: Tensor, grid: Tensor, volumes: bool) -> None:
+    n = U.ndim - 2  # coordinates of a point
+    kind = n == 2 or (n == 3 and volumes)
+    if not (kind and grid.ndim == U.ndim and grid.shape[-1] == n and grid.shape[0] == U.shape[0]):
+        shapes = "an image (B, C, H, W) with a grid (B, h, w, 2)"
+        if volumes:
+            shapes += ", or a volume (B, C, D, H, W) with a grid (B, d, h, w, 3)"
+        raise ValueError(f"this sampler takes {shapes}, not {tuple(U.shape)} with {tuple(grid.shape)}") from None
+
+
+def _check_padding(padding_mode: str) -> None:
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode is one of {', '.join(PADDING_MODES)}, not {padding_mode!r}")
 
 
 def _at_least_float32(grid: Tensor) -> Tensor:

@@ -8,80 +8,148 @@ sampled there.
 In volumes there is a third coordinate, (x, y, z), z away from the viewer: [-1, 1] spans the depth from the front face
 to the back, and the centre of layer k of D lies at (2k + 1) / D - 1.
 
+An angle is one between pixels. Normalised coordinates stretch an image that is not square, so the families that turn
+(`Rotation`, `Similarity`) turn in pixels of the source; translations stay in normalised coordinates. There the matrix
+[[a, -b], [b, a]] reads [[a, -b H / W], [b W / H, a]], with H and W of the *source*: `source_size`. Where that is not
+given, `grid` takes the target's size for it, and `matrix` and `points` a square. The other families do not depend on
+it. A target of another aspect than the source's stretches the image even at the identity: [-1, 1] spans both.
+
 Shapes: B batch, P parameters of theta, N points, H W target size (of volumes D H W), K control points; a trailing 2 is
-(x, y), a trailing 3 (x, y, z).
+(x, y), a trailing 3 (x, y, z). A size is (H, W), of volumes (D, H, W), or one integer for all sides.
 Half precision is raised to float32 before any of this arithmetic, also under autocast; float32 and float64 are kept.
+
+Every type of device that torch has is meant to do. CPU and CUDA are tested; meta and fake tensors are tested for shapes
+and types. On a device without float64 (MPS) the CPU works out a spline's weights. Nothing was ever run on MPS, XLA, XPU
+or another type of device.
 """
 
+import math
+import operator
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from stn.geometry.constants import constant, float64_device
+from stn.geometry.inverses import invert_matrices, invert_spline, rounding, times
+
 HORIZON = 1e-6  # a projective denominator nearer to zero than this is moved out to it
+
+Size = int | tuple[int, ...]
 
 
 class Transformation:
     """A family T_theta, one theta of shape (P,) for each image of a batch.
 
+    A family of one's own gives the attributes, `identity`, `_points`, and `_inverse_points` if it can. What these two
+    are given is checked, and in float32 or float64; `aspect` is the source's H / W.
+
     Attributes:
         n_parameters: P, the length of theta.
+        dimensions: of the points: 2, or 3 for volumes.
     """
 
     n_parameters: int
+    dimensions: int = 2
 
     def identity(self) -> Tensor:
         """The theta of shape (P,), float32, for which target and source points agree."""
         raise NotImplementedError
 
-    def points(self, theta: Tensor, points: Tensor) -> Tensor:
+    def points(self, theta: Tensor, points: Tensor, source_size: Size | None = None) -> Tensor:
         """Source points (B, N, 2) of the target points (N, 2) or (B, N, 2) under theta (B, P)."""
-        theta = self._checked(theta)
+        theta, points, aspect = self._checked(theta), self._checked_points(points), self._aspect(source_size)
         with full_precision(theta):
-            return self._points(theta, points.to(theta))
+            return self._points(theta, points.to(theta), aspect)
 
-    def grid(self, theta: Tensor, size: tuple[int, ...]) -> Tensor:
+    def grid(self, theta: Tensor, size: Size, source_size: Size | None = None) -> Tensor:
         """The sampling grid T_theta(G), shape (B, H, W, 2), for a target of `size` (H, W) pixels; theta is (B, P).
 
         Of a family for volumes: (B, D, H, W, 3) for a target of (D, H, W) voxels.
         """
-        theta = self._checked(theta)
+        theta, size = self._checked(theta), check_size(size, self.dimensions)
+        aspect = self._aspect(size if source_size is None else source_size)
         with full_precision(theta):
-            return self._grid(theta, size).view(-1, *size, len(size))
+            return self._grid(theta, size, aspect).view(-1, *size, self.dimensions)
 
-    def _grid(self, theta: Tensor, size: tuple[int, ...]) -> Tensor:
-        return self._points(theta, pixel_centres(size, theta.dtype, theta.device))
+    def inverse_points(self, theta: Tensor, points: Tensor, source_size: Size | None = None) -> Tensor:
+        """Target points (B, N, 2) that show the source points (N, 2) or (B, N, 2): `points`, the other way.
 
-    def _points(self, theta: Tensor, points: Tensor) -> Tensor:
+        A source point that no target point shows, or that the family cannot bring back, is NaN, and what it is made of
+        gets a gradient of zero; each family says when.
+        """
+        theta, points, aspect = self._checked(theta), self._checked_points(points), self._aspect(source_size)
+        with full_precision(theta):
+            return self._inverse_points(theta, points.to(theta), aspect)
+
+    def inverse_grid(self, theta: Tensor, size: Size, source_size: Size | None = None) -> Tensor:
+        """The grid (B, H, W, 2) that brings the target back into the source's frame, of `size` (H, W) pixels.
+
+        `sampler(V, inverse_grid(theta, U.shape[2:]))` lies on U, with V where V shows it. `source_size` is the size of
+        the image that theta was found for, if it is not `size`. NaN where `inverse_points` is.
+        """
+        theta, size = self._checked(theta), check_size(size, self.dimensions)
+        centres = pixel_centres(size, theta.dtype, theta.device)
+        points = self.inverse_points(theta, centres, size if source_size is None else source_size)
+        return points.reshape(-1, *size, self.dimensions)
+
+    def _grid(self, theta: Tensor, size: tuple[int, ...], aspect: float) -> Tensor:
+        return self._points(theta, pixel_centres(size, theta.dtype, theta.device), aspect)
+
+    def _points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
         raise NotImplementedError
 
+    def _inverse_points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no inverse")
+
     def _checked(self, theta: Tensor) -> Tensor:
-        if theta.ndim != 2 or theta.shape[1] != self.n_parameters:
-            raise ValueError(
-                f"{type(self).__name__} takes theta of shape (B, {self.n_parameters}), not {tuple(theta.shape)}"
-            )
+        if theta.ndim != 2 or (not torch.jit.is_tracing() and theta.shape[1] != self.n_parameters):  # whose sizes warn
+            shape = f"(B, {self.n_parameters})"
+            raise ValueError(f"{type(self).__name__} takes theta of shape {shape}, not {tuple(theta.shape)}")
         return theta.float() if theta.dtype in (torch.float16, torch.bfloat16) else theta
+
+    def _checked_points(self, points: Tensor) -> Tensor:
+        if points.ndim not in (2, 3) or points.shape[-1] != self.dimensions:
+            shapes = f"(N, {self.dimensions}) or (B, N, {self.dimensions})"
+            raise ValueError(f"{type(self).__name__} takes points of shape {shapes}, not {tuple(points.shape)}")
+        return points
+
+    def _aspect(self, source_size: Size | None) -> float:
+        """H / W of the source; 1 if it is not known."""
+        if source_size is None:
+            return 1.0
+        height, width = check_size(source_size, self.dimensions)[-2:]
+        return height / width
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
 
 class MatrixTransformation(Transformation):
-    """A family whose maps are matrices on homogeneous points: 3x3 on (x, y, 1), of volumes 4x4 on (x, y, z, 1)."""
+    """A family whose maps are matrices on homogeneous points: 3x3 on (x, y, 1), of volumes 4x4 on (x, y, z, 1).
 
-    def matrix(self, theta: Tensor) -> Tensor:
+    Its inverse is exact. A matrix is taken for singular, and all its points for NaN, if its determinant drowns in the
+    rounding of the products that it is a sum of.
+    """
+
+    def matrix(self, theta: Tensor, source_size: Size | None = None) -> Tensor:
         """Theta (B, P) as matrices (B, 3, 3), of volumes (B, 4, 4)."""
-        rows = self._rows(theta)
-        last = rows.new_tensor([0.0] * (rows.shape[2] - 1) + [1.0]).expand(len(rows), 1, -1)
+        rows = self._rows(self._checked(theta), self._aspect(source_size))
+        last = rows.new_tensor([0.0] * (rows.shape[2] - 1) + [1.0]).expand(rows.shape[0], 1, -1)
         return torch.cat([rows, last], 1)
 
-    def _rows(self, theta: Tensor) -> Tensor:
+    def _rows(self, theta: Tensor, aspect: float) -> Tensor:
         """The rows of A, (B, 2, 3), of volumes (B, 3, 4)."""
         raise NotImplementedError
 
-    def _points(self, theta: Tensor, points: Tensor) -> Tensor:
-        return _mapped(self._rows(theta), points)
+    def _points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
+        return _mapped(self._rows(theta, aspect), points)
+
+    def _inverse_points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
+        rows = self._rows(theta, aspect)
+        inverse, determinant = invert_matrices(rows[..., :-1])
+        target = _mapped(torch.cat([inverse, -inverse @ rows[..., -1:]], 2), points)
+        return target.masked_fill((determinant == 0)[:, None, None], torch.nan)
 
 
 class Translation(MatrixTransformation):
@@ -99,7 +167,7 @@ class Translation(MatrixTransformation):
     def identity(self) -> Tensor:
         return torch.zeros(2)
 
-    def _rows(self, theta: Tensor) -> Tensor:
+    def _rows(self, theta: Tensor, aspect: float) -> Tensor:
         tx, ty = theta.unbind(1)
         scale = torch.full_like(tx, self.scale)
         return _matrix((scale, 0, tx), (0, scale, ty))
@@ -109,29 +177,53 @@ class Translation(MatrixTransformation):
 
 
 class Attention(MatrixTransformation):
-    """theta = (s, tx, ty): isotropic scale and translation, A = [[s, 0, tx], [0, s, ty]] (equation 2)."""
+    """theta = (s, tx, ty): isotropic scale and translation, A = [[s, 0, tx], [0, s, ty]] (equation 2).
+
+    Isotropic in pixels where target and source have the same aspect.
+    """
 
     n_parameters = 3
 
     def identity(self) -> Tensor:
         return torch.tensor([1.0, 0.0, 0.0])
 
-    def _rows(self, theta: Tensor) -> Tensor:
+    def _rows(self, theta: Tensor, aspect: float) -> Tensor:
         s, tx, ty = theta.unbind(1)
         return _matrix((s, 0, tx), (0, s, ty))
 
 
+class Rotation(MatrixTransformation):
+    """theta = (angle,), in radians, about the centre of the image: a rotation in pixels, and nothing else.
+
+    The sampling grid turns clockwise on the screen for a positive angle, so what the target shows of the source turns
+    counter-clockwise, as in `cv2.getRotationMatrix2D`.
+    """
+
+    n_parameters = 1
+
+    def identity(self) -> Tensor:
+        return torch.zeros(1)
+
+    def _rows(self, theta: Tensor, aspect: float) -> Tensor:
+        cos, sin = torch.cos(theta[:, 0]), torch.sin(theta[:, 0])
+        return _matrix((cos, -sin * aspect, 0), (sin / aspect, cos, 0))
+
+
 class Similarity(MatrixTransformation):
-    """theta = (a, b, tx, ty): rotation and isotropic scale, A = [[a, -b, tx], [b, a, ty]], scale = hypot(a, b)."""
+    """theta = (a, b, tx, ty): rotation and isotropic scale hypot(a, b) in pixels, and translation.
+
+    A = [[a, -b H / W, tx], [b W / H, a, ty]], with H and W of the source. The grid turns by atan2(b, a), clockwise on
+    the screen, and what the target shows counter-clockwise.
+    """
 
     n_parameters = 4
 
     def identity(self) -> Tensor:
         return torch.tensor([1.0, 0.0, 0.0, 0.0])
 
-    def _rows(self, theta: Tensor) -> Tensor:
+    def _rows(self, theta: Tensor, aspect: float) -> Tensor:
         a, b, tx, ty = theta.unbind(1)
-        return _matrix((a, -b, tx), (b, a, ty))
+        return _matrix((a, -b * aspect, tx), (b / aspect, a, ty))
 
 
 class Affine(MatrixTransformation):
@@ -142,7 +234,7 @@ class Affine(MatrixTransformation):
     def identity(self) -> Tensor:
         return torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
 
-    def _rows(self, theta: Tensor) -> Tensor:
+    def _rows(self, theta: Tensor, aspect: float) -> Tensor:
         return theta.view(-1, 2, 3)
 
 
@@ -150,11 +242,12 @@ class Affine3D(MatrixTransformation):
     """theta = the rows of the 3x4 matrix A, for volumes (paper, appendix A.3): points are (x, y, z)."""
 
     n_parameters = 12
+    dimensions = 3
 
     def identity(self) -> Tensor:
         return torch.eye(3, 4).flatten()
 
-    def _rows(self, theta: Tensor) -> Tensor:
+    def _rows(self, theta: Tensor, aspect: float) -> Tensor:
         return theta.view(-1, 3, 4)
 
 
@@ -162,6 +255,7 @@ class Projective(MatrixTransformation):
     """theta = the first eight entries, row by row, of a homography whose ninth is 1.
 
     A denominator closer to zero than `HORIZON` is moved out to it, so that no point is infinite and no gradient NaN.
+    The inverse of a point is NaN if it lies at infinity, too.
     """
 
     n_parameters = 8
@@ -169,14 +263,21 @@ class Projective(MatrixTransformation):
     def identity(self) -> Tensor:
         return torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
 
-    def matrix(self, theta: Tensor) -> Tensor:
+    def matrix(self, theta: Tensor, source_size: Size | None = None) -> Tensor:
+        theta = self._checked(theta)
         return torch.cat([theta, torch.ones_like(theta[:, :1])], 1).view(-1, 3, 3)
 
-    def _points(self, theta: Tensor, points: Tensor) -> Tensor:
+    def _points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
         matrix = self.matrix(theta)
         w = _mapped(matrix[:, 2:], points)  # by itself: its gradient need not be woven into that of x and y
-        w = torch.where(w.abs() < HORIZON, torch.full_like(w, HORIZON).copysign(w), w)
+        w = torch.where(w < 0, w.clamp_max(-HORIZON), w.clamp_min(HORIZON))
         return _mapped(matrix[:, :2], points) / w
+
+    def _inverse_points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
+        inverse, _ = invert_matrices(self.matrix(theta))
+        w = _mapped(inverse[:, 2:], points)
+        lost = w.abs() <= rounding(_mapped(inverse[:, 2:].abs(), points.abs()))  # all of them, if it is singular
+        return (_mapped(inverse[:, :2], points) / w.masked_fill(lost, 1)).masked_fill(lost, torch.nan)
 
 
 class ThinPlateSpline(Transformation):
@@ -185,6 +286,11 @@ class ThinPlateSpline(Transformation):
     The control points span [-1, 1] from edge to edge. Between them the map is the interpolating thin plate spline,
     f(p) = a0 + ax x + ay y + sum_i w_i |p - c_i|^2 log |p - c_i|, that bends least. The linear system is the same for
     every theta, so it is solved once, in float64, and a grid is one matrix product.
+
+    Its inverse is found by Newton's method, to the precision of theta, and the gradients of it by the implicit function
+    theorem, once (there are no second derivatives). A point is NaN if the iteration does not arrive, or arrives where
+    the spline is folded over (its Jacobian's determinant has the other sign than that of its affine part). Where a
+    spline folds, several target points show one source point: then what is not NaN is one of them.
     """
 
     def __init__(self, k: int = 4):
@@ -196,12 +302,21 @@ class ThinPlateSpline(Transformation):
     def identity(self) -> Tensor:
         return control_points(self.k).float().flatten()
 
-    def _points(self, theta: Tensor, points: Tensor) -> Tensor:
+    def _points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
         return _combined(_spline_weights(self.k, points), theta.view(-1, self.k**2, 2))
 
-    def _grid(self, theta: Tensor, size: tuple[int, int]) -> Tensor:
-        weights = _spline_weights_of_pixels(self.k, size, theta.dtype, theta.device)
+    def _grid(self, theta: Tensor, size: tuple[int, int], aspect: float) -> Tensor:
+        shape = math.prod(size), self.k**2
+        weights = constant(_pixel_weights, (self.k, tuple(size)), shape, theta.dtype, theta.device)
         return _combined(weights, theta.view(-1, self.k**2, 2))
+
+    def _inverse_points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
+        with torch.no_grad():
+            controls = theta.view(-1, self.k**2, 2)
+            target, inverse, lost = invert_spline(controls, points, *_spline_constants(self.k, theta.device))
+        # One step more, which autograd sees: the derivative of the inverse is the inverse of the derivative.
+        residual = points - self._points(theta, target, aspect)
+        return (target + times(inverse, residual)).masked_fill(lost, torch.nan)
 
     def __repr__(self) -> str:
         return f"ThinPlateSpline(k={self.k})"
@@ -223,24 +338,30 @@ def homography_through(source: Tensor, target: Tensor) -> Tensor:
 def full_precision(like: Tensor) -> AbstractContextManager:
     """No autocast on the tensor's device. Entering that costs as much as a small grid, so only where there is any."""
     kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # meta, for one, has none
+    return torch.autocast(kind, enabled=False) if autocast else nullcontext()
 
 
-@lru_cache(maxsize=64)
 def pixel_centres(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The regular grid G: centres of an H x W image's pixels, (H W, 2), row by row. Cached: do not write to it.
+    """The regular grid G: centres of an H x W image's pixels, (H W, 2), row by row. Kept: do not write to it.
 
     Of a D x H x W volume: (D H W, 3), layer by layer.
     """
-    with torch.inference_mode(False):  # a tensor made under inference mode could not take part in training later
-        axes = [(2 * torch.arange(n, dtype=torch.float64) + 1) / n - 1 for n in size]
-        grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).view(-1, len(size))
-        return grid.to(device, dtype)
+    return constant(_pixel_centres, (tuple(size),), (math.prod(size), len(size)), dtype, device)
+
+
+def _pixel_centres(size: tuple[int, ...], device: torch.device) -> Tensor:
+    axes = [(2 * torch.arange(n, dtype=torch.float64, device=device) + 1) / n - 1 for n in size]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).view(-1, len(size))
 
 
 def control_points(k: int) -> Tensor:
     """The k x k target control points of a thin plate spline, (k k, 2), row by row, float64, on [-1, 1]."""
-    axis = torch.linspace(-1, 1, k, dtype=torch.float64)
+    return _control_points(k, float64_device(torch.get_default_device()))
+
+
+def _control_points(k: int, device: torch.device) -> Tensor:
+    axis = torch.linspace(-1, 1, k, dtype=torch.float64, device=device)
     return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
 
 
@@ -250,34 +371,40 @@ def _radial(points: Tensor, centres: Tensor) -> Tensor:
     return torch.special.xlogy(squared, squared.clamp_min(torch.finfo(squared.dtype).tiny))
 
 
-@lru_cache(maxsize=16)
-def _spline_solution(k: int) -> Tensor:
+def _spline_solution(k: int, device: torch.device) -> Tensor:
     """What the K control values contribute to the K + 3 spline coefficients, (K + 3, K), float64."""
-    with torch.inference_mode(False):
-        centres = control_points(k)
-        n = k * k
-        system = torch.zeros(n + 3, n + 3, dtype=torch.float64)
-        system[:n, :n] = _radial(centres, centres)
-        system[:n, n] = system[n, :n] = 1
-        system[:n, n + 1 :] = centres
-        system[n + 1 :, :n] = centres.T
-        return torch.linalg.inv(system)[:, :n].contiguous()
+    centres = _control_points(k, device)
+    n = k * k
+    system = torch.zeros(n + 3, n + 3, dtype=torch.float64, device=device)
+    system[:n, :n] = _radial(centres, centres)
+    system[:n, n] = system[n, :n] = 1
+    system[:n, n + 1 :] = centres
+    system[n + 1 :, :n] = centres.T
+    return torch.linalg.inv(system)[:, :n].contiguous()
+
+
+def _spline_constants(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Control points (K, 2) and solution (K + 3, K), float64, on the device, or on the CPU if it has no float64."""
+    n, place = k * k, float64_device(device)
+    centres = constant(_control_points, (k,), (n, 2), torch.float64, place)
+    return centres, constant(_spline_solution, (k,), (n + 3, n), torch.float64, place)
 
 
 def _spline_weights(k: int, points: Tensor) -> Tensor:
     """How much each control point weighs at each target point, (..., N, K), in the points' precision.
 
     The weights are worked out in float64: float32 would cost one digit of the source points at k = 5, two at k = 8.
+    A device without float64 lets the CPU do that.
     """
-    p = points.double()
-    basis = torch.cat([_radial(p, control_points(k).to(p)), torch.ones_like(p[..., :1]), p], -1)
-    return (basis @ _spline_solution(k).to(p)).to(points.dtype)
+    centres, solution = _spline_constants(k, points.device)
+    p = points.to(centres.device).double()
+    basis = torch.cat([_radial(p, centres), torch.ones_like(p[..., :1]), p], -1)
+    return (basis @ solution).to(points.dtype).to(points.device)
 
 
-@lru_cache(maxsize=64)
-def _spline_weights_of_pixels(k: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return _spline_weights(k, pixel_centres(size, torch.float64, torch.device("cpu"))).to(device, dtype)
+def _pixel_weights(k: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    """The weights of all pixel centres, (H W, K), float64."""
+    return _spline_weights(k, _pixel_centres(size, device))
 
 
 def _combined(weights: Tensor, values: Tensor) -> Tensor:
@@ -287,7 +414,7 @@ def _combined(weights: Tensor, values: Tensor) -> Tensor:
     """
     if weights.ndim == 3:
         return weights @ values
-    return (values.mT.flatten(0, 1) @ weights.mT).unflatten(0, (len(values), values.shape[2])).mT
+    return (values.mT.flatten(0, 1) @ weights.mT).unflatten(0, (values.shape[0], values.shape[2])).mT
 
 
 def _mapped(rows: Tensor, points: Tensor) -> Tensor:
@@ -299,6 +426,31 @@ def _mapped(rows: Tensor, points: Tensor) -> Tensor:
     if points.ndim == 3:
         return points @ linear.mT + offset.mT
     return torch.addmm(offset.flatten(0, 1), linear.flatten(0, 1), points.mT).unflatten(0, rows.shape[:2]).mT
+
+
+def check_size(size: Size, dimensions: int = 2) -> tuple[int, ...]:
+    """`size` as (H, W), of volumes (D, H, W); one integer stands for all sides. A ValueError if it is no size."""
+    try:
+        sides = tuple(size)
+    except TypeError:
+        sides = (size,) * dimensions
+    sides = tuple(_side(side) for side in sides)
+    if len(sides) != dimensions or any(side is None for side in sides):
+        names = "(D, H, W)" if dimensions == 3 else "(H, W)"
+        raise ValueError(f"a size is a positive integer or {dimensions} of them, {names}, not {size!r}")
+    return sides
+
+
+def _side(side) -> int | None:
+    """A positive integer, or None. What stands for one while a graph is recorded is handed on as it is."""
+    if isinstance(side, torch.SymInt) or (isinstance(side, Tensor) and torch.jit.is_tracing()):
+        return side
+    if not isinstance(side, int):
+        try:
+            side = operator.index(side)
+        except TypeError:
+            return None
+    return None if isinstance(side, bool) or side < 1 else side
 
 
 def _matrix(*rows: tuple) -> Tensor:

@@ -132,7 +132,7 @@ class BirdsNetwork(nn.Module):
         """(B, N, 2), of normalised images. Without windows (B, 1, 0), for one stream on the whole image."""
         if self.transformer is not None:
             return self.transformer.theta(images)
-        return self.tiles.expand(len(images), -1, 2) if self.windowed else images.new_empty(len(images), 1, 0)
+        return self.tiles.expand(images.shape[0], -1, 2) if self.windowed else images.new_empty(images.shape[0], 1, 0)
 
     def _view(self, images: Tensor, theta: Tensor) -> Tensor:
         """What a trunk sees of normalised images (B, 3, size, size): the window at theta (B, 2), or all, smaller.

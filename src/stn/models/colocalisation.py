@@ -172,7 +172,7 @@ class Colocaliser(nn.Module):
 
     def forward(self, views: Views | Tensor) -> Found:
         if isinstance(views, Tensor):  # bare images, on which multiply-adds are counted
-            views = Views(views, torch.zeros(len(views), dtype=torch.long), torch.zeros(len(views), 2))
+            views = Views(views, torch.zeros(views.shape[0], dtype=torch.long), torch.zeros(views.shape[0], 2))
         theta = self.theta(views)
         crops = self.embedded(bilinear(views.images, self.attention.grid(theta, (self.crop, self.crop))))
         patches = self.embedded(self.patches(views, theta))
@@ -186,7 +186,7 @@ class Colocaliser(nn.Module):
         """
         images, classes = views.images, views.classes
         with full_precision(images):
-            raw = images.new_zeros(len(images), 3)
+            raw = images.new_zeros(images.shape[0], 3)
             for k, localiser in enumerate(self.transformers):
                 mine = (classes == k).nonzero()[:, 0]
                 if len(mine):

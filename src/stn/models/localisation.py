@@ -47,7 +47,9 @@ class Layers(nn.Sequential):
     """`nn.Sequential`. A GPU makes the same of its convolutions with kernels of their own, `stn.models.kernels`."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if TRITON and images.is_cuda and images.dtype == torch.float32 and not torch.compiler.is_exporting():
+        # Not of a fake tensor, which has no values, and whose mode would be told for good that there are no kernels.
+        plain = type(images) is Tensor and not torch.compiler.is_exporting()
+        if TRITON and plain and images.is_cuda and images.dtype == torch.float32:
             from stn.models import kernels
 
             if kernels.usable(images.device):

@@ -86,14 +86,14 @@ class NumbersNetwork(nn.Module):
 
     def windows(self, images: Tensor) -> Tensor:
         """(B, K, 4, 2): the corners of each transformer's window on the images, through those before it."""
-        corners = images.new_tensor(OUTLINE).expand(len(images), 4, 2)
+        corners = images.new_tensor(OUTLINE).expand(images.shape[0], 4, 2)
         thetas = list(self.thetas(images).values())
         return torch.stack([self._traced(thetas[: i + 1], corners) for i in range(len(thetas))], 1)
 
     def seen(self, images: Tensor) -> Tensor:
         """The images (B, 3, side, side) sampled where the last transformer looks."""
         size = tuple(images.shape[2:])
-        centres = pixel_centres(size, torch.float32, images.device).expand(len(images), -1, 2)
+        centres = pixel_centres(size, torch.float32, images.device).expand(images.shape[0], -1, 2)
         return bilinear(images, self._traced(list(self.thetas(images).values()), centres).unflatten(1, size))
 
     def _traced(self, thetas: list[Tensor], points: Tensor) -> Tensor:

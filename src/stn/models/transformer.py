@@ -1,12 +1,14 @@
 """The spatial transformer (paper, section 3): localisation network, sampling grid and sampler in one module."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from stn.geometry.sampling import bilinear
-from stn.geometry.transforms import Affine, Transformation, full_precision
+from stn.geometry.transforms import Affine, Size, Transformation, check_size, full_precision
+
+PADDING_MODES = ("zeros", "border", "reflection")  # as torch names them
 
 
 class SpatialTransformer(nn.Module):
@@ -22,13 +24,22 @@ class SpatialTransformer(nn.Module):
         features: F.
         transformation: the family T_theta (`stn.geometry.transforms`).
         sampler: called as `sampler(U, grid)`; a function of `stn.geometry.sampling`, or a module with parameters.
-        size: the target size (h, w) in pixels, or (d, h, w); the size of U if not given. A smaller one downsamples.
+        size: the target size (h, w) in pixels, or (d, h, w), or one integer for all sides; the size of U if not
+            given. A smaller one downsamples.
         starts: (N, P), the thetas at which N parallel transformers start. They share the localisation network, and
             must start at different places: with equal starts they would receive equal gradients and never part.
+        reach: how far each parameter may go from where it starts: a positive number, or P of them (`inf`: as far as it
+            likes). theta = start + reach * tanh((raw - start) / reach), with `raw` from the regression layer, has slope
+            1 at the start and never leaves start ± reach. Without it theta is what the regression layer gives.
+        padding_mode: what the sampler sees outside of U: "zeros", "border" or "reflection". One that is not "zeros" is
+            handed to the sampler by that name.
 
     Returns (from a call):
         V (B, C, h, w), or (B, N, C, h, w) if `starts` are given. With `return_theta=True` the pair (V, theta), where
         theta is (B, P), or (B, N, P).
+
+    Raises:
+        ValueError: from arguments that are none of these, and from a call with U of other dimensions than the family's.
     """
 
     def __init__(
@@ -36,17 +47,23 @@ class SpatialTransformer(nn.Module):
         localisation: nn.Module,
         features: int,
         transformation: Transformation | None = None,
-        sampler: Callable[[Tensor, Tensor], Tensor] = bilinear,
-        size: tuple[int, ...] | None = None,
-        starts: Tensor | None = None,
+        sampler: Callable[..., Tensor] = bilinear,
+        size: Size | None = None,
+        starts: Tensor | Sequence | None = None,
+        reach: float | Sequence[float] | Tensor | None = None,
+        padding_mode: str = "zeros",
     ):
         super().__init__()
         self.localisation = localisation
         self.transformation = transformation or Affine()
         self.sampler = sampler
-        self.size = None if size is None else tuple(size)
+        self.size = None if size is None else check_size(size, self.transformation.dimensions)
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, not {padding_mode!r}")
+        self.padding_mode = padding_mode
         n_parameters = self.transformation.n_parameters
         if starts is not None:
+            starts = torch.as_tensor(starts)
             if starts.ndim != 2 or starts.shape[1] != n_parameters:
                 raise ValueError(f"starts must have shape (N, {n_parameters}), not {tuple(starts.shape)}")
             if len(starts.unique(dim=0)) < len(starts):
@@ -57,21 +74,65 @@ class SpatialTransformer(nn.Module):
         nn.init.zeros_(self.regression.weight)
         with torch.no_grad():
             self.regression.bias.copy_(bias)
+        # Not persistent: checkpoints do not depend on whether theta is bounded.
+        self.limits = None if reach is None else _limits(reach, n_parameters)
+        start, limits = (
+            (None, None)
+            if reach is None
+            else (bias, torch.tensor(self.limits * (self.parallel or 1), dtype=torch.float64))
+        )
+        for name, value in {"start": start, "reach": limits}.items():
+            self.register_buffer(name, None if value is None else value.to(self.regression.bias), persistent=False)
 
     def theta(self, U: Tensor) -> Tensor:
         """f_loc(U): theta (B, P), or (B, N, P) for N parallel transformers; float32 also under autocast."""
         features = self.localisation(U)
         with full_precision(U):
             theta = self.regression(features.to(self.regression.weight.dtype))
+            if self.reach is not None:
+                theta = _bounded(theta, self.start, self.reach)
         return theta if self.parallel is None else theta.unflatten(1, (self.parallel, -1))
 
     def forward(self, U: Tensor, return_theta: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        theta = self.theta(U)
-        size = self.size or tuple(U.shape[2:])
+        family = self.transformation
+        if U.ndim != 2 + family.dimensions:
+            shape = "(B, C, D, H, W)" if family.dimensions == 3 else "(B, C, H, W)"
+            raise ValueError(f"{type(family).__name__} transforms U of shape {shape}, not {tuple(U.shape)}")
+        theta, source_size = self.theta(U), tuple(U.shape[2:])
+        size = self.size or source_size
+        padding = {} if self.padding_mode == "zeros" else {"padding_mode": self.padding_mode}
         if self.parallel is None:
-            V = self.sampler(U, self.transformation.grid(theta, size))
+            V = self.sampler(U, family.grid(theta, size, source_size), **padding)
         else:
-            grids = self.transformation.grid(theta.flatten(0, 1), size).unflatten(0, (-1, self.parallel))
-            V = self.sampler(U, grids.flatten(1, 2))  # one tall target, so that U need not be repeated
+            grids = family.grid(theta.flatten(0, 1), size, source_size).unflatten(0, theta.shape[:2])
+            V = self.sampler(U, grids.flatten(1, 2), **padding)  # one tall target, so that U need not be repeated
             V = V.unflatten(2, (self.parallel, -1)).transpose(1, 2)
         return (V, theta) if return_theta else V
+
+    def extra_repr(self) -> str:
+        parts = {"transformation": self.transformation, "size": self.size, "padding_mode": self.padding_mode}
+        if not isinstance(self.sampler, nn.Module):  # which torch shows by itself
+            parts["sampler"] = getattr(self.sampler, "__name__", self.sampler)
+        if self.parallel is not None:
+            parts["parallel"] = self.parallel
+        parts["reach"] = self.limits if self.limits is None or len(set(self.limits)) > 1 else self.limits[0]
+        return ", ".join(f"{name}={value}" for name, value in parts.items())
+
+
+def _limits(reach: float | Sequence[float] | Tensor, n: int) -> list[float]:
+    """`reach` as n numbers. In Python's own, so that it can be checked while modules are made without data ("meta")."""
+    values = reach.tolist() if hasattr(reach, "tolist") else reach
+    try:
+        values = [float(value) for value in (values if isinstance(values, Iterable) else [values] * n)]
+    except (TypeError, ValueError):
+        values = []
+    if len(values) != n or not all(value >= torch.finfo(torch.float32).tiny for value in values):
+        raise ValueError(f"reach must be a positive number, or {n} of them, one a parameter, not {reach!r}")
+    return values
+
+
+def _bounded(raw: Tensor, start: Tensor, reach: Tensor) -> Tensor:
+    """start + reach * tanh((raw - start) / reach), in a form that an infinite reach leaves as `raw`."""
+    free = reach.isinf()
+    limit = reach.masked_fill(free, 1)
+    return torch.where(free, raw, start + limit * torch.tanh((raw - start) / limit))

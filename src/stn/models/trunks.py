@@ -9,7 +9,6 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,9 +156,11 @@ def _checked(node: str, name: str, model: nn.Module) -> str:
     return node
 
 
-@lru_cache(maxsize=64)
 def _last_map(name: str) -> str:
-    """The node with the last map of features of a model."""
+    """The node with the last map of features of a model.
+
+    Not cached: building a model draws random numbers, and a run's are not to depend on what was built before it.
+    """
     model = _model(name).eval()
     nodes = get_graph_node_names(model, suppress_diff_warning=True)[1]
     every = create_feature_extractor(copy.deepcopy(model), nodes, suppress_diff_warning=True).eval()

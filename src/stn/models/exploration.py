@@ -1,0 +1,124 @@
+"""Exploration: localisation networks that learn from the loss over distance, not through single pixels.
+
+The paper's gradient of the loss by theta goes through the sampler: it compares neighbouring pixels, and far from the
+object that is noise. Exploration takes the gradient of the smoothed loss instead,
+
+    J(theta) = E_e[L(theta + e)],  e ~ N(0, sigma^2),     grad J(theta) = E_e[L(theta + e) e] / sigma^2,
+
+which asks for losses only. Each image is seen twice, with the noise e and with its mirror image -e (antithetic pairs,
+as in evolution strategies), and the difference of the two losses estimates the gradient without bias:
+
+    grad J(theta) = E_e[(L(theta + e) - L(theta - e)) e] / (2 sigma^2).
+
+All other parameters learn from the mean of both losses. A step costs what a step of a batch of twice the size costs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from stn.models.transformer import SpatialTransformer
+
+
+class Exploration:
+    """Noise on what the regression layers of transformers say, and the gradient that it gives them.
+
+    The noise is added before `SpatialTransformer` bounds theta, so an explored theta stays within reach too. Outside of
+    `pairs` the transformers are what they were.
+
+    Transformers in depth read what those before them hand on, so only one level may be mirrored at a time, or the
+    estimate would mix two inputs of the later one. For each image one level is drawn at random; the noise of the others
+    is the same in both views.
+
+    The estimate is unbiased if, up to the mirrored level, both views of an image differ in the noise alone. Dropout
+    before it is another difference; the paper has none in localisation networks.
+
+    Args:
+        levels: the transformers in the order in which an image meets them. Those that stand in parallel are one level,
+            given as a sequence. (N transformers made with `starts` are one module, and one level, anyway.)
+
+    Example:
+        with Exploration(net[0]).pairs(images, sigma=0.2, generator=generator) as pairs:
+            losses = F.cross_entropy(net(pairs.images), labels.repeat(2), reduction="none")
+        pairs.loss(losses).backward()
+    """
+
+    def __init__(self, *levels: SpatialTransformer | Sequence[SpatialTransformer]):
+        self.levels = [[level] if isinstance(level, nn.Module) else list(level) for level in levels]
+        if not any(self.levels):
+            raise ValueError("there is no transformer to explore with")
+
+    @contextmanager
+    def pairs(
+        self, images: Tensor, sigma: float | Sequence[float], generator: torch.Generator | None = None
+    ) -> Iterator["Pairs"]:
+        """While this context is open, `pairs.images` (2B, ...) is what the network is to see of `images` (B, ...).
+
+        Args:
+            sigma: standard deviation of the noise in the units of theta; one for all parameters, or one for each of P.
+            generator: of the noise, on the device of `images`.
+        """
+        deviation = torch.as_tensor(sigma, dtype=torch.float32, device=images.device)
+        if not ((deviation > 0) & deviation.isfinite()).all():
+            raise ValueError(f"sigma must be positive, not {sigma}: without noise there is no estimate")
+        how = {"generator": generator, "device": images.device}
+        mirrored = torch.randint(len(self.levels), (len(images),), **how)
+        pairs = Pairs(torch.cat([images, images]), len(self.levels))
+        with ExitStack() as stack:
+            for i, level in enumerate(self.levels):
+                for transformer in level:
+                    perturb = pairs.perturb(mirrored == i, deviation, generator)
+                    stack.callback(transformer.regression.register_forward_hook(perturb).remove)
+            yield pairs
+
+
+class Pairs:
+    """Two views of each image of a batch: the first B of `images` (2B, ...) and the second B are the same images."""
+
+    def __init__(self, images: Tensor, levels: int):
+        self.images = images
+        self.n_levels = levels
+        self.directions: list[Tensor] = []  # for each transformer (B,): d theta along which its gradient is measured
+
+    def perturb(self, mirrored: Tensor, deviation: Tensor, generator: torch.Generator | None):
+        """A forward hook of a regression layer: noise on theta, mirrored where `mirrored` (B,) says so.
+
+        What goes on is cut from the layer's graph: its gradient is that of `loss` alone.
+        """
+
+        def hook(layer: nn.Module, inputs: tuple, theta: Tensor) -> Tensor:
+            mean = theta.float()
+            half = len(mean) // 2
+            if deviation.ndim and mean.shape[1] % len(deviation):
+                raise ValueError(
+                    f"sigma has {len(deviation)} values, theta {mean.shape[1]}: give one for each of theta"
+                )
+            scale = deviation.repeat(mean.shape[1] // len(deviation)) if deviation.ndim else deviation
+            unit = torch.randn(half, mean.shape[1], generator=generator, device=mean.device)
+            sign = torch.where(mirrored, -1.0, 1.0)[:, None]
+            # sum of (e / sigma^2) theta over both views: its gradient by theta is e / sigma^2 in each
+            along = (unit / scale * (mean[:half] + mean[half:])).sum(1)
+            self.directions.append(torch.where(mirrored, along, torch.zeros_like(along)))
+            noise = unit * scale
+            return (mean.detach() + torch.cat([noise, sign * noise])).to(theta.dtype)
+
+        return hook
+
+    def loss(self, losses: Tensor) -> Tensor:
+        """The loss of the step, from the loss of each view, `losses` (2B,).
+
+        Its gradient is, for the localisation networks, an unbiased estimate of the gradient of the smoothed loss; for
+        all other parameters that of the mean loss. Its value is the mean loss.
+        """
+        if not self.directions:
+            raise ValueError("no transformer was called within `pairs`")
+        first, second = losses.float().chunk(2)
+        if losses.ndim != 1 or len(losses) != len(self.images):
+            raise ValueError(
+                f"one loss for each view is needed, shape ({len(self.images)},), not {tuple(losses.shape)}"
+            )
+        slope = self.n_levels * (first - second).detach() / 4
+        estimate = (slope * sum(self.directions)).mean()
+        return losses.float().mean() + estimate - estimate.detach()
