@@ -1,54 +1,59 @@
 # The front door. `make` alone lists the targets.
-PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-export PATH := $(CURDIR)/$(BIN):$(PATH)
-export WANDB_MODE ?= offline
-COMPILE := uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header
+ifeq ($(wildcard requirements.lock),)
+$(error error: $(CURDIR) is not the project's folder: run make there, or make -C FOLDER)
+endif
 
 # What may stand on make's command line. A misspelt BUDGET would else be ignored, and another table trained.
-VARIABLES := TABLE BUDGET SEEDS COLUMNS NUMBERS BIRDS ORACLE JOBS FRESH TRAINER PYTHON VENV CHECKPOINT ONLY DEVICE QUICK
+VARIABLES := TABLE BUDGET SEEDS COLUMNS NUMBERS BIRDS ORACLE JOBS FRESH TRAINER PYTHON VENV CHECKPOINT ONLY DEVICE QUICK SERVE
+# The command line alone counts: a shell may have exported such a name for another purpose. COLUMNS, the width of the
+# terminal, is often exported, and programs read it: KNOB_COLUMNS is the knob.
+EXPORTED := $(foreach name,$(VARIABLES),$(if $(findstring <environment>,<$(origin $(name))>),$(name)))
+EXPORTED := $(strip $(filter-out COLUMNS,$(EXPORTED)))
+$(if $(EXPORTED),$(warning $(EXPORTED) in the environment is ignored: put it after make, as in `make table BUDGET=smoke`))
+$(foreach name,$(EXPORTED),$(eval $(name) :=))
+
+PYTHON := python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(BIN):$(PATH)
+export WANDB_MODE ?= offline
+SETUP := VENV="$(VENV)" PYTHON="$(PYTHON)" ORIGIN="$(origin PYTHON)" sh setup.sh
+COMPILE := uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header
+
 # So may the other names that are set above, and what programs read from the environment, where make puts it.
-PASSED := BIN COMPILE SHELL MAKEFLAGS STN_TRAINER STN_DATA_MIRROR WANDB_% OMP_% CUDA_% HYDRA_% PIP_% UV_%
+PASSED := BIN SETUP COMPILE SHELL MAKEFLAGS STN_TRAINER STN_DATA_MIRROR WANDB_% OMP_% CUDA_% HYDRA_% PIP_% UV_%
 GIVEN := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
 UNKNOWN := $(filter-out $(VARIABLES) $(PASSED),$(GIVEN))
 ifneq ($(UNKNOWN),)
 $(error error: no variable $(UNKNOWN): there are $(VARIABLES); put what is for the environment before make)
 endif
-# Some shells export COLUMNS, the width of the terminal: that is no knob.
 KNOB_COLUMNS := $(if $(filter COLUMNS,$(GIVEN)),$(COLUMNS))
+
+# pip and uv need a cache; stn.environment says the same of what runs later.
+ifeq ($(shell cache="$$XDG_CACHE_HOME"; test -n "$$cache" || { test -d "$$HOME" && cache="$$HOME/.cache"; } \
+	&& mkdir -p "$$cache" 2>/dev/null && test -w "$$cache" && echo usable),)
+export XDG_CACHE_HOME := $(CURDIR)/outputs/home/.cache
+endif
 
 # Whether a switch is on: FRESH=0 throws nothing away.
 on = $(filter-out 0 no false,$(1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo table figures export test lint check bench lock clean
+.PHONY: help setup demo table figures export test lint check bench docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  table takes TABLE=1|2|3|4|5|6|7|8 BUDGET=smoke|quick|medium|paper SEEDS=0,1,2 JOBS=2 FRESH=1 COLUMNS=mnist_r,mnist_tc ORACLE=1 NUMBERS=svhn|svhn_strips BIRDS=cub|cub50 TRAINER=cpu|gpu|ddp; PYTHON=python3.12 chooses the interpreter"
+	@echo "  such words count after make, as in: make table BUDGET=smoke; not before it, nor exported by the shell"
 
-setup: $(VENV)/.done  ## build .venv from requirements.lock
-
-$(VENV)/.done: requirements.lock pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements.lock
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
-	@touch $@
-
-$(VENV)/.bench: requirements-bench.lock $(VENV)/.done
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --require-hashes -r requirements-bench.lock
-	@touch $@
-
-$(VENV)/.export: requirements-export.lock $(VENV)/.done
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --require-hashes -r requirements-export.lock
-	@touch $@
+setup:  ## build .venv from requirements.lock
+	@$(SETUP)
 
 demo: setup  ## three minutes: CNN and ST-CNN on digits that need no download, table and pictures
 	@python -m stn.pipeline demo $(if $(JOBS),--jobs "$(JOBS)")
 
-table: setup $(if $(filter 8,$(TABLE)),$(VENV)/.export)  ## TABLE=1 (or 2, 3, 4, 5, 6, 7, 8): fetch, distort, train what is missing, print paper | ours
+table: setup  ## TABLE=1 (or 2, 3, 4, 5, 6, 7, 8): fetch, distort, train what is missing, print paper | ours
+	@$(if $(filter 8,$(TABLE)),$(SETUP) export)
 	@$(if $(TRAINER),STN_TRAINER="$(TRAINER)") python -m stn.pipeline table --table "$(or $(TABLE),1)" $(if $(BUDGET),--budget "$(BUDGET)") \
 		$(if $(SEEDS),--seeds "$(SEEDS)") $(if $(NUMBERS),--numbers "$(NUMBERS)") $(if $(BIRDS),--birds "$(BIRDS)") \
 		$(if $(KNOB_COLUMNS),--columns "$(KNOB_COLUMNS)") $(if $(call on,$(ORACLE)),--oracle) $(if $(JOBS),--jobs "$(JOBS)") $(if $(call on,$(FRESH)),--fresh)
@@ -56,24 +61,31 @@ table: setup $(if $(filter 8,$(TABLE)),$(VENV)/.export)  ## TABLE=1 (or 2, 3, 4,
 figures: setup  ## draw the figures again from the records
 	@python -m stn.figures --table $(or $(TABLE),1)
 
-export: setup $(VENV)/.export  ## CHECKPOINT=outputs/runs/.../last.ckpt: as ONNX, float32 and int8, tested and timed
+export: setup  ## CHECKPOINT=outputs/runs/.../last.ckpt: as ONNX, float32 and int8, tested and timed
+	@$(SETUP) export
 	@python -m stn.export $(if $(CHECKPOINT),checkpoint="$(CHECKPOINT)")
 
 test: setup  ## the test suite: no network; real MNIST if STN_DATA_MIRROR holds it
-	@python -m pytest -n 2
+	@PYTHONUTF8=1 python -m pytest -n 2
 
 lint: setup  ## ruff
 	@ruff check . && ruff format --check .
 
-check: setup  ## do tables and README say what the records say?
+check: setup  ## do tables, README and docs say what the records say?
 	@python -m stn.table --check
 
-bench: setup $(VENV)/.bench  ## time everything beside its rivals: a table, reports/bench; ONLY=distortion,training DEVICE=cpu QUICK=1
+bench: setup  ## time everything beside its rivals: a table, reports/bench; ONLY=distortion,training DEVICE=cpu QUICK=1
+	@$(SETUP) bench
 	@python -m benchmarks $(if $(ONLY),--only "$(ONLY)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(call on,$(QUICK)),--quick)
 
-lock:  # not for every day: resolve requirements.lock anew; those of bench and export are what these add to it
+docs: setup  ## the documentation as a site in outputs/site, without a network; SERVE=1 shows it while you write
+	@$(SETUP) docs
+	@NO_MKDOCS_2_WARNING=1 python -m mkdocs $(if $(call on,$(SERVE)),serve,build --strict)
+	@$(if $(call on,$(SERVE)),,echo "open outputs/site/index.html")
+
+lock:  # not for every day: resolve requirements.lock anew; those of bench, docs and export are what these add to it
 	@$(COMPILE) --extra dev pyproject.toml -o requirements.lock
-	@for extra in bench export; do \
+	@for extra in bench docs export; do \
 		$(COMPILE) --extra dev --extra $$extra --constraints requirements.lock pyproject.toml | \
 		awk 'NR == FNR {if (/^[^ ]/) base[$$1]; next} /^[^ ]/ {new = !($$1 in base)} new' requirements.lock - > requirements-$$extra.lock; \
 	done

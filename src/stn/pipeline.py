@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from stn.config import CONF
+from stn.environment import cores
 from stn.errors import UserError, told
 from stn.params import KNOBS, TABLES, Params, ceiling, declared, read_params, write_params
 from stn.stages import Stages, gpu_is_shared
@@ -30,6 +31,7 @@ STAGES = {
     7: ("distort@mnist_{kind}", "cell7@{kind}-{model}-{budget}"),
     8: ("distort@mnist_{kind}", "cell8@{kind}-{model}-{budget}"),
 }
+DVC = (sys.executable, "-m", "dvc")  # that of this Python, whatever `dvc` is on the path
 EXPORTS = {8: "export8@{kind}-{model}-{budget}"}  # of the tables whose networks are exported
 CEILING = ("distort@mnist_{kind}", "ceiling@{kind}-{model}-{budget}")
 
@@ -71,7 +73,13 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
         print(" (`make table FRESH=1` trains them here)", end="")
     print()
     if params.budget == "smoke":
-        print("budget smoke: its numbers mean nothing; `git checkout params.yaml dvc.lock reports` takes them back")
+        print(f"budget smoke: its numbers mean nothing; {_way_back()}")
+
+
+def _way_back() -> str:
+    if Path(".git").exists():
+        return "`git checkout params.yaml dvc.lock reports` takes them back"
+    return "unpack params.yaml, dvc.lock and reports again to take them back"
 
 
 def stage_names(params: Params, table: int) -> list[str]:
@@ -100,8 +108,10 @@ def demo(jobs: int) -> None:
     root = CONF.parent
     work = root / "outputs" / "demo"
     shutil.rmtree(work, ignore_errors=True)
-    workspace(work, root, (CONF / "demo.yaml").read_text())
+    workspace(work, root, (CONF / "demo.yaml").read_text(encoding="utf-8"))
     os.chdir(work)
+    os.environ["PYTHONPATH"] = str(work / "src")  # stages run the code beside them
+    sys.path.insert(0, os.environ["PYTHONPATH"])
     bring_up_to_date(1, jobs, fresh=False)
     print(f"table and pictures: {work.relative_to(root)}/reports")
 
@@ -113,18 +123,18 @@ def workspace(work: Path, root: Path, params: str) -> None:
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("conf", "src"):  # copies, because DVC does not follow links out of its folder
         shutil.copytree(root / name, work / name, ignore=ignore, dirs_exist_ok=True)
-    (work / "params.yaml").write_text(params)
-    subprocess.run(["dvc", "init", "--no-scm", "--quiet", "--force"], cwd=work, check=True)
+    (work / "params.yaml").write_text(params, encoding="utf-8")
+    subprocess.run([*DVC, "init", "--no-scm", "--quiet", "--force"], cwd=work, check=True)
 
 
 def _dvc(*arguments: str) -> None:
-    if subprocess.run(["dvc", *arguments]).returncode:
+    if subprocess.run([sys.executable, "-m", "stn.stages", *arguments]).returncode:
         raise UserError(f"dvc {' '.join(arguments[:3])} ... failed, see above; the same command resumes")
 
 
 def _seconds_and_dates(path: Path) -> list | None:
     try:
-        return [(seed["seconds"], seed["provenance"]["date"]) for seed in json.loads(path.read_text())["seeds"]]
+        return [(seed["seconds"], seed["provenance"]["date"]) for seed in json.loads(path.read_bytes())["seeds"]]
     except (OSError, ValueError, KeyError):
         return None
 
@@ -139,7 +149,7 @@ def _longest_first(before: dict[str, list | None]):
 
 
 def _places(path: Path) -> set[str]:
-    about = [seed["provenance"] for seed in json.loads(path.read_text())["seeds"]]
+    about = [seed["provenance"] for seed in json.loads(path.read_text(encoding="utf-8"))["seeds"]]
     return {place["gpu"] or f"{place['cpu']} ({place['cores']} cores)" for place in about}
 
 
@@ -156,14 +166,15 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--oracle", action="store_true")
     args = parser.parse_args()
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # python and dvc of this venv
+    path = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"  # python and dvc of this venv
     with told():
         trainer = os.environ.get("STN_TRAINER", "cpu")
         known = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
         if trainer not in known:
             raise UserError(f"TRAINER={trainer}: no {trainer!r} in conf/trainer; there are {', '.join(known)}")
         on_gpu = trainer in ("gpu", "ddp")  # its memory decides, which we do not know
-        usual = 1 if on_gpu else os.cpu_count() or 1
+        usual = 1 if on_gpu else cores()
         jobs = usual if args.jobs is None else args.jobs
         if not str(jobs).isdigit() or int(jobs) < 1:
             raise UserError(f"JOBS={jobs} is no number of cells to train side by side, such as 2")

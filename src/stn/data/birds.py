@@ -25,7 +25,7 @@ def load_stored(data: DictConfig, split: str) -> tuple[StoredBirds, list[str], l
     """
     folder, mend = Path(data.stored), f"run `python -m stn.crop data={data.name}`"
     try:
-        about = json.loads((folder / "sets.json").read_text())
+        about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
         made, facts = about["recipe"], about["sets"][split]
         stored = open_set(folder, split)
         whole = (
@@ -57,6 +57,7 @@ class Birds:
     """
 
     chunk = 64  # images of a validation or test batch: small enough for four trunks at 448 pixels
+    images_per_pick = 1  # of a training batch
 
     def __init__(self, data: DictConfig):
         check(data)

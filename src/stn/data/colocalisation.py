@@ -84,7 +84,7 @@ def store(data: DictConfig, scratch: Path) -> dict:
     with put_whole(stored_folder(data), scratch) as work:
         np.save(work / f"{split}_images.npy", images)
         np.save(work / f"{split}_parameters.npy", parameters.numpy())
-        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
+        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 
 
@@ -99,7 +99,7 @@ def load_stored(data: DictConfig) -> tuple[Tensor, Tensor]:
     other = "" if split == "test" else f" data.digits={split}"
     mend = f"run `python -m stn.distort data={data.name}{other}`"
     try:
-        about = json.loads((folder / "sets.json").read_text())
+        about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
         images, parameters = (np.load(folder / f"{split}_{name}.npy") for name in ("images", "parameters"))
         written, facts = (about["distortion"], about["seed"]), about["sets"][split]
         count, digest = facts["images"], facts["sha256"]
@@ -124,6 +124,7 @@ class Colocalisation:
     """
 
     chunk = 1000  # images of a validation or test batch: all of them at the paper's size, so that all pairs count
+    images_per_pick = CLASSES  # of a training batch: one of each class
     traced = CLASSES * SHOWN  # the first images, whose theta is kept as training goes on
 
     def __init__(self, data: DictConfig):

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import multiprocessing
-import os
 import shutil
 import signal
 import struct
@@ -29,6 +28,7 @@ from PIL import Image, ImageFilter
 
 from stn.data.download import DIGITS, archive, progress, put_whole
 from stn.data.svhn import Table, table_of, whole
+from stn.environment import cores
 from stn.errors import UserError
 
 POSITIONS, NONE = 5, 10  # digits at most, and the class of a position without one
@@ -93,7 +93,7 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
             boxes[split] = np.full((len(members), 4), np.nan, np.float32)
             for row, number in enumerate(members):
                 number.split, number.row = split, row
-        workers = workers or (os.cpu_count() if sum(map(len, sets.values())) > MANY else 1)
+        workers = workers or (cores() if sum(map(len, sets.values())) > MANY else 1)
         with _crew(workers) as crew:
             for name, part in parts.items():
                 wanted = {number.name.partition("/")[2]: number for number in numbers[name]}
@@ -120,7 +120,7 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
             about["sets"][split] = {"images": len(members), "sha256": whole, "spot": digest_of_some}
         for name, reasons in left_out.items():
             about["left_out"][name] = {reason: sorted(reasons[reason]) for reason in sorted(reasons)}
-        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
+        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 
 

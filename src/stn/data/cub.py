@@ -7,7 +7,6 @@ Frame of every stored part and box: [-1, 1] spans the image from outer edge to o
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import struct
 from collections import deque
@@ -24,6 +23,7 @@ from PIL import Image
 
 from stn.data.download import CUB, archive, progress, put_whole, why, writing
 from stn.data.svhn import AGAIN, whole
+from stn.environment import cores
 from stn.errors import UserError
 
 PARTS = 15
@@ -152,13 +152,13 @@ def table_of(folder: Path, classes: int) -> Table:
 
 def _named(path: Path) -> dict[int, str]:
     """A file whose lines are a number and a name."""
-    lines = (line.partition(" ") for line in path.read_text().splitlines())
+    lines = (line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines())
     return {int(number): name.strip() for number, _, name in lines}
 
 
 def _numbers(path: Path, columns: int) -> np.ndarray:
     """A file of numbers (lines, columns)."""
-    return np.array(path.read_text().split(), float).reshape(-1, columns)
+    return np.array(path.read_text(encoding="utf-8").split(), float).reshape(-1, columns)
 
 
 def check(data: DictConfig) -> None:
@@ -196,13 +196,13 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
             names, resized = table.names[np.concatenate(list(sets.values()))], partial(_resized, folder, side=data.side)
             with (
                 progress(f"storing {source}", len(names), unit="images") as tell,
-                closing(_in_order(resized, names, workers or os.cpu_count(), tell)) as images,
+                closing(_in_order(resized, names, workers or cores(), tell)) as images,
             ):
                 for split, members in sets.items():
                     about["sets"][split] = _write(work, split, table, members, itertools.islice(images, len(members)))
         except Unfit as error:
             raise UserError(f"{source} {error}; {AGAIN}") from None
-        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
+        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 
 

@@ -135,7 +135,7 @@ def write_sets(
             if "redraws" in columns:
                 redraws = stored.parameters[..., columns.index("redraws")]
                 about["sets"][split]["redrawn"] = int((redraws > 0).sum())
-        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
+        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 
 
@@ -166,7 +166,7 @@ def read_set(data: DictConfig, recipe: str, split: str) -> StoredSet:
     frozen = " data.train=frozen" if data.train.name == "frozen" else ""
     mend = f"run `python -m stn.distort data={data.name}{frozen}`"
     try:
-        about = json.loads((folder / "sets.json").read_text())
+        about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
         parts = [np.load(folder / f"{split}_{name}.npy") for name in ("images", "labels", "parameters")]
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: {mend}") from None
@@ -186,6 +186,7 @@ class DistortedDigits:
     """
 
     chunk = 1000  # images of a validation or test batch
+    images_per_pick = 1  # of a training batch
 
     def __init__(self, data: DictConfig):
         self.data = data

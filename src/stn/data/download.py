@@ -439,7 +439,7 @@ def _alone(part: Path) -> Iterator[None]:
     lock = part.with_suffix(".lock")
     with writing(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        stream = lock.open("w")
+        stream = lock.open("wb")
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -32,7 +32,7 @@ def load_stored(data: DictConfig, split: str) -> StoredNumbers:
     """One of the stored sets; a missing or damaged one is a UserError that names the command that makes it."""
     folder, mend = Path(data.stored), f"run `python -m stn.crop data={data.name}`"
     try:
-        about = json.loads((folder / "sets.json").read_text())
+        about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
         # Copy on write, because torch warns of what it must not write to; nothing is written.
         images, labels, boxes = (np.load(folder / f"{split}_{kind}.npy", mmap_mode="c") for kind in KINDS)
         made, facts = about["recipe"], about["sets"][split]
@@ -58,6 +58,7 @@ class HouseNumbers:
     """
 
     chunk = 1000  # images of a validation or test batch
+    images_per_pick = 1  # of a training batch
 
     def __init__(self, data: DictConfig):
         if data.window is not None and not 0 < data.window <= data.canvas:

@@ -56,6 +56,7 @@ class Sums:
     """What a run feeds on. Batches are (pairs (B, 2, canvas, canvas) float in [0, 1], sums (B,)), on the device."""
 
     chunk = 500  # pairs of a validation or test batch
+    images_per_pick = 1  # of a training batch: a pair is one image, of two channels
 
     def __init__(self, data: DictConfig):
         self.data = data

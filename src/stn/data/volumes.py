@@ -130,7 +130,7 @@ def store(data: DictConfig, scratch: Path) -> dict:
             drawn = poses.draw(count, generator(data.seed, split), torch.float64).numpy()
             np.save(work / f"{split}_parameters.npy", drawn)
             about["sets"][split] = {"images": count, "sha256": _sha256(drawn)}
-        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n")
+        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 
 
@@ -144,7 +144,7 @@ def load_poses(data: DictConfig, split: str) -> Tensor:
     folder, poses = stored_folder(data), pose(data)
     mend = f"run `python -m stn.distort data={data.name}`"
     try:
-        about = json.loads((folder / "sets.json").read_text())
+        about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
         drawn = np.load(folder / f"{split}_parameters.npy")
         written, digest = (about["distortion"], about["seed"]), about["sets"][split]["sha256"]
     except FileNotFoundError as error:
@@ -165,6 +165,7 @@ class Volumes:
     """
 
     chunk = 100  # volumes of a validation or test batch
+    images_per_pick = 1  # of a training batch: a volume is one
 
     def __init__(self, data: DictConfig):
         self.data = data
