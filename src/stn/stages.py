@@ -1,23 +1,36 @@
-"""Run stages of `dvc.yaml` side by side, as `dvc repro --single-item` runs them one by one."""
+"""Run stages of `dvc.yaml` side by side, as `dvc repro --single-item` runs them one by one.
 
+`python -m stn.stages repro ...` is `dvc repro ...` that a kill, at any moment, leaves fit for the next run.
+"""
+
+import json
 import logging
 import multiprocessing
 import os
+import re
 import runpy
 import shlex
+import shutil
 import signal
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 
 from stn.config import digest
-from stn.errors import UserError
+from stn.environment import share_cores
+from stn.errors import UserError, told
 
 # What every cell loads, and takes five seconds over.
 LOADED = ("stn.training.run", "wandb", "wandb.sdk.launch")
+SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+LONGEST = 103 - len("/pymp-12345678/listener-12345678")  # bytes: macOS takes 103 for the path of a socket, Linux 107
+ALONE = 0.5  # seconds after which a process notices that the one that began it is gone
 ENTERED = 600  # seconds: how long a finished stage may wait for its entry in `dvc.lock`
 
 
@@ -34,11 +47,12 @@ class Stages:
         """Side by side: `jobs` stages. Begins to load, in the background, what they need."""
         self.jobs = jobs
         if jobs > 1:
-            os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+            share_cores(jobs)
         self.forks = multiprocessing.get_context("forkserver")
         self.forks.set_forkserver_preload(list(LOADED))
         self.interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # would cut the loading short, with a traceback
-        forkserver.ensure_running()
+        with _short_temporary_folder():
+            forkserver.ensure_running()
         signal.signal(signal.SIGINT, self.interrupt)
 
     def repro(self, names: list[str], force: bool = False) -> None:
@@ -50,6 +64,7 @@ class Stages:
         from dvc.repo import Repo, lock_repo  # half a second, which a wrong knob should not cost
 
         logging.getLogger("dvc").setLevel(logging.ERROR)  # as `dvc -q`
+        _survive_kills()
         with _told_by_dvc(), Repo(_wait_for_lock=True) as repo:  # as `dvc --wait-for-lock`
             stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in set(names)}
             if not force:
@@ -89,6 +104,22 @@ class Stages:
         return stage
 
 
+@contextmanager
+def _short_temporary_folder():
+    """Has Python choose a folder for temporary files in which the path of a socket fits into what the kernel takes."""
+    chosen = tempfile.gettempdir()
+    fitting = (
+        folder for folder in (chosen, *SHORT) if len(os.fsencode(folder)) <= LONGEST and os.access(folder, os.W_OK)
+    )
+    tempfile.tempdir = next(fitting, None)
+    if tempfile.tempdir is None:
+        raise UserError(f"TMPDIR={chosen} is too long for a socket: set it to a folder of {LONGEST} bytes or fewer")
+    try:
+        yield
+    finally:
+        tempfile.tempdir = chosen
+
+
 def gpu_is_shared() -> bool:
     """Whether NVIDIA's MPS runs here, under which kernels of several processes share a GPU; else they take turns."""
     return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
@@ -123,9 +154,103 @@ def _told_by_dvc():
         raise UserError(f"dvc: {error}; the same command resumes") from error
 
 
+def _survive_kills() -> None:
+    """Have DVC leave its files, wherever it is killed, so that its next run can read them.
+
+    It would write `dvc.lock` in place, for seconds: now it writes it aside, and moves it in when it is whole.
+    """
+    from dvc import dvcfile
+
+    modify = dvcfile.modify_yaml
+
+    @contextmanager
+    def modify_whole(path: str, fs=None) -> Iterator[dict]:
+        part = f"{path}.part"
+        Path(part).unlink(missing_ok=True)
+        if Path(path).exists():
+            shutil.copyfile(path, part)
+        with modify(part, fs=fs) as data:
+            yield data
+        Path(part).replace(path)
+
+    if modify.__name__ != modify_whole.__name__:
+        dvcfile.modify_yaml = modify_whole
+    _clear(Path(".dvc/tmp"))
+
+
+def _clear(folder: Path) -> None:
+    """Take away what a killed DVC left behind, unless one runs here.
+
+    That is its list of who reads and writes what, which may be cut short, or name processes whose numbers others bear;
+    and files by which it tries how to link, beside those that it links: part of a folder, they would change it.
+    """
+    import psutil
+    import zc.lockfile
+
+    def is_gone(process: dict) -> bool:
+        """Whether a process has ended; one that began since bears its number."""
+        try:
+            return psutil.Process(int(process["pid"])).create_time() > changed
+        except psutil.Error:
+            return True
+
+    rwlock = folder / "rwlock"
+    try:
+        guard = zc.lockfile.LockFile(f"{rwlock}.lock")
+    except (OSError, zc.lockfile.LockError):  # no folder yet; or another DVC is at it, and so alive
+        return
+    try:
+        changed = rwlock.stat().st_mtime
+        held = json.loads(rwlock.read_bytes())
+        readers = [process for processes in held.get("read", {}).values() for process in processes]
+        if not all(map(is_gone, [*readers, *held.get("write", {}).values()])):
+            return
+        rwlock.unlink()
+    except FileNotFoundError:
+        pass
+    except (ValueError, AttributeError, TypeError, KeyError):
+        rwlock.unlink()
+    finally:
+        guard.close()
+    for place in (".dvc/cache/files", "data", "reports"):
+        for path in Path(place).rglob(".*.tmp"):
+            if re.fullmatch(r"\.[\w-]{22}\.tmp", path.name):
+                path.unlink(missing_ok=True)
+
+
+def _end_with_parent() -> None:
+    """End this process, and those it began, when the one that began it is gone; else it would meet the next run."""
+    import psutil
+
+    parent, here = os.getppid(), psutil.Process()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(ALONE)
+        for process in here.children(recursive=True):
+            process.kill()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _module(command: str, deaf: bool) -> None:
     """Run `python -m <module> <arguments>` in this process; `deaf` to interrupts, or not."""
+    _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.default_int_handler)
     _, _, module, *arguments = shlex.split(command)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def main() -> None:
+    with told():
+        from dvc.cli import main as dvc
+
+        _end_with_parent()
+        _survive_kills()
+        sys.exit(dvc(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -22,13 +22,22 @@ class Feed(L.LightningDataModule):
     of more than one step, a training batch is that of so many, or of those left to the next validation, at once.
 
     Attributes:
-        source: what the data room of the table makes of the config, such as `stn.data.digits.DistortedDigits`.
+        source: what the data room of the table makes of the config, such as `stn.data.digits.DistortedDigits`. Its
+            `images_per_pick` says how many images of a training batch each of the picks stands for.
     """
 
     def __init__(self, data: DictConfig, budget: DictConfig, seed: int, parts: int = 1, block: int = 1):
         super().__init__()
         self.source = importlib.import_module(ROOMS[data.table][0]).source(data)
         self.budget, self.seed, self.parts, self.block = budget, seed, parts, block
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that one step feeds the network, over all processes and parts: `batch_size` picks of the source.
+
+        An image is what the network takes at once: of additions a pair of digits, in three dimensions a volume.
+        """
+        return self.budget.batch_size * self.source.images_per_pick
 
     def setup(self, stage: str | None = None) -> None:
         for split in {"fit": ("train", "validation"), "test": ("test",)}.get(stage, ("train", "validation", "test")):

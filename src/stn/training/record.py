@@ -4,10 +4,16 @@
     schema, table, budget, data, model, row, column, metric, complete, part: what was run.
     parameters, multiply_adds (of convolutions and matrix products, one image), n_test.
     config: the groups data, model and budget, resolved.
-    seeds: for each its error (%), errors, n_test, steps, images_seen, seconds of training,
-        validation [[step, error %, loss], ...] and provenance (when, on what, with which versions, and `weights`: from
-        which pretrained ones, if from any).
+    seeds: for each its error (%), errors, n_test, steps, images_seen (what these steps fed the network: an image is a
+        pair of digits in addition, a volume in three dimensions, and in co-localisation those of all ten classes
+        count), seconds of training, validation [[step, error %, loss], ...] and provenance (when, on what, with which
+        versions, and `weights`: from which pretrained ones, if from any).
     pose_names: columns of the NPZ's poses.
+    code: which code trained it: its `digest` (`stn.codebase`) and `commit`, with "+changes" where files differed from
+        it; null where that is not known, and without a digest there is a `note` that says why. It is the first seed's:
+        a record's seeds have one digest.
+    adopted: later code that is shown to give the same numbers, oldest first: its `commit` and `digest`, and on what
+        `evidence`.
 `<record>.npz`
     correct_s<seed>: (n_test,) bool, which test image was right.
     Behind a transformer, of the first seed: theta (n_test, P) float16 of every test image, and what `evidence` of the
@@ -15,7 +21,6 @@
 """
 
 import json
-import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,7 +32,9 @@ from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from stn.config import experiment
+from stn.environment import cores
 from stn.errors import UserError
+from stn.files import write_whole
 
 SCHEMA = 1
 
@@ -56,14 +63,16 @@ def write_cell(
         "multiply_adds": multiply_adds(network, shape),
         "n_test": results[0]["n_test"],
         "config": experiment(cfg),
-        "seeds": results,
+        "seeds": [{name: value for name, value in result.items() if name != "code"} for result in results],
         "pose_names": arrays.pop("pose_names", []),
+        "code": results[0]["code"],
+        "adopted": [],
     }
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        _whole(record.with_name(f"{record.name}.npz"), lambda file: np.savez_compressed(file, **arrays))
+        write_whole(record.with_name(f"{record.name}.npz"), lambda file: np.savez_compressed(file, **arrays))
         text = json.dumps(facts, indent=1) + "\n"
-        _whole(record.with_name(f"{record.name}.json"), lambda file: file.write(text.encode()))
+        write_whole(record.with_name(f"{record.name}.json"), lambda file: file.write(text.encode()))
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or record}: {error.strerror}; set record=... elsewhere"
@@ -72,8 +81,8 @@ def write_cell(
 
 def write_result(folder: Path, result: dict, arrays: dict) -> None:
     """What one finished seed leaves in its scratch folder; the JSON comes last and says that it is finished."""
-    _whole(folder / "result.npz", lambda file: np.savez_compressed(file, **arrays))
-    _whole(folder / "result.json", lambda file: file.write(json.dumps(result).encode()))
+    write_whole(folder / "result.npz", lambda file: np.savez_compressed(file, **arrays))
+    write_whole(folder / "result.json", lambda file: file.write(json.dumps(result).encode()))
 
 
 def read_result(folder: Path) -> tuple[dict, dict] | None:
@@ -81,7 +90,7 @@ def read_result(folder: Path) -> tuple[dict, dict] | None:
     if not (folder / "result.json").exists():
         return None
     with np.load(folder / "result.npz") as arrays:
-        return json.loads((folder / "result.json").read_text()), dict(arrays)
+        return json.loads((folder / "result.json").read_text(encoding="utf-8")), dict(arrays)
 
 
 def provenance(precision: str, weights: str | None = None) -> dict:
@@ -89,7 +98,7 @@ def provenance(precision: str, weights: str | None = None) -> dict:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "precision": precision,
@@ -101,22 +110,17 @@ def provenance(precision: str, weights: str | None = None) -> dict:
 
 def multiply_adds(network: torch.nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds of convolutions and matrix products for one image of that shape; sampling itself is not counted."""
-    parameter = next(network.parameters())
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(torch.zeros(1, *shape, device=parameter.device))
+    image = torch.zeros(1, *shape, device=next(network.parameters()).device)
+    with torch.inference_mode():
+        network(image)  # what is worked out once, as a spline's constants, is there by then, also in a resumed run
+        with FlopCounterMode(display=False) as counter:
+            network(image)
     return counter.get_total_flops() // 2
 
 
 def _cpu() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _whole(path: Path, write) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        write(file)
-    part.replace(path)

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +15,15 @@ import lightning as L
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from stn.codebase import commit, training_digest
 from stn.config import ROOMS, digest, experiment
 from stn.errors import UserError
+from stn.files import write_whole
 from stn.training.blocks import BlockLearner
 from stn.training.callbacks import Pictures, Trace, Watch
 from stn.training.feed import Feed
@@ -73,9 +77,13 @@ def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
 def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     """Train one seed, from its last checkpoint if there is one, and test it. Returns its result and arrays."""
     L.seed_everything(seed, verbose=False)
+    code = {"digest": training_digest(*ROOMS[cfg.data.table]), "commit": commit()}  # now: a long run may outlast it
     feed = Feed(cfg.data, cfg.budget, seed, cfg.trainer.accumulate, block(cfg))
     feed.setup()  # a missing data set is told before anything is set up
     last = folder / "last.ckpt"
+    if last.exists() and not zipfile.is_zipfile(last):  # its list of contents, which comes last, is missing
+        print(f"{title(cfg, seed)}: {last} is cut short, so it is trained from the start")
+        last.unlink(missing_ok=True)
     kind = BlockLearner if feed.block > 1 else Learner
     learner = kind(experiment(cfg), cfg.logger.every) if last.exists() else new_learner(cfg, kind)
     try:
@@ -104,10 +112,11 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
         "errors": wrong,
         "n_test": n,
         "steps": trainer.global_step,
-        "images_seen": trainer.global_step * cfg.budget.batch_size,
+        "images_seen": trainer.global_step * feed.images_per_step,
         "seconds": round(learner.seconds, 1),
         "validation": learner.validation,
         "provenance": provenance(str(trainer.precision), learner.weights),
+        "code": code,
     }
     if trainer.is_global_zero:
         write_result(folder, result, arrays)
@@ -180,6 +189,7 @@ def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger, more: 
         use_distributed_sampler=False,  # the data set takes its process's slice itself
         log_every_n_steps=1,  # the learner decides when to log
         callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
         logger=logger,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -188,6 +198,18 @@ def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger, more: 
         detect_anomaly=cfg.debug.detect_anomaly,
         profiler=cfg.debug.profiler,
     )
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are moved into place when they are whole.
+
+    Lightning writes them to the folder for temporary files. Where that is another file system its move is a copy, and
+    a kill would leave half of one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(path), lambda file: torch.save(checkpoint, file))
 
 
 def make_logger(cfg: DictConfig, seed: int):
@@ -240,16 +262,8 @@ def precision(cfg: DictConfig) -> str:
 
 def scratch(cfg: DictConfig, seed: int) -> Path:
     """Where a seed's checkpoints lie: named by all that decides its result, so that it is never taken for another."""
-    key = digest(json.dumps(experiment(cfg), sort_keys=True), *code(cfg.data.table))
+    key = digest(json.dumps(experiment(cfg), sort_keys=True), training_digest(*ROOMS[cfg.data.table]))
     return Path(cfg.outputs) / "runs" / cfg.budget.name / f"{cfg.data.name}-{cfg.model.name}" / f"{key}-s{seed}"
-
-
-def code(table: int) -> list[bytes]:
-    """The source of every module that can change a result of this table."""
-    package = Path(__file__).parents[1]
-    rooms = {name for names in ROOMS.values() for name in names} - set(ROOMS[table])
-    files = [path for folder in ("geometry", "models", "data", "training") for path in (package / folder).glob("*.py")]
-    return [path.read_bytes() for path in sorted(files) if f"stn.{path.parent.name}.{path.stem}" not in rooms]
 
 
 def title(cfg: DictConfig, seed: int | None = None) -> str:

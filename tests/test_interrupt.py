@@ -1,0 +1,252 @@
+"""Killed at any moment, the pipeline leaves whole files and no process, and the same command ends as if undisturbed.
+
+`python tests/interrupt.py` tries whole tables in this way; here is what it rests on, and one small cell.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import zc.lockfile
+from ruamel.yaml import YAML
+
+import interrupt
+from conftest import ROOT, run
+from stn.errors import UserError
+from stn.files import whole, write_texts, write_whole
+from stn.pipeline import workspace
+from stn.stages import _clear, _survive_kills
+from stn.training.run import WholeCheckpoints
+
+PARAMS = """budget: smoke
+seeds: "0"
+source: digits
+columns: [digits_r]
+rows: [st_cnn_affine]
+numbers: svhn
+birds: cub
+"""
+
+
+# Files
+
+
+@pytest.mark.parametrize("end", [RuntimeError, KeyboardInterrupt, OSError])
+def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path, end):
+    path = tmp_path / "record.json"
+    path.write_text("old")
+
+    def write(file):
+        file.write(b"ne")
+        file.flush()
+        assert path.read_text() == "old"
+        raise end
+
+    with pytest.raises(end):
+        write_whole(path, write)
+    with pytest.raises(end), whole(path) as part:
+        assert part.suffix == ".json" and part.parent == tmp_path
+        part.write_text("ne")
+        raise end
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    write_whole(path, lambda file: file.write(b"new"))
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_of_several_texts_none_is_moved_in_before_all_are_written(tmp_path):
+    first, second = tmp_path / "table1.md", tmp_path / "file/table1.csv"
+    first.write_text("old")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*file.*make it writable"):
+        write_texts({first: "new", second: "new"})
+    assert first.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_interrupt_comes_between_the_moves_of_texts(tmp_path, monkeypatch, number):
+    paths, replace = [tmp_path / name for name in ("table1.md", "table1.csv", "README.md")], Path.replace
+
+    def interrupted(part, path):
+        os.kill(os.getpid(), number)
+        return replace(part, path)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_texts(dict.fromkeys(paths, "new"))
+    finally:
+        signal.signal(number, before)
+    assert [path.read_text() for path in paths] == ["new"] * 3 and len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_checkpoint_is_written_beside_its_place_and_moved_in(tmp_path, monkeypatch):
+    path, moves = tmp_path / "runs/last.ckpt", []
+    monkeypatch.setattr(Path, "replace", lambda part, target: moves.append((part.name, target.name)))
+    WholeCheckpoints().save_checkpoint({"state_dict": {"weight": torch.ones(2)}}, path)
+    assert moves == [("last.ckpt.part", "last.ckpt")]
+    monkeypatch.undo()
+    WholeCheckpoints().save_checkpoint({"state_dict": {"weight": torch.ones(2)}}, path)
+    assert torch.load(path, weights_only=True)["state_dict"]["weight"].tolist() == [1, 1]
+
+
+def test_a_checkpoint_that_is_cut_short_costs_the_training_and_no_more(workplace, tmp_path):
+    (tmp_path / "data").symlink_to(workplace / "data")
+    command = ["stn.train", "data=digits_r", "model=cnn", "model.width=4", "budget=smoke", "logger=none"]
+    assert run(*command, cwd=tmp_path).returncode == 0
+    (folder,) = tmp_path.glob("outputs/runs/*/*/*")
+    error = json.loads((folder / "result.json").read_text())["error"]
+    content = (folder / "last.ckpt").read_bytes()
+    for length in (0, 100, len(content) // 2, len(content) - 30):
+        (folder / "last.ckpt").write_bytes(content[:length])
+        (folder / "result.json").unlink()
+        result = run(*command, cwd=tmp_path)
+        assert result.returncode == 0 and "last.ckpt is cut short, so it is trained" in result.stdout, result.stderr
+        assert json.loads((folder / "result.json").read_text())["error"] == error
+
+
+# DVC
+
+
+def test_dvc_moves_its_lock_file_in_when_it_is_whole(tmp_path, monkeypatch):
+    from dvc import dvcfile
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dvcfile, "modify_yaml", dvcfile.modify_yaml)
+    Path("dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    before = Path("dvc.lock").read_text()
+    for _ in range(2):
+        _survive_kills()
+
+    def dump(self, data, stream):
+        stream.write("schema: '2")
+        assert Path("dvc.lock").read_text() == before
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(YAML, "dump", dump)
+        with dvcfile.modify_yaml("dvc.lock") as data:
+            data["stages"]["cell"] = {"cmd": "python"}
+    assert Path("dvc.lock").read_text() == before
+    with dvcfile.modify_yaml("dvc.lock") as data:
+        data["stages"]["table"] = {"cmd": "python"}
+    assert YAML(typ="safe").load(Path("dvc.lock"))["stages"] == {"table": {"cmd": "python"}}
+    assert list(Path().iterdir()) == [Path("dvc.lock")]
+
+
+def held(path: Path, pid: int) -> None:
+    about = {"pid": pid, "cmd": "dvc repro"}
+    path.write_text(json.dumps({"read": {"/a": [about]}, "write": {"/b": about}}))
+
+
+def test_what_a_killed_dvc_left_in_its_lists_does_not_stop_the_next(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rwlock, tried = tmp_path / "rwlock", tmp_path / "reports/results/.gMIGBgQmjUeDOMY-SuLbHA.tmp"
+    _clear(tmp_path / "nowhere")
+    _clear(tmp_path)
+    tried.parent.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        for text in ("", "{", '{"read": {"/a": [', "[]", '{"read": {}, "write": {}}'):
+            rwlock.write_text(text)
+            tried.touch()
+            _clear(tmp_path)
+            assert not rwlock.exists() and not tried.exists()
+        held(rwlock, other.pid)
+        os.utime(rwlock, (time.time() - 3600,) * 2)  # written before the process began: its number is another's
+        tried.touch()
+        _clear(tmp_path)
+        assert not rwlock.exists() and not tried.exists()
+        held(rwlock, other.pid)
+        tried.touch()
+        _clear(tmp_path)
+        assert rwlock.exists() and tried.exists(), "of a DVC that runs"
+        with (tmp_path / "rwlock.lock").open("w") as _:
+            guard = zc.lockfile.LockFile(str(tmp_path / "rwlock.lock"))
+            rwlock.write_text("")  # as while it is written
+            _clear(tmp_path)
+            guard.close()
+        assert rwlock.exists()
+        other.kill()
+    held(rwlock, other.pid)
+    _clear(tmp_path)
+    assert not rwlock.exists()
+
+
+def test_no_process_outlives_the_one_that_began_it(tmp_path):
+    """As when the system takes the first process alone for want of memory: no second run meets what runs on."""
+    code = "import subprocess, sys; from stn.stages import _end_with_parent; _end_with_parent(); "
+    code += "print('begun', flush=True); subprocess.run(['sleep', '100'])"
+    first = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    with subprocess.Popen([sys.executable, "-c", first], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "begun\n"
+        below = psutil.Process(process.pid).children(recursive=True)
+        deadline = time.monotonic() + 20
+        while len(below) < 2 and time.monotonic() < deadline:
+            below = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert len(below) == 2 and not psutil.wait_procs(below, timeout=20)[1]
+
+
+# The pipeline
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory):
+    """A workspace as it was before one cell was trained, and after."""
+    root = tmp_path_factory.mktemp("interrupt")
+    before, after = (interrupt.Project(root / name, 1, ["--jobs", "2"], None) for name in ("before", "after"))
+    workspace(before.folder, ROOT, PARAMS)
+    (before.folder / "README.md").write_text("# Tables\n\n<!-- table1:begin -->\n<!-- table1:end -->\n")
+    (before.folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    shutil.copytree(before.folder, after.folder)
+    after.finish()
+    return before, after
+
+
+def test_a_cell_that_is_killed_while_it_is_entered_ends_as_an_undisturbed_one(cell, tmp_path):
+    before, after = cell
+    killed = interrupt.Project(tmp_path / "killed", 1, before.arguments, None)
+    shutil.copytree(before.folder, killed.folder)
+    entering = r"^open dvc\.lock"
+    opened = [event for event in after.events() if re.search(entering, event)]
+    # Each time it is copied and then written, the last time for the table and its figures.
+    process = killed.start(at=entering, nth=len(opened) - 2, delay=0, signal=signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and interrupt.await_end(killed) == []
+    assert killed.records().keys() == after.records().keys() and "dvc.lock.part" in killed.files()
+    interrupt.check_state(killed, before, after)
+    killed.finish()
+    interrupt.check_end(killed, after, list(after.lock()))
+
+
+def test_what_is_cut_short_or_left_behind_is_noticed(cell, tmp_path):
+    """The watcher itself: each of these must be a fault."""
+    before, after = cell
+
+    def broken(name: str, change) -> interrupt.Project:
+        project = interrupt.Project(tmp_path / name, 1, before.arguments, None)
+        shutil.copytree(after.folder, project.folder, ignore=shutil.ignore_patterns("outputs", "data", "src", "conf"))
+        change(project.folder)
+        return project
+
+    def cut(name: str):
+        return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40])
+
+    record = "reports/results/smoke/table1/digits_r-st_cnn_affine"
+    interrupt.check_state(broken("sound", lambda folder: None), before, after)
+    for i, name in enumerate(
+        ("params.yaml", "dvc.lock", "reports/table1.csv", "README.md", f"{record}.json", f"{record}.npz")
+    ):
+        with pytest.raises(interrupt.Fault):
+            interrupt.check_state(broken(f"cut{i}", cut(name)), before, after)
+    left = broken("left", lambda folder: (folder / "reports/table1.md.part").touch())
+    with pytest.raises(interrupt.Fault, match=r"table1\.md\.part"):
+        interrupt.check_names(left, after)
