@@ -1,1 +1,5 @@
 """What is timed side by side: `make bench`, or `python -m benchmarks --only distortion,transformer`."""
+
+from stn.environment import settle
+
+settle()  # before torch and matplotlib are loaded

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import distortion, house_numbers, startup, together, training, transformer
-from benchmarks.timing import OURS, Bench, cores, figure, ratio, rivals
+from benchmarks.timing import OURS, Bench, figure, ratio, rivals
 from stn.config import compose
 from stn.data.digits import undistorted
 from stn.data.download import export_embedded
+from stn.environment import cores
 from stn.errors import UserError, told
 from stn.training.record import provenance
 from stn.training.run import precision
@@ -92,7 +93,7 @@ class Run:
         }
         path = self.folder / f"{part}-{self.bench.device.type}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(about, indent=1) + "\n")
+        path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         return path
 
 
@@ -167,7 +168,7 @@ def page(folder: Path) -> str:
     ]
     for part in PARTS:
         for path in sorted(folder.glob(f"{part}-*.json")):
-            about = json.loads(path.read_text())
+            about = json.loads(path.read_text(encoding="utf-8"))
             if "rows" not in about:
                 text += houses_page(about)
                 continue
@@ -248,7 +249,7 @@ def run(here: Run, parts: list[str]) -> None:
         if part in REMARKS:
             tables.append(REMARKS[part](rows))
     here.folder.mkdir(parents=True, exist_ok=True)  # where all was left out nothing is there yet
-    (here.folder / "README.md").write_text(page(here.folder))
+    (here.folder / "README.md").write_text(page(here.folder), encoding="utf-8")
     console = Console(width=None if Console().is_terminal else 100)
     for some in tables:
         console.print(some)

@@ -112,7 +112,7 @@ def write(about: dict, device: torch.device, folder: Path) -> Path:
     """The record goes below `folder`; its lines to the terminal."""
     path = folder / f"house_numbers-{device.type}-{about['data']}-{about['width']:g}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about, indent=1) + "\n")
+    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     for title in ("forward and backward", "step with input"):
         for name, row in about[title].items():
             print(f"{title:>22}  {name:<15} {row['milliseconds']:9.2f} ms  x {row['ratio']:.3f}", flush=True)

@@ -31,4 +31,4 @@ def _timed(bench: Bench, title: str, module: str, *arguments: str) -> dict:
 
 
 def _run(module: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, errors="replace")

@@ -1,7 +1,6 @@
 """How everything here is timed: in one process, in turn, medians of repeats."""
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -36,11 +35,6 @@ def alternate(measures: dict[str, Callable[[], float]], repeats: int) -> dict[st
         for name, measure in measures.items():
             found[name].append(measure())
     return {name: values[1:] for name, values in found.items()}
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @dataclass

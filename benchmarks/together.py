@@ -18,9 +18,10 @@ from threading import BrokenBarrierError
 import lightning as L
 import torch
 
-from benchmarks.timing import OURS, Bench, cores, figure, measured, wait
+from benchmarks.timing import OURS, Bench, figure, measured, wait
 from benchmarks.training import MODELS, stored
 from stn.config import compose
+from stn.environment import cores
 from stn.stages import gpu_is_shared
 from stn.training.blocks import BlockLearner
 from stn.training.callbacks import Watch

@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from benchmarks.timing import OURS, Bench, Work, cores, seconds, wait
+from benchmarks.timing import OURS, Bench, Work, seconds, wait
 from benchmarks.transformer import Spline, affine_by_pytorch, projective_by_hand
 from stn.config import compose
 from stn.data.digits import Digits, load_stored, store, undistorted
+from stn.environment import cores
 from stn.errors import UserError
 from stn.models.digits import DigitNetwork
 from stn.models.localisation import Layers

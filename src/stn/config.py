@@ -20,15 +20,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from stn.environment import share_cores
 from stn.errors import UserError, told
 
-# Where the data and the networks of a table live: modules with `source(data)` and `network(model, data)`. Then those
-# of other tables on which they are built.
+# Where the data and the networks of a table live: modules with `source(data)` and `network(model, data)`.
 ROOMS = {
     1: ("stn.data.digits", "stn.models.digits"),
     2: ("stn.data.numbers", "stn.models.numbers"),
     3: ("stn.data.birds", "stn.models.birds"),
-    4: ("stn.data.sums", "stn.models.sums", "stn.data.digits", "stn.models.digits"),
+    4: ("stn.data.sums", "stn.models.sums"),
     5: ("stn.data.colocalisation", "stn.models.colocalisation"),
     6: ("stn.data.volumes", "stn.models.volumes"),
     7: ("stn.data.digits", "stn.models.digits"),
@@ -392,7 +392,10 @@ def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Ca
         @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
         def run(cfg: DictConfig) -> None:
             with one_line_errors():  # inside, because Hydra would print the overrides before our line
-                work(checked(cfg, with_model))
+                cfg = checked(cfg, with_model)
+                if cfg.trainer.devices > 1:
+                    share_cores(cfg.trainer.devices)
+                work(cfg)
 
         with one_line_errors():
             run()

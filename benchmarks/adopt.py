@@ -1,0 +1,263 @@
+"""Let records adopt the code that is checked out, once a commit has left numbers alone: `python -m benchmarks.adopt`.
+
+A record that the present code did not train names code that it was shown to agree with: the commit that trained it, or
+the last that it adopted. The reference curves of its table are computed with that commit's sources and configs, and
+with those that are checked out, on this machine and at the precision at which the record was trained. Where each loss
+agrees as far as rounding lets it (`tests/reference.py`), the record gets an entry in `adopted`. Where one does not, or
+the older code cannot compute them, it gets none, its table's caption says so, and this command says why.
+
+The curves are of a CPU. What a GPU alone runs is compared as code: a record that was trained on one adopts nothing
+while that differs.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections import defaultdict
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+from stn import codebase
+from stn.codebase import digest_of, is_shown, training_digest
+from stn.config import ROOMS
+from stn.errors import UserError, told
+from stn.params import TABLES
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "reports/results"
+REFERENCE = ROOT / "tests/reference.py"
+GPU_ALONE = ("stn.models.localisation:Layers", "stn.training.blocks:BlockLearner")
+
+
+def git(*arguments: str) -> bytes:
+    """What git answers; a UserError if it fails."""
+    answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True)
+    if answer.returncode:
+        raise UserError(f"git {' '.join(arguments)}: {answer.stderr.decode().strip()}")
+    return answer.stdout
+
+
+@cache
+def reader(commit: str) -> codebase.Reader:
+    """Reads modules as they are in a commit."""
+    blobs = {}
+    for line in git("ls-tree", "-r", commit, "--", "src").decode().splitlines():
+        facts, path = line.split("\t")
+        blobs[path] = facts.split()[2]
+
+    @cache
+    def read(name: str) -> tuple[str, bool] | None:
+        stem = f"src/{name.replace('.', '/')}"
+        for path, is_package in ((f"{stem}.py", False), (f"{stem}/__init__.py", True)):
+            if path in blobs:
+                return git("cat-file", "blob", blobs[path]).decode(), is_package
+        return None
+
+    return read
+
+
+def read_records() -> dict[Path, dict]:
+    """The records of all cells."""
+    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*/*/*.json"))}
+    return {path: record for path, record in found.items() if "seeds" in record}
+
+
+def origins(record: dict) -> list[str]:
+    """The commits one of which has the numbers of a record; none where that is not known."""
+    if record.get("adopted"):
+        return [record["adopted"][-1]["commit"]]
+    code = record.get("code", {})
+    return [code["commit"]] if code.get("commit") else code.get("between", [])
+
+
+def precision(record: dict) -> str:
+    """At which a record was trained, by the name that budgets have for it."""
+    return "bf16" if record["seeds"][0]["provenance"]["precision"].startswith("bf16") else "float32"
+
+
+class Curves:
+    """Reference curves of a table by commit and precision, each computed once."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.reference = json.loads((ROOT / "tests/reference_curves.json").read_text(encoding="utf-8"))["curves"]
+
+    def of(self, table: int, precision: str, commit: str | None) -> dict:
+        """The curves of a commit, of what is checked out if None."""
+        file = self._file(table, precision, commit)
+        if not file.exists():
+            wanted = self._file(table, precision, None)
+            command = [sys.executable, str(REFERENCE), "--out", str(file), "--only", *self.names(table)]
+            command += ["--set", f"budget.precision={precision}", *(["--like", str(wanted)] if commit else [])]
+            source = self._unpacked(commit) if commit else ROOT
+            environment = {**os.environ, "PYTHONPATH": str(source / "src"), "STN_TRAINER": "cpu"}
+            print(f"curves of Table {table}, {precision}, {commit or 'as checked out'} ...", flush=True)
+            subprocess.run(command, check=True, env=environment, cwd=self.folder, stdout=subprocess.DEVNULL)
+        return json.loads(file.read_text(encoding="utf-8"))["curves"]
+
+    def _file(self, table: int, precision: str, commit: str | None) -> Path:
+        code = training_digest(*ROOMS[table], read=reader(commit) if commit else None)
+        return self.folder / f"{table}-{precision}-{code}-{'then' if commit else 'now'}.json"
+
+    def names(self, table: int) -> list[str]:
+        return [name for name, curve in self.reference.items() if curve["config"]["data"]["table"] == table]
+
+    def _unpacked(self, commit: str) -> Path:
+        place = self.folder / commit
+        if not place.exists():
+            with tarfile.open(fileobj=BytesIO(git("archive", commit, "src", "conf"))) as archive:
+                archive.extractall(place, filter="data")
+        return place
+
+
+def compared(curves: Curves, table: int, precision: str, commit: str) -> tuple[dict[str, float], list[str]]:
+    """The largest relative difference of each of a commit's curves from the present one, and what disagrees.
+
+    A curve of what that commit did not have yet is left out.
+    """
+    sys.path.insert(0, str(REFERENCE.parent))
+    from reference import differences, tolerances
+
+    now, then = curves.of(table, precision, None), curves.of(table, precision, commit)
+    largest, faults = {}, []
+    for name in curves.names(table):
+        if "error" in now[name]:
+            raise UserError(f"{name}: {now[name]['error']}")
+        if "error" not in then[name]:
+            apart, allowed = differences(now[name], then[name]), tolerances(curves.reference[name])
+            largest[name] = max(value for split in apart.values() for value in split)
+            if any(one > limit for split in apart for one, limit in zip(apart[split], allowed[split], strict=True)):
+                faults.append(f"{name} differs by {largest[name]:.1e}")
+    return largest, faults
+
+
+def evidence(curves: Curves, record: dict, commits: list[str]) -> str:
+    """On what evidence a record adopts the present code; a UserError that says why it does not."""
+    table, at, now = record["table"], precision(record), gpu_code(None)
+    if not commits:
+        raise UserError("no commit is known that has its numbers")
+    if record["seeds"][0]["provenance"]["gpu"]:
+        for commit in commits:
+            if gpu_code(commit) != now:
+                raise UserError(f"trained on a GPU, and what only a GPU runs is other code in {commit[:7]}")
+    largest = {}
+    for commit in commits:
+        found, faults = compared(curves, table, at, commit)
+        if faults:
+            raise UserError(f"reference curves of {commit[:7]} at {at}: {'; '.join(faults)}")
+        own = [name for name in curves.names(table) if name.split("/")[1] == record["model"]]
+        if not found or (own and not set(own) & set(found)):
+            raise UserError(f"{commit[:7]} cannot compute the reference curves of {record['model']}")
+        largest |= {name: max(value, largest.get(name, 0)) for name, value in found.items()}
+    worst = max(largest.values())
+    how = "every loss equal" if worst == 0 else f"largest relative difference of a loss {worst:.1e}"
+    between = " and ".join(commit[:7] for commit in commits)
+    gpu = "; code that only a GPU runs is unchanged" if record["seeds"][0]["provenance"]["gpu"] else ""
+    return f"{len(largest)} reference curves of Table {table} at {at} on a CPU, against {between}: {how}{gpu}"
+
+
+@cache
+def gpu_code(commit: str | None) -> str:
+    """The digest of what only a GPU runs, in a commit, or in what is checked out."""
+    try:
+        return digest_of(*GPU_ALONE, read=reader(commit) if commit else None)
+    except ValueError:
+        return "has none"
+
+
+class Lock:
+    """`dvc.lock`, and the files in it whose entries are to follow when this command changes them."""
+
+    def __init__(self):
+        self.path = ROOT / "dvc.lock"
+        self.text = self.path.read_text(encoding="utf-8")
+        entry = r"- path: (reports/\S+)\n +hash: md5\n +md5: (\S+)\n +size: (\d+)\n"
+        self.before = {match[0]: state for match in re.findall(entry, self.text) if (state := _state(match[0]))}
+
+    def follow(self) -> int:
+        """Write the new hash and size of what was as the lock says before, and is otherwise now. Returns how many."""
+        text = self.text
+        for path, old in self.before.items():
+            new = _state(path)
+            if new and new != old:
+                pattern = rf"(- path: {re.escape(path)}\n +hash: md5\n +md5: ){old[0]}(\n +size: ){old[1]}\n"
+                text = re.sub(pattern, rf"\g<1>{new[0]}\g<2>{new[1]}\n", text)
+        changed = sum(one != other for one, other in zip(text.splitlines(), self.text.splitlines(), strict=True))
+        self.path.write_text(text, encoding="utf-8")
+        return changed
+
+
+def _state(name: str) -> tuple[str, int] | None:
+    """The hash and the size of a file or folder, as DVC gives them; None if it is not there."""
+    path = ROOT / name
+    if path.is_file():
+        return _md5(path), path.stat().st_size
+    if not path.is_dir():
+        return None
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    parts = sorted((file.relative_to(path).parts, _md5(file)) for file in files)
+    listing = [{"md5": md5, "relpath": "/".join(relative)} for relative, md5 in parts]
+    return f"{_hash(json.dumps(listing).encode())}.dir", sum(file.stat().st_size for file in files)
+
+
+def _md5(path: Path) -> str:
+    return _hash(path.read_bytes())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def adopt(folder: Path) -> None:
+    """Let every record adopt the code that is checked out, if the curves allow it, and write tables and lock anew.
+
+    Curves are kept in `folder`.
+    """
+    here = codebase.commit()
+    if here is None or "+" in here:
+        raise UserError("src/ or conf/ differ from the commit that is checked out: commit first, records name commits")
+    lock, groups = Lock(), defaultdict(list)
+    for path, record in read_records().items():
+        if not is_shown(record, training_digest(*ROOMS[record["table"]])):
+            gpu = bool(record["seeds"][0]["provenance"]["gpu"])
+            groups[record["table"], record["model"], precision(record), gpu, tuple(origins(record))].append(path)
+    adopted = 0
+    curves = Curves(folder)
+    for (table, model, *_, commits), paths in sorted(groups.items(), key=str):
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        try:
+            reason = evidence(curves, records[0], list(commits))
+        except UserError as error:
+            print(f"not adopted, {len(paths)} of Table {table}, {model}: {error}", flush=True)
+            continue
+        entry = {"commit": here, "digest": training_digest(*ROOMS[table]), "evidence": reason}
+        for path, record in zip(paths, records, strict=True):
+            record.setdefault("adopted", []).append(entry)
+            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        adopted += len(paths)
+    for number in TABLES:
+        if (ROOT / f"reports/table{number}.md").exists():
+            command = [sys.executable, "-m", "stn.table", "--table", str(number)]
+            subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    print(f"{adopted} records adopted {here}; {lock.follow()} lines of dvc.lock follow")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.adopt", description=__doc__)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the curves there, for another try")
+    keep = parser.parse_args().keep
+    with told(), tempfile.TemporaryDirectory() as folder:
+        if keep:
+            keep.mkdir(parents=True, exist_ok=True)
+        adopt(keep.resolve() if keep else Path(folder))
+
+
+if __name__ == "__main__":
+    main()

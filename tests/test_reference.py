@@ -1,0 +1,110 @@
+"""The reference loss curves: what allows a record to be kept across a change of code that leaves results alone."""
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import stn
+from reference import CASES, CURVES, SPLITS, Workshop, differences, tolerances
+from stn.codebase import APART, TRAINING, reached
+from stn.config import ROOMS
+from stn.geometry.sampling import LearnableKernel
+
+CASES_BY_NAME = {case.name: case for case in CASES}
+COMMITTED = json.loads(CURVES.read_text())["curves"]
+PACKAGE = Path(stn.__file__).parent
+OPTIMISED = 0x1  # the flag of a function's code; that of a module or class, which runs at import, lacks it
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("reference"))
+
+
+def too_far(name: str, curve: dict) -> list[str]:
+    """The losses that are farther from the committed ones than rounding can bring them."""
+    committed = COMMITTED[name]
+    found, allowed = differences(committed, curve), tolerances(committed)
+    return [
+        f"{split}[{step}]: {curve[split][step]!r}, not {committed[split][step]!r} ({apart:.1e} > {limit:.1e})"
+        for split in SPLITS
+        for step, (apart, limit) in enumerate(zip(found[split], allowed[split], strict=True))
+        if not apart <= limit
+    ]
+
+
+@contextmanager
+def executed():
+    """The functions of the project that run within it: module, name, line."""
+    codes = set()
+
+    def note(frame, event, _):
+        if event == "call":
+            codes.add(frame.f_code)
+
+    found, before = set(), sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield found
+    finally:
+        sys.setprofile(before)
+    for code in codes:
+        path = Path(code.co_filename)
+        if code.co_flags & OPTIMISED and path.is_relative_to(PACKAGE):
+            module = ".".join(["stn", *path.relative_to(PACKAGE).with_suffix("").parts])
+            found.add((module, code.co_qualname, code.co_firstlineno))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_curve_is_the_committed_one_and_its_digest_covers_the_code_that_ran(case, workshop):
+    workshop.prepared(case)
+    with executed() as functions:
+        curve = workshop.curve(case)
+    assert not too_far(case.name, curve)
+    data, network = ROOMS[curve["config"]["data"]["table"]]
+    covered, apart = reached(f"{data}:source", f"{network}:network", TRAINING), APART | {case.door}
+    for module, name, line in functions:
+        inside = any(of == module and first <= line <= last for of, first, last in covered)
+        assert inside or {module, f"{module}:{name.split('.')[0]}"} & apart, f"the digest lacks {module}:{name}"
+
+
+def test_every_curve_that_is_committed_is_computed():
+    assert list(COMMITTED) == [case.name for case in CASES]
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("mnist_r/fcn", "data.distortion.rotation=85"),
+        ("mnist_tc/st_cnn_affine", "data.distortion.patches=15"),
+        ("mnist_p/st_cnn_projective", "data.distortion.sigma=4.5"),
+        ("mnist_r/cnn", "budget.learning_rate=0.0033"),
+        ("mnist_r/cnn/paper", "budget.decay_every=4"),
+        ("mnist_r/st_fcn_affine", "budget.localisation_rate=0.6"),
+        ("mnist_sum/sum_cnn", "budget.momentum=0.8"),
+        ("colocalise_t/colocaliser", "model.margin=1.01"),
+        ("kernels_r/kernel_bilinear", "model.sampler=bicubic"),
+    ],
+)
+def test_a_small_change_moves_a_curve_too_far(name, change, workshop):
+    stored = [f"data.stored=data/distorted/{name}"] if change.startswith("data.") else []
+    assert too_far(name, workshop.curve(CASES_BY_NAME[name], more=[change, *stored]))
+
+
+def test_other_first_weights_or_another_kernel_move_a_curve_too_far(workshop, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.init, "kaiming_uniform_", torch.nn.init.kaiming_normal_)
+        assert too_far("mnist_r/cnn", workshop.curve(CASES_BY_NAME["mnist_r/cnn"]))
+    make = LearnableKernel.__init__
+
+    def moved(kernel, *arguments, **options):
+        make(kernel, *arguments, **options)
+        with torch.no_grad():
+            kernel.phi[len(kernel.phi) // 2] += 0.01
+
+    monkeypatch.setattr(LearnableKernel, "__init__", moved)
+    assert too_far("kernels_r/kernel_learned", workshop.curve(CASES_BY_NAME["kernels_r/kernel_learned"]))
