@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 import types
 import urllib.error
@@ -429,3 +430,14 @@ def test_the_papers_rate_falls_at_ten_twenty_and_twenty_five_thousand():
         schedule._step_count += 1  # no optimiser steps here, and none are to be missed
         schedule.step()
     assert rates == {0.1: 0, 0.01: 10000, 0.001: 20000, 0.0001: 25000}
+
+
+def test_first_weights_do_not_depend_on_what_was_built_before():
+    one, other = small(2), small(2)
+    assert all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters(), strict=True))
+    fresh = (
+        "import torch; from test_birds_network import small; print(sum(p.sum().item() for p in small(2).parameters()))"
+    )
+    command = [sys.executable, "-c", fresh]
+    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert float(result.stdout) == sum(p.sum().item() for p in other.parameters()), result.stderr

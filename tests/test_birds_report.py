@@ -1,6 +1,5 @@
 """Promises of Table 3, whose numbers are accuracies, on synthetic records."""
 
-import json
 import re
 
 import numpy as np
@@ -8,9 +7,12 @@ import pytest
 from rich.console import Console
 
 from stn.errors import UserError
+from stn.experiments.cub.parts import REGIONS, WindowParts, describe_division, measure_parts
+from stn.experiments.cub.table import BIRDS, TWO_224, TWO_448, TWO_448_SHARED
 from stn.report import tables
-from stn.report.paper import BIRD, BIRDS
-from test_tables import check_tex, write_cell
+from stn.report.comparisons import compare, find_baseline, find_control, measure
+from stn.report.summary import summarise
+from synthetic import check_tex, write_cell
 
 N = 400
 PART = "the first 50 of the 200 classes"
@@ -51,7 +53,7 @@ def test_a_row_on_demand_may_be_absent_and_nothing_else(paths, tmp_path):
     for row in OTHERS:
         absent = tmp_path / next(path for path, name in zip(paths, ERRORS | OTHERS, strict=True) if name == row).name
         others = [path for path in paths if path.name != absent.name]
-        if row in BIRDS.on_demand:
+        if BIRDS.row(row).shown_where_run:
             assert len(tables.load(3, [], [*others, absent])) == len(paths) - 1
         else:
             with pytest.raises(UserError, match=r"cub50_448-cub_bilinear\.json; `make table TABLE=3`"):
@@ -76,9 +78,9 @@ def test_a_network_with_windows_must_have_kept_them(tmp_path):
 
 
 def test_accuracy_is_the_rest_of_the_error_everywhere(records, tmp_path):
-    row = next(row for row in tables.rows(records) if row["row"] == "2xST-CNN 224 px")
-    assert row["metric"] == "accuracy %" and row["ours"] == pytest.approx(80)
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx((75.80, 83.63), abs=0.01)  # Wilson, 320 of 400
+    value = next(value for value in measure(BIRDS, records) if value.record.row is TWO_224)
+    assert BIRDS.metric == "accuracy %" and value.ours == pytest.approx(80)
+    assert (value.low, value.high) == pytest.approx((75.80, 83.63), abs=0.01)  # Wilson, 320 of 400
     text = tables.to_markdown(records, 3)
     assert text.startswith("# Table 3: birds (CUB-200-2011)\n\nTest accuracy in %, **ours** (the paper's)")
     assert line(text, "2xST-CNN 224 px")[:2] == ["not run (83.1)", "**80.00**"]
@@ -91,7 +93,7 @@ def test_higher_is_better_in_verdict_and_marks(tmp_path):
     # 2,000 images: 87.5 is above 83.1 with certainty, 70 below 82.3, 84 is 83.9.
     errors = {"CNN 224 px": 600, "2xST-CNN 224 px": 250, "2xST-CNN 448 px": 320}
     records = tables.load(3, write_birds(tmp_path, errors, "200 classes", n_test=2000))
-    assert [row["verdict"] for row in tables.rows(records)] == ["worse", "better", "within"]
+    assert [value.verdict for value in measure(BIRDS, records)] == ["worse", "better", "within"]
     text = tables.to_markdown(records, 3)
     cells = [line(text, row)[0] for row in errors]
     assert cells == ["**70.00** (82.3) ↓", "**87.50** (83.1) ↑", "**84.00** (83.9) ≈"]
@@ -106,28 +108,29 @@ def test_a_part_gets_no_verdict_and_the_caption_names_part_trunk_and_weights(rec
     assert "Trunk: `squeezenet1_1`, pretrained on ImageNet: squeezenet1_1_features.pth." in text
     other = {"model": {"trunk": "googlenet", "pretrained": False}}
     mixed = tables.load(3, write_birds(tmp_path, {"CNN 224 px": 9}, config=other, weights=None)) + records[1:3]
-    assert "Trunk: `googlenet`, untrained (1 cell) and `squeezenet1_1`, pretrained on" in tables.caption(mixed, 3)
+    assert "Trunk: `googlenet`, untrained (1 cell) and `squeezenet1_1`, pretrained on" in tables.to_markdown(mixed, 3)
 
 
 # Who beats whom
 
 
 def test_each_is_tested_against_what_it_should_beat(records):
-    def told(found):
-        return {(cell["row"], cell["other"]): (cell["ours"], cell["theirs"], cell["beats"]) for cell in found}
+    def told(opponents):
+        comparisons = compare(BIRDS, records, opponents)
+        return {(cell.row.label, cell.other.row.label): (cell.ours, cell.theirs, cell.beats) for cell in comparisons}
 
-    assert told(tables.paired(records)) == {
+    assert told(find_baseline) == {
         ("2xST-CNN 224 px", "CNN 224 px"): (80, 70, True),
         ("2xST-CNN 448 px", "CNN 224 px"): (81, 70, True),
         ("4xST-CNN 448 px", "CNN 224 px"): (72.5, 70, True),
         ("Bilinear CNN 448 px", "CNN 224 px"): (85, 70, True),
     }
-    assert told(tables.paired(records, BIRDS.controls)) == {
+    assert told(find_control) == {
         ("2xST-CNN 448 px", "2xST-CNN 448 px, fixed"): (81, 75, True),
         ("4xST-CNN 448 px", "4xST-CNN 448 px, fixed"): (72.5, 77.5, False),
     }
-    own = {shared: row for row, shared in BIRDS.sharing.items()}
-    assert told(tables.paired(records, own)) == {("2xST-CNN 448 px, shared", "2xST-CNN 448 px"): (78, 81, False)}
+    own = {TWO_448_SHARED: [TWO_448]}
+    assert told(lambda row: own.get(row, [])) == {("2xST-CNN 448 px, shared", "2xST-CNN 448 px"): (78, 81, False)}
     text = tables.to_markdown(records, 3)
     sections = dict(section.split("\n", 1) for section in text.split("\n## ")[1:])
     moving = sections["Windows that move against windows that do not"]
@@ -141,27 +144,27 @@ def test_each_is_tested_against_what_it_should_beat(records):
 
 
 def test_the_papers_order_is_told_with_the_steps_that_are_significant(records, paths, tmp_path):
-    assert tables.summary(records)[-1] == (
+    assert summarise(BIRDS, records)[-1] == (
         "The paper's order does not hold on 50 classes: CNN 224 px 70.00 < 2xST-CNN 224 px 80.00 < 2xST-CNN 448 px "
         "81.00 > 4xST-CNN 448 px 72.50; the step up to 2xST-CNN 224 px, the step down to 4xST-CNN 448 px are "
         "significant (p < 0.05, paired test)."
     )
     rising = ERRORS | {"4xST-CNN 448 px": 75, "2xST-CNN 224 px": 119}
-    said = tables.summary(tables.load(3, write_birds(tmp_path, rising)))[-1]
+    said = summarise(BIRDS, tables.load(3, write_birds(tmp_path, rising)))[-1]
     assert "order holds on" in said and "; the step up to 2xST-CNN 448 px is significant" in said
-    assert "order" not in " ".join(tables.summary([record for record in records if record["row"] != "CNN 224 px"]))
+    assert "order" not in " ".join(summarise(BIRDS, [record for record in records if record.row.label != "CNN 224 px"]))
 
 
 # Windows and parts
 
 
 def test_what_each_window_holds_is_counted(records):
-    found = {(cell["row"], cell["window"]): cell for cell in tables.parts_held(records)}
-    assert len(found) == 2 + 2 + 4 + 2 + 4 + 2
-    record = next(record for record in records if record["row"] == "2xST-CNN 448 px")
-    windows, parts = (record["arrays"][name].astype(float) for name in ("window_all", "parts"))
+    cells = {(cell.record.row.label, cell.window): cell for cell in measure_parts(records)}
+    assert len(cells) == 2 + 2 + 4 + 2 + 4 + 2
+    record = next(record for record in records if record.row is TWO_448)
+    windows, parts = (record.arrays[name].astype(float) for name in ("window_all", "parts"))
     shares = {}
-    for k, name in enumerate(record["arrays"]["part_names"]):
+    for k, name in enumerate(record.arrays["part_names"]):
         seen = [
             all(low <= value <= high for low, value, high in zip(box.min(0), at, box.max(0), strict=True))
             for box, at in zip(windows[:, 0], parts[:, k], strict=True)
@@ -169,15 +172,15 @@ def test_what_each_window_holds_is_counted(records):
         ]
         assert len(seen) == (N * 3 // 4 if name == "throat" else N)
         shares[name] = (sum(seen), len(seen))
-    cell = found["2xST-CNN 448 px", 1]
+    cell = cells["2xST-CNN 448 px", 1]
     for name, (hits, of) in shares.items():
-        assert cell["parts"][name] == pytest.approx(100 * hits / of)
-    for region, names in BIRD.items():
+        assert cell.parts[name] == pytest.approx(100 * hits / of)
+    for region, names in REGIONS.items():
         hits, of = (sum(shares[name][i] for name in names) for i in (0, 1))
-        assert cell[region] == pytest.approx(100 * hits / of)
-    assert cell["head"] > 95 > 50 > found["2xST-CNN 448 px", 2]["head"]
-    assert found["2xST-CNN 448 px, fixed", 1]["centre"] == (25, 50)
-    assert found["2xST-CNN 448 px, fixed", 1]["moves"] == 0 < cell["moves"]
+        assert cell.regions[region] == pytest.approx(100 * hits / of)
+    assert cell.regions["head"] > 95 > 50 > cells["2xST-CNN 448 px", 2].regions["head"]
+    assert cells["2xST-CNN 448 px, fixed", 1].centre == (25, 50)
+    assert cells["2xST-CNN 448 px, fixed", 1].moves == 0 < cell.moves
 
 
 def test_the_text_says_whether_windows_divide_the_bird(records):
@@ -185,13 +188,17 @@ def test_the_text_says_whether_windows_divide_the_bird(records):
     section = text.partition("## Which part each window holds")[2].partition("\n## ")[0]
     assert section.count("\n| ") == 1 + 16 and section.count("\n- ") == 4
     assert re.search(r"- 2xST-CNN 448 px on 50 classes: window 1 holds .* window 2 more of the body \(\d+ %", section)
-    windows = [{"row": "2xST-CNN 224 px", "column": "50 classes", "window": i + 1, "moves": 7.0} for i in range(2)]
+    record = next(record for record in records if record.row is TWO_224)
     shares = [{"head": 60.0, "body": 70.0}, {"head": 20.0, "body": 10.0}]
-    (said,) = tables.divisions([window | share for window, share in zip(windows, shares, strict=True)], BIRDS)
+
+    def describe(moves):
+        windows = [WindowParts(record, i + 1, share, {}, (50, 50), moves) for i, share in enumerate(shares)]
+        return describe_division(BIRDS, windows)
+
+    (said,) = describe(7.0)
     assert "window 1 holds more of the head than any other (60 %, and 70 % of the body)" in said
     assert said.endswith("more of the body too: no division of labour.")
-    still = [window | share | {"moves": 0.2} for window, share in zip(windows, shares, strict=True)]
-    (said,) = tables.divisions(still, BIRDS)
+    (said,) = describe(0.2)
     assert "hardly move from image to image (at most 0.2 % of the side)" in said
 
 
@@ -203,7 +210,7 @@ def test_cited_rows_name_their_source_and_are_never_run(records):
     assert line(text, "Lin '15")[:2] == ["cited (80.9)", "–"] and "Lin '15, arXiv:1504.07889" in text
     assert "Lin" not in tables.to_csv(records)
     shown = re.findall(r"^\| (.*?) +\|", text.partition("\n\n‡")[0].partition("\n## ")[0], re.M)[1:]
-    assert shown == [row for row in BIRDS.rows if row != "2xST-CNN 224 px, fixed"]  # the control nobody ran
+    assert shown == [row.label for row in BIRDS.rows if row.label != "2xST-CNN 224 px, fixed"]  # the control nobody ran
     assert line(text, "Bilinear CNN 448 px")[0] == "not run" and "Rows named fixed are ours" in text
 
 
@@ -216,9 +223,5 @@ def test_table_of_birds_is_written_for_terminal_and_tex(records, tmp_path):
     blank = [line.split("  ")[0] for line, before in zip(lines[1:], lines, strict=False) if line and not before.strip()]
     assert {"CNN 224 px", "Bilinear CNN 448 px", "2xST-CNN 448 px, fixed"} <= set(blank)
     check_tex(tables.to_tex(records, 3), len(BIRDS.rows) - 1)
-    check_tex(tables.to_tex([], 3), len(BIRDS.rows) - len(BIRDS.on_demand))
+    check_tex(tables.to_tex([], 3), sum(not row.shown_where_run for row in BIRDS.rows))
     assert "No cell is trained yet: `make table TABLE=3` trains them." in tables.to_markdown([], 3)
-
-
-def test_records_keep_the_error_whatever_the_table_prints(paths):
-    assert json.loads(paths[0].read_text())["metric"] == "error %"

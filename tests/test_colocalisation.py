@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from stn.config import compose
 from stn.data.colocalisation import Views, boxes, distortion, source
 from stn.data.draws import generator
 from stn.errors import UserError
+from stn.experiments.colocalisation.figures import draw_classes, draw_search
+from stn.experiments.colocalisation.table import CLASSES as ROWS
+from stn.experiments.colocalisation.table import COLOCALISATION, MEAN, TC
 from stn.models.colocalisation import Colocalisation, Found, overlap, windows
-from stn.report import figures, tables
-from stn.report.paper import TABLES
+from stn.report import tables
+from stn.report.comparisons import measure
 from stn.training.learner import build_network
 from stn.training.run import train_seed
 
@@ -362,15 +366,14 @@ def test_a_cell_depends_on_all_it_imports(folder):
 
 
 def test_the_table_has_a_row_for_each_class_and_their_mean(records):
-    rows = tables.rows(records)
-    assert [row["row"] for row in rows[::2]] == [*map(str, range(10)), "mean"]
-    for column in ("T", "TC"):
-        mine = [row for row in rows if row["column"] == column]
-        assert [row["n_test"] for row in mine] == [6] * 10 + [60]
-        assert np.mean([row["ours"] for row in mine[:-1]]) == pytest.approx(mine[-1]["ours"])
-    assert [row["paper"] for row in rows if row["row"] == "3"] == [100, 75]
-    paper = TABLES[5].paper
-    assert paper["mean"]["TC"] == pytest.approx(np.mean([paper[str(k)]["TC"] for k in range(10)]))
+    values = measure(COLOCALISATION, records)
+    assert [value.record.row.label for value in values[::2]] == [*map(str, range(10)), "mean"]
+    for column in COLOCALISATION.columns:
+        own = [value for value in values if value.record.column is column]
+        assert [value.record.n_test for value in own] == [6] * 10 + [60]
+        assert np.mean([value.ours for value in own[:-1]]) == pytest.approx(own[-1].ours)
+    assert [value.paper for value in values if value.record.row.label == "3"] == [100, 75]
+    assert MEAN.paper[TC] == pytest.approx(np.mean([row.paper[TC] for row in ROWS]))
 
 
 def test_a_class_counts_its_own_images(folder, tmp_path):
@@ -382,15 +385,42 @@ def test_a_class_counts_its_own_images(folder, tmp_path):
     record["seeds"][0] |= {"errors": 49, "error": 100 * 49 / 60}
     path.write_text(json.dumps(record))
     np.savez(path.with_suffix(".npz"), **arrays)
-    found = {row["row"]: row["ours"] for row in tables.rows(tables.load(5, [path]))}
-    assert found["4"] == 100 and found["7"] == pytest.approx(100 * 5 / 6) and found["0"] == 0
-    assert found["mean"] == pytest.approx(100 * 11 / 60)
+    shares = {value.record.row.label: value.ours for value in measure(COLOCALISATION, tables.load(5, [path]))}
+    assert shares["4"] == 100 and shares["7"] == pytest.approx(100 * 5 / 6) and shares["0"] == 0
+    assert shares["mean"] == pytest.approx(100 * 11 / 60)
 
 
 def test_the_training_of_ten_classes_is_counted_once(records):
-    for record in records:  # by row all of them share these
-        record["seeds"][0]["seconds"] = 600.0
-    assert "; 20 minutes of training in all" in tables.caption(records, 5)
+    longer = [replace(record, seeds=(replace(record.seeds[0], seconds=600.0),)) for record in records]
+    assert "; 20 minutes of training in all" in tables.to_markdown(longer, 5)
+
+
+def test_the_caption_counts_the_images_of_all_classes_and_the_summary_no_mean(records):
+    for text in (tables.to_markdown(records, 5), tables.to_tex(records, 5)):
+        assert "20 steps of 30 images, 3 of each class, seed 0, 6 test images. " in text
+    text = tables.to_markdown(records, 5)
+    assert "minutes are of training, all seeds and all classes." in text
+    line = next(line for line in text.splitlines() if line.startswith("Against the paper, "))
+    assert line.startswith("Against the paper, 20 cells: ") and line.endswith(" The mean: worse on T, worse on TC.")
+    longer = [replace(record, budget="medium") for record in records if record.column.label == "T"]
+    text = tables.to_markdown(records, 5, [longer])
+    assert "`smoke`: 20 of 20 cells, " in text and "`medium`: 10 of 20 cells, " in text
+    moved = []
+    for record in records:
+        place = {**record.seeds[0].provenance, "gpu": None, "cpu": record.column.label}
+        moved.append(replace(record, seeds=(replace(record.seeds[0], provenance=place),)))
+    assert tables.to_markdown(moved, 5).partition("##")[0].count(" (10 cells)") == 2
+
+
+def test_a_record_that_counts_the_images_of_one_class_is_refused(folder, tmp_path):
+    """As they were written once: with the images of each class for those of all ten."""
+    path = tmp_path / "colocalise_t-colocaliser.json"
+    record = json.loads((folder / f"reports/results/smoke/table5/{path.name}").read_text())
+    assert record["seeds"][0]["images_seen"] == 20 * 3 * 10
+    record["seeds"][0]["images_seen"] = 20 * 3
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="60 images seen in 20 steps of 3 of each of 10 classes; delete it and `make"):
+        tables.load(5, [path])
 
 
 def test_every_format_shows_classes_with_the_papers_values_beside(records):
@@ -401,21 +431,21 @@ def test_every_format_shows_classes_with_the_papers_values_beside(records):
 
 
 def test_figures_show_every_class_and_the_animation_every_moment(records, tmp_path):
-    figures.found(records, tmp_path / "a.png")
-    figures.search(records, tmp_path / "a.gif")
+    draw_classes(records).save(tmp_path / "a.png")
+    draw_search(records).save(tmp_path / "a.gif")
     assert (tmp_path / "a.png").stat().st_size > 20_000
     with Image.open(tmp_path / "a.gif") as image:
-        assert image.n_frames == len(records[-1]["arrays"]["trace_steps"]) == 5
-    short = [{**record, "arrays": {**record["arrays"], "trace_steps": np.array([0])}} for record in records]
-    figures.search(short, tmp_path / "b.gif")
-    figures.search(short, tmp_path / "c.gif")
+        assert image.n_frames == len(records[-1].arrays["trace_steps"]) == 5
+    short = [replace(record, arrays={**record.arrays, "trace_steps": np.array([0])}) for record in records]
+    draw_search(short).save(tmp_path / "b.gif")
+    draw_search(short).save(tmp_path / "c.gif")
     assert (tmp_path / "b.gif").read_bytes() == (tmp_path / "c.gif").read_bytes()
     (tmp_path / "file").write_text("")
-    for draw in (figures.found, figures.search):
-        with pytest.raises(UserError, match=r"no record of windows to draw: `make table TABLE=5`"):
-            draw([], tmp_path / "c")
+    for draw in (draw_classes, draw_search):
+        with pytest.raises(UserError, match=r"no record to draw .*`make table TABLE=5`"):
+            draw([])
         with pytest.raises(UserError, match="cannot be written"):
-            draw(short, tmp_path / "file" / "a.gif")
+            draw(short).save(tmp_path / "file" / "a.gif")
 
 
 def test_the_paper_s_set_is_what_the_config_says():

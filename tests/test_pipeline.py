@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, dependencies, imports, one_error, run, spawn
+from conftest import ROOT, beside, dependencies, imports, one_error, run, spawn
+from stn.environment import cores
 from stn.errors import UserError
 from stn.params import BUDGETS, DEMO, TABLES, cells, declared, read_params, write_params
-from stn.pipeline import _longest_first, export_names, stage_names, workspace
+from stn.pipeline import _longest_first, _way_back, export_names, stage_names, workspace
 
 PARAMS = """# tiny
 budget: smoke   # a comment
@@ -27,9 +28,9 @@ birds: cub
 
 
 def dvc(*arguments, cwd) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(["dvc", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    environment = beside(cwd) | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -50,9 +51,14 @@ def tiny(tmp_path_factory) -> Path:
     (folder / "README.md").write_text("<!-- table1:begin -->\n<!-- table1:end -->\n")
     result = spawn("stn.pipeline", "table", "--jobs", "2", cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "its numbers mean nothing; `git checkout " in result.stdout
+    assert "its numbers mean nothing; unpack params.yaml, " in result.stdout
     assert "2 of 2 cells trained here" in result.stdout
     return folder
+
+
+def test_git_takes_smoke_back_where_there_is_git(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert ("git checkout" in _way_back()) == (ROOT / ".git").exists()
 
 
 def stale(folder) -> set[str]:
@@ -66,7 +72,7 @@ def test_the_pipeline_leaves_tables_figures_and_records(tiny):
     assert "smoke" in (tiny / "README.md").read_text()
 
 
-@pytest.mark.parametrize("trainer, jobs", [("cpu", os.cpu_count()), ("gpu", 1), ("ddp", 1)])
+@pytest.mark.parametrize("trainer, jobs", [("cpu", cores()), ("gpu", 1), ("ddp", 1)])
 def test_cells_side_by_side_are_one_for_each_core_but_on_a_gpu_one(trainer, jobs, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("stn.pipeline.demo", asked.append)
@@ -141,7 +147,8 @@ def test_what_is_edited_while_cells_train_is_not_taken_for_what_was_trained(tiny
     edited = tiny / "conf/model/cnn.yaml"
     text = edited.read_text()
     command = [sys.executable, "-m", "stn.pipeline", "table", "--jobs", "1"]
-    with subprocess.Popen(command, cwd=tiny, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as pipeline:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tiny, env=beside(tiny), **pipes) as pipeline:
         for line in pipeline.stdout:  # the first cell has its config now
             if "step 10/" in line:
                 break
@@ -251,7 +258,7 @@ def test_make_refuses_a_variable_that_it_does_not_know_in_one_line(arguments):
 
 def test_make_takes_every_variable_that_it_reads_or_sets_and_what_is_for_the_environment():
     read = set(re.findall(r"\$\(([A-Z]+)\)", (ROOT / "Makefile").read_text()))
-    read -= {"CURDIR", "PATH", "VARIABLES", "PASSED", "GIVEN", "UNKNOWN"}  # its own
+    read -= {"CURDIR", "PATH", "VARIABLES", "PASSED", "GIVEN", "UNKNOWN", "EXPORTED"}  # its own
     assert {"TABLE", "ORACLE", "CHECKPOINT", "QUICK", "PYTHON", "VENV"} <= read
     names = (*read, "SHELL", "STN_DATA_MIRROR", "STN_TRAINER", "WANDB_MODE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     result = make("help", "-n", *(f"{name}={'/bin/sh' if name == 'SHELL' else '1'}" for name in names))
@@ -267,7 +274,36 @@ def test_a_switch_that_is_set_to_0_is_off():
 def test_the_width_of_the_terminal_is_no_knob():
     assert "--columns" not in make("table", COLUMNS="120").stdout
     assert '--columns "mnist_tc"' in make("table", "COLUMNS=mnist_tc", COLUMNS="120").stdout
-    assert "--budget" in make("table", BUDGET="smoke").stdout  # the others may be exported
+
+
+def test_only_the_command_line_turns_a_knob_and_what_is_exported_is_told():
+    knobs = re.search(r"^VARIABLES := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
+    plain = {target: make(target).stdout for target in ("demo", "table", "figures", "export", "bench")}
+    for knob in knobs:
+        exported = {target: make(target, **{knob: "8"}) for target in plain}
+        assert {target: result.stdout for target, result in exported.items()} == plain, knob
+        told = knob not in ("COLUMNS",)
+        assert all((f"{knob} in the environment is ignored" in result.stderr) == told for result in exported.values())
+    assert make("table", "BUDGET=smoke", BUDGET="paper", JOBS="7").stdout == make("table", "BUDGET=smoke").stdout
+    assert "make table BUDGET=smoke; not before it" in make("help").stdout
+
+
+@pytest.mark.parametrize("home", [None, "/nonexistent/home"])
+def test_make_has_a_cache_where_there_is_no_home(home, tmp_path):
+    shown = f"include {ROOT}/Makefile\nshow:\n\t@echo $$XDG_CACHE_HOME\n"
+    clean = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME", "MAKEFLAGS")}
+    for given, expected in ((home, f"{ROOT}/outputs/home/.cache"), (str(tmp_path), "")):
+        environment = {**clean, **({"HOME": given} if given else {})}
+        command = ["make", "--silent", "-f", "-", "show"]
+        result = subprocess.run(command, cwd=ROOT, env=environment, input=shown, capture_output=True, text=True)
+        assert result.stdout.strip() == expected and result.stderr == "", result.stderr
+
+
+def test_make_in_another_folder_is_one_line(tmp_path):
+    command = ["make", "-f", ROOT / "Makefile", "table"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    assert f"error: {tmp_path} is not the project's folder" in result.stderr and not list(tmp_path.iterdir())
 
 
 def test_make_tells_the_pipeline_the_trainer():
@@ -357,4 +393,4 @@ def test_a_stage_depends_on_all_its_config_includes(stage, numbers, birds, budge
 def test_what_a_stage_depends_on_is_there():
     for stage in STAGES.values():
         files = [path for path in stage.get("deps", []) if path.startswith(("src/", "conf/")) and "$" not in path]
-        assert all((ROOT / path).is_file() for path in files)
+        assert all((ROOT / path).exists() for path in files)

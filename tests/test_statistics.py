@@ -1,5 +1,7 @@
 """Promises of the statistics, against numbers worked by hand or printed in the literature."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,7 @@ def test_wilson_matches_its_formula():
 
 
 def test_interval_is_wilson_for_one_seed_and_student_for_more():
-    seeds = [{"error": error, "errors": round(100 * error), "n_test": 10000} for error in (0.7, 0.8, 0.9)]
+    seeds = [SimpleNamespace(error=error, errors=round(100 * error), n_test=10000) for error in (0.7, 0.8, 0.9)]
     assert interval(seeds[:1]) == wilson(70, 10000)
     # t(0.975, 2) = 4.30265 times 0.1 / sqrt(3)
     assert interval(seeds) == pytest.approx((0.8 - 0.248414, 0.8 + 0.248414), abs=1e-5)

@@ -1,5 +1,7 @@
 """Promises of Table 4, MNIST addition: the pairs, the networks, the report."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,15 +14,17 @@ from stn.data.digits import distortion, undistorted
 from stn.data.download import export_embedded
 from stn.data.sums import POSES, Sums, store
 from stn.errors import UserError
+from stn.experiments.addition.attention import measure_attention
+from stn.experiments.addition.table import ADDITION
 from stn.models.digits import n_parameters
 from stn.models.localisation import FirstConvolution
 from stn.models.sums import SumNetwork
-from stn.params import PLAIN
 from stn.report import tables
-from stn.report.paper import SUMS
+from stn.report.comparisons import compare, find_baseline, order_steps
+from stn.report.summary import summarise
 from stn.training.feed import Feed
 from stn.training.learner import build_network, new_learner
-from test_tables import write_cell
+from synthetic import write_cell
 
 PARTS = {"filters": 4, "features": 4, "hidden": 8, "layers": 3}
 CPU = torch.device("cpu")
@@ -200,28 +204,28 @@ def test_two_transformers_that_start_alike_part(place, data):
 
 
 def test_all_networks_have_about_400k_parameters():
-    models = PLAIN[4]["mnist_sum"]
+    models = [model for _, model in ADDITION.cells()]
     totals = [n_parameters(build_network(compose("data=mnist_sum", f"model={model}"))) for model in models]
     assert len(models) == 14 and max(totals) / min(totals) < 1.03
     assert all(370_000 < total < 400_000 for total in totals)
 
 
 def test_the_rows_are_the_papers_and_ours():
-    rows = [compose("data=mnist_sum", f"model={model}").model.row for model in PLAIN[4]["mnist_sum"]]
-    assert sorted(rows) == sorted(SUMS.rows)
+    rows = [compose("data=mnist_sum", f"model={model}").model.row for _, model in ADDITION.cells()]
+    assert rows == [row.label for row in ADDITION.rows]
 
 
 def test_a_run_leaves_what_the_report_needs_and_a_cell_depends_on_all_it_imports(place):
     record = place / "reports/digits_sum-sum_2st_cnn_tps"
     asked = ["data=digits_sum", "model=sum_2st_cnn_tps", "model.width=4", "budget.steps=2", f"record={record}"]
     assert imports(place, *asked) == dependencies("cell4")
-    (made,) = tables.load(4, [record.with_suffix(".json")])
-    arrays = made["arrays"]
-    assert made["n_test"] == 5000 and made["part"] and arrays["theta"].shape == (POSES, 2, 32)
+    (cell,) = tables.load(4, [record.with_suffix(".json")])
+    arrays = cell.arrays
+    assert cell.n_test == 5000 and cell.part and arrays["theta"].shape == (POSES, 2, 32)
     assert arrays["pair_before"].shape == (1000, 2, 9, 2) and arrays["pair_after"].shape == (1000, 2, 2, 9, 2)
     assert arrays["example_grid"].shape == (4, 2, 42, 42, 2) and arrays["example_output"].shape == (4, 4, 21, 21)
-    for found in tables.digits_undone([made]):  # two steps from the identity
-        assert all(abs(share) < 5 for share in found["undone"])
+    for attention in measure_attention([cell]):  # two steps from the identity
+        assert all(abs(share) < 5 for share in attention.undone)
 
 
 @pytest.mark.parametrize("budget", ["smoke", "quick", "medium", "paper"])
@@ -243,7 +247,7 @@ def paths(tmp_path_factory):
             for family in ("Aff", "Proj", "TPS"):
                 errors[f"{count}ST-{kind} {family}"] = int(errors[kind] * share)
     errors["2xST-CNN TPS"] = errors["ST-CNN TPS"] + 5
-    return [write_cell(folder, row, "RTS + RTS", [errors[row]], parameters=381459) for row in SUMS.rows]
+    return [write_cell(folder, row.label, "RTS + RTS", [errors[row.label]], parameters=381459) for row in ADDITION.rows]
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +256,7 @@ def records(paths):
 
 
 def test_the_papers_order_is_told_for_each_family_and_apart_for_the_rows_that_are_ours(records):
-    *_, theirs, ours = tables.summary(records)
+    *_, theirs, ours = summarise(ADDITION, records)
     assert theirs == (
         "The paper's order holds in 3 of 3: FCN 40.00 > ST-FCN Aff 24.00 > 2xST-FCN Aff 12.00; "
         "FCN 40.00 > ST-FCN Proj 24.00 > 2xST-FCN Proj 12.00; FCN 40.00 > ST-FCN TPS 24.00 > 2xST-FCN TPS 12.00; "
@@ -263,30 +267,32 @@ def test_the_papers_order_is_told_for_each_family_and_apart_for_the_rows_that_ar
         "ST-CNN TPS 9.00 < 2xST-CNN TPS 9.05; every step is significant, but those to 2xST-CNN TPS (p < 0.05, paired "
         "test)."
     )
-    without = [record for record in records if "FCN" in record["row"]]
-    assert tables.summary(without)[-1] == theirs
-    assert "order" not in " ".join(tables.summary([record for record in records if "ST" not in record["row"]]))
+    without = [record for record in records if "FCN" in record.row.label]
+    assert summarise(ADDITION, without)[-1] == theirs
+    assert "order" not in " ".join(summarise(ADDITION, [record for record in records if not record.row.transformer]))
 
 
 def test_the_order_is_told_at_every_budget_as_far_as_its_rows_were_run(records):
-    longer = [record | {"budget": "medium"} for record in records if "CNN" not in record["row"]]
+    longer = [replace(record, budget="medium") for record in records if "CNN" not in record.row.label]
     text = tables.to_markdown(records, 4, [longer])
     _, _, aside = text.partition("The same at several budgets")
     assert aside.partition("`medium`: 7")[2].partition("\n")[0].count("The paper's order holds in 3 of 3") == 1
-    shorter = [record for record in longer if "TPS" not in record["row"]]
+    shorter = [record for record in longer if "TPS" not in record.row.label]
     assert "The paper's order holds in 2 of 2" in tables.to_markdown(records, 4, [shorter])
 
 
 def test_each_is_tested_against_its_classifier_alone_and_two_transformers_against_one(records):
-    found = {cell["row"]: cell["other"] for cell in tables.paired(records)}
-    assert len(found) == 12 and found["2xST-FCN TPS"] == "FCN" and found["2xST-CNN Aff"] == "CNN"
-    steps = {step["row"]: step["other"] for whole in tables.steps(records) for step in whole}
+    cells = compare(ADDITION, records, find_baseline)
+    others = {cell.row.label: cell.other.row.label for cell in cells}
+    assert len(others) == 12 and others["2xST-FCN TPS"] == "FCN" and others["2xST-CNN Aff"] == "CNN"
+    steps = {step.row.label: step.other.row.label for whole in order_steps(ADDITION, records) for step in whole}
     assert len(steps) == 12 and steps["2xST-FCN TPS"] == "ST-FCN TPS" and steps["ST-CNN Aff"] == "CNN"
 
 
 def test_the_table_shows_the_papers_values_and_says_which_rows_are_ours(records):
     text = tables.to_markdown(records, 4)
     assert text.startswith("# Table 4: MNIST addition")
+    assert "2,000 steps of 256 pairs, seed 0, 10,000 test pairs" in text and "on the same test pairs: " in text
     assert "| **40.00** (47.7) ↓ |" in text and "the paper has transformers before the FCN alone." in text
     console = Console(width=100, record=True)
     console.print(tables.to_terminal(records, 4))
@@ -296,9 +302,9 @@ def test_the_table_shows_the_papers_values_and_says_which_rows_are_ours(records)
 
 def test_which_digit_a_transformer_undoes_is_measured(records):
     """The synthetic transformers know 0.9 of the pose of one digit each, and nothing of the other's."""
-    found = [one["undone"] for one in tables.digits_undone(records) if one["row"] == "2xST-FCN Aff"]
-    assert len(found) == 2
-    (own, other), (opposite, ours) = found
+    shares = [cell.undone for cell in measure_attention(records) if cell.record.row.label == "2xST-FCN Aff"]
+    assert len(shares) == 2
+    (own, other), (opposite, ours) = shares
     assert own > 85 and ours > 85 and other < 0 and opposite < 0
     text = tables.to_markdown(records, 4).partition("## Which digit each transformer undoes")[2]
     line = next(line for line in text.splitlines() if line.startswith("| 2xST-FCN Aff"))

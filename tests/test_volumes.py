@@ -1,6 +1,7 @@
 """Digits in three dimensions (Table 6): geometry against scipy, poses, networks, and the way to table and figure."""
 
 import json
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -16,11 +17,12 @@ from stn.config import CONF, compose
 from stn.data.draws import generator
 from stn.data.volumes import DIGIT, SolidPose, Volumes, load_poses, pose, rotation, store
 from stn.errors import UserError
+from stn.experiments.volumes.figures import draw_volumes
+from stn.experiments.volumes.poses import pose_left, solid_pose
 from stn.geometry.sampling import trilinear
 from stn.geometry.transforms import Affine3D, pixel_centres
 from stn.models.digits import n_parameters
-from stn.report import figures, tables
-from stn.report.statistics import pose_left, solid_pose
+from stn.report import tables
 from stn.training.learner import Learner, build_network
 
 SIZES = [(6, 6, 6), (4, 7, 5)]
@@ -349,28 +351,30 @@ def test_the_table_shows_all_rows_and_no_number_of_the_paper(trained):
     text = tables.to_markdown(trained, 6)
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     assert rows[1:4] == ["CNN", "ST-CNN 3-D Aff", "CNN, true pose"]
-    assert "500 test images" in text and "the paper's" not in text and "has a figure and no numbers" in text
+    assert "2 steps of 4 volumes" in text and "500 test volumes" in text
+    assert "the paper's" not in text and "has a figure and no numbers" in text
     assert "## How much of the pose is undone" in text and "tilt without" in text
     console = Console(width=100, record=True)
     console.print(tables.to_terminal(trained, 6))
     assert "ST-CNN 3-D Aff" in console.export_text()
 
 
-def test_the_figure_shows_volumes_boxes_and_poses_and_is_the_same_each_time(trained, tmp_path, monkeypatch):
-    sheets = []
-    monkeypatch.setattr(figures, "_save", lambda figure, *_: sheets.append(figure))
-    figures.solids(trained, tmp_path / "a.png")
-    words = {text.get_text() for text in sheets[0].findobj(mpl.text.Text)}
+def test_the_figure_shows_volumes_boxes_and_poses_and_is_the_same_each_time(trained, tmp_path):
+    sheets = [draw_volumes(trained) for _ in range(2)]
+    for sheet, name in zip(sheets, "ab", strict=True):
+        sheet.save(tmp_path / f"{name}.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    words = {text.get_text() for text in sheets[0].figure.findobj(mpl.text.Text)}
     assert {"tilt", "volume\nand box"} <= words and any("budget smoke, seed 0" in text for text in words)
     with pytest.raises(UserError, match="TABLE=6"):
-        figures.solids([record for record in trained if "ST-" not in record["row"]], tmp_path / "b.png")
+        draw_volumes([record for record in trained if not record.row.transformer])
 
 
 def test_a_broken_theta_does_not_stop_the_figure(trained, tmp_path):
-    record = next(record for record in trained if "ST-" in record["row"])
-    arrays = {name: value.copy() for name, value in record["arrays"].items()}
+    record = next(record for record in trained if record.row.transformer)
+    arrays = {name: value.copy() for name, value in record.arrays.items()}
     arrays["theta"][:], arrays["example_theta"][:] = np.nan, np.nan
-    figures.solids([{**record, "arrays": arrays}], tmp_path / "c.png")
+    draw_volumes([replace(record, arrays=arrays)]).save(tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 

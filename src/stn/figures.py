@@ -3,19 +3,9 @@
 import argparse
 
 from stn.errors import told
-from stn.report import figures
+from stn.experiments import find_tables
+from stn.files import whole
 from stn.table import REPORTS, numbered, records
-
-DRAWN = {
-    1: {"table1": figures.pictures, "table1_pose": figures.poses},
-    2: {"table2": figures.windows},
-    3: {"table3": figures.birds, "table3_parts": figures.parts},
-    4: {"table4": figures.sums},
-    5: {"table5": figures.found, "table5.gif": figures.search},
-    6: {"table6": figures.solids},
-    7: {"table7": figures.kernels},
-    8: {"table8": figures.sizes},
-}
 
 
 def main() -> None:
@@ -24,10 +14,11 @@ def main() -> None:
     args = parser.parse_args()
     with told():
         number = numbered(args.table)
-        found = records(number)
-        for name, draw in DRAWN[number].items():
-            path = REPORTS / "figures" / (name if "." in name else f"{name}.png")
-            draw(found, path)
+        shown = records(number)
+        for figure in find_tables()[number].figures:
+            path = REPORTS / "figures" / figure.name
+            with whole(path) as part:
+                figure.write(shown, part)
             print(path)
 
 

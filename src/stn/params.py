@@ -1,9 +1,9 @@
 """`params.yaml`, the few knobs of the pipeline, and the cells that they declare."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -11,43 +11,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stn.config import CONF, check_seeds, one_line
 from stn.errors import UserError
+from stn.experiments import find_tables
+from stn.files import write_texts
 
 PARAMS = Path("params.yaml")
 KNOBS = ("budget", "seeds", "columns", "numbers", "birds")
 BUDGETS = ("smoke", "quick", "medium", "paper")
 DEMO = "demo"  # a budget of the embedded digits alone
-TABLES = (1, 2, 3, 4, 5, 6, 7, 8)
+TABLES = tuple(find_tables())  # their numbers
+FOLLOWED = {2: "numbers", 3: "birds"}  # the tables whose data sets a knob chooses, and which knob
 # The columns of Table 1; those that are no knob's are shown where all of their cells were run.
-COLUMNS = ("mnist_r", "mnist_rts", "mnist_p", "mnist_e", "mnist_tc")
-# What Table 1 takes the transformers' true poses for; shown where it was run.
-CEILING = {f"undone_{name}": ("cnn_undone",) for name in ("r", "rts", "p", "e")}
+COLUMNS = tuple(column.data for column in find_tables()[1].columns)
 NUMBERS = ("svhn", "svhn_strips")
 BIRDS = ("cub", "cub50")
-# The networks of Tables 2 and 3 by the side of the images in pixels.
-READERS = dict.fromkeys((64, 128), ("svhn_cnn", "svhn_st_single", "svhn_st_multi"))
-WATCHERS = {224: ("cub_cnn", "cub_2st"), 448: ("cub_2st", "cub_4st", "cub_bilinear", "cub_2st_fixed")}
-ON_DEMAND = {224: ("cub_2st_fixed",), 448: ("cub_4st_fixed", "cub_2st_shared")}
-SIZES = ("2k5", "7k", "20k", "60k", "200k", "400k")  # parameters
-# The networks by data set of the tables that have no knob of their own.
-PLAIN = {
-    4: {
-        "mnist_sum": (
-            *("sum_fcn", "sum_cnn"),
-            *(
-                f"sum_{count}_{classifier}_{family}"
-                for count, classifier, family in product(("st", "2st"), ("fcn", "cnn"), ("affine", "projective", "tps"))
-            ),
-        )
-    },
-    5: dict.fromkeys(("colocalise_t", "colocalise_tc"), ("colocaliser",)),
-    6: {"volumes_60": ("volume_cnn", "volume_st"), "volumes_undone": ("volume_undone",)},
-    7: dict.fromkeys(
-        ("kernels_r", "kernels_rts"), tuple(f"kernel_{name}" for name in ("integer", "bilinear", "bicubic", "learned"))
-    ),
-    8: dict.fromkeys(
-        ("sizes_r", "sizes_rts"), tuple(f"size_{kind}_{size}" for size in SIZES for kind in ("cnn", "st"))
-    ),
-}
 
 
 @dataclass
@@ -102,7 +78,7 @@ def write_params(**knobs: str) -> list[str]:
             raise UserError(f"no knob {knob!r}: there are {', '.join(KNOBS)}")
         setattr(params, knob, value.split(",") if knob == "columns" else value)
     check(params)
-    text, told = PARAMS.read_text(), []
+    text, told = PARAMS.read_text(encoding="utf-8"), []
     for knob, value in knobs.items():
         quoted = {"seeds": f'"{value}"', "columns": f"[{value.replace(',', ', ')}]"}.get(knob, value)
         old = re.search(rf'^{knob}: ("[^"]*"|\[[^]]*\]|\S+)', text, re.MULTILINE).group(1)
@@ -110,48 +86,40 @@ def write_params(**knobs: str) -> list[str]:
             text = text.replace(f"{knob}: {old}", f"{knob}: {quoted}")
             old, value = (said.strip('"') for said in (old, quoted))
             told.append(f"{PARAMS}: {knob} {old} -> {value}")
-    PARAMS.write_text(text)
+    write_texts({PARAMS: text})
     return told
 
 
 def declared(params: Params, table: int) -> dict[tuple[str, str], Path]:
     """The cells (data, model) -> record that the pipeline brings up to date for a table."""
-    if table == 1:
-        wanted = product(params.columns, params.rows)
-    elif table in PLAIN:
-        wanted = _pairs(PLAIN[table])
-    else:
-        wanted = _of(params.numbers) if table == 2 else _of(params.birds)
+    wanted = product(params.columns, params.rows) if table == 1 else _of_table(params, table, on_demand=False)
     return _records(params, f"table{table}", wanted)
 
 
 def ceiling(params: Params) -> dict[tuple[str, str], Path]:
     """The cells (data, model) -> record whose networks are told the true pose, for Table 1."""
-    return _records(params, "ceiling", _pairs(CEILING))  # in a folder of its own: `dvc repro table1` trains none of it
+    unasked = find_tables()[1].cells(on_demand=False)
+    wanted = [cell for cell in find_tables()[1].cells() if cell not in unasked]
+    return _records(params, "ceiling", wanted)  # in a folder of its own: `dvc repro table1` trains none of it
 
 
 def cells(params: Params, table: int) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path]]:
     """The cells (data, model) -> record that a table shows: those that must be there, and those that may."""
-    if table == 1:
-        if params.source != "mnist":
-            return declared(params, table), {}
-        more = product((data for data in COLUMNS if data not in params.columns), params.rows)
-        return declared(params, table), _records(params, "table1", more) | ceiling(params)
-    if table in PLAIN:
-        return {}, declared(params, table)
-    sources = NUMBERS if table == 2 else BIRDS
-    return {}, _records(params, f"table{table}", chain.from_iterable(_of(source, on_demand=True) for source in sources))
+    if table != 1:
+        return {}, _records(params, f"table{table}", _of_table(params, table, on_demand=True))
+    if params.source != "mnist":
+        return declared(params, table), {}
+    more = product((data for data in COLUMNS if data not in params.columns), params.rows)
+    return declared(params, table), _records(params, "table1", more) | ceiling(params)
 
 
-def _of(source: str, on_demand: bool = False) -> list[tuple[str, str]]:
-    """The cells of one source of house numbers or birds; `on_demand` with those that the pipeline leaves out."""
-    models = READERS if source in NUMBERS else WATCHERS
-    more = ON_DEMAND if on_demand and source in BIRDS else {}
-    return [(f"{source}_{size}", model) for size, names in models.items() for model in (*names, *more.get(size, ()))]
-
-
-def _pairs(networks: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
-    return [(data, model) for data, models in networks.items() for model in models]
+def _of_table(params: Params, table: int, on_demand: bool) -> list[tuple[str, str]]:
+    """The cells of a table: `on_demand` all of them, else those that the pipeline trains unasked."""
+    wanted = find_tables()[table].cells(on_demand)
+    if on_demand or table not in FOLLOWED:
+        return wanted
+    source = getattr(params, FOLLOWED[table])
+    return [(data, model) for data, model in wanted if data.rpartition("_")[0] == source]
 
 
 def _records(params: Params, name: str, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:

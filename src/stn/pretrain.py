@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from stn.config import front_door
 from stn.errors import UserError
+from stn.files import write_whole
 
 
 def pretrain(cfg: DictConfig) -> None:
@@ -25,10 +26,8 @@ def pretrain(cfg: DictConfig) -> None:
     train(cfg)
     classifier = load(scratch(cfg, cfg.seeds[0]) / "last.ckpt").network.classifier
     path = record.with_name(f"{record.name}.weights.npz")
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        np.savez(file, **{name: weight.numpy() for name, weight in classifier.state_dict().items()})
-    part.replace(path)
+    weights = {name: weight.numpy() for name, weight in classifier.state_dict().items()}
+    write_whole(path, lambda file: np.savez(file, **weights))
     print(f"weights -> {path}")
 
 

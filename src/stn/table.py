@@ -1,37 +1,47 @@
-"""Write a table from the records of its cells: `python -m stn.table [--table 2]`, or `--check` that all are fresh."""
+"""Write a table from the records of its cells, and the pages that show it: `python -m stn.table [--table 2]`.
+
+`python -m stn.table --check` writes nothing, and fails if a table or a generated block of a page is stale.
+"""
 
 import argparse
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from stn.config import compose, experiment
+from stn.config import CONF, compose, experiment
 from stn.errors import UserError, told
+from stn.experiments import find_tables
+from stn.files import write_texts
 from stn.params import BUDGETS, COLUMNS, TABLES, cells, declared, read_params
 from stn.report import tables
+from stn.report.pages import Report, Sources, fill, find_pages
+from stn.report.records import Record
 
 REPORTS = Path("reports")
-README = Path("README.md")
 COMPARED = tuple(budget for budget in BUDGETS if budget != "smoke")  # those that a table shows side by side
 
 
 def numbered(text: str) -> int:
     """The number of a table, as typed; UserError if there is no such table."""
-    if text not in map(str, TABLES):
-        raise UserError(f"--table {text}: there is {', '.join(map(str, TABLES))}")
+    tables = find_tables()
+    if text not in map(str, tables):
+        raise UserError(f"--table {text}: there is {', '.join(map(str, tables))}")
     return int(text)
 
 
-def records(number: int) -> list[dict]:
+def records(number: int) -> list[Record]:
     """The records of the table's cells that `params.yaml` declares, and of those that are optional and present."""
     params = read_params()
     required, optional = cells(params, number)
     return tables.load(number, required.values(), optional.values(), _configs(required | optional, params.budget))
 
 
-def others(number: int) -> list[list[dict]]:
+def others(number: int) -> list[list[Record]]:
     """The records of the same cells at the other budgets whose numbers mean something, as far as they are there."""
     params, found = read_params(), []
     for budget in COMPARED:
@@ -51,26 +61,26 @@ def _configs(declared: dict[tuple[str, str], Path], budget: str) -> dict[Path, d
     }
 
 
-def longest_first(number: int, budgets: list[list[dict]]) -> list[list[dict]]:
-    """What the README shows: the budgets whose numbers mean something, if any, the longest that is whole first.
+def longest_first(number: int, budgets: list[list[Record]]) -> list[list[Record]]:
+    """What pages show: the budgets whose numbers mean something, if any, the longest that is whole first.
 
     A budget is whole if each cell is there that the pipeline trains unasked; of Table 1, those of R, RTS, P and E.
     """
-    shown = [found for found in budgets if found and found[0]["budget"] in COMPARED]
+    shown = [found for found in budgets if found and found[0].budget in COMPARED]
     if len(shown) > 1:
         params = read_params()
         columns = list(COLUMNS[:4]) if params.source == "mnist" else params.columns
         for budget in reversed(COMPARED):
             paths = declared(replace(params, budget=budget, columns=columns), number).values()
             if all(path.exists() for path in paths):
-                return sorted(shown, key=lambda found: found[0]["budget"] != budget)
+                return sorted(shown, key=lambda found: found[0].budget != budget)
     return shown or budgets
 
 
-def written(number: int, budgets: list[list[dict]]) -> dict[Path, str]:
+def written(number: int, budgets: list[list[Record]]) -> dict[Path, str]:
     """What each of the table's files should hold: the first of `budgets`, and beside it the others.
 
-    If the README leads with another budget, that has files of its own.
+    If the pages lead with another budget, that has files of its own.
     """
     found, *more = budgets
     texts = _files(f"table{number}", number, found, more if _means_something(found) else [])
@@ -78,7 +88,7 @@ def written(number: int, budgets: list[list[dict]]) -> dict[Path, str]:
     return texts | ({} if first is found else _files(_stem(number, first), number, first, rest))
 
 
-def _files(stem: str, number: int, found: list[dict], more: list[list[dict]]) -> dict[Path, str]:
+def _files(stem: str, number: int, found: list[Record], more: list[list[Record]]) -> dict[Path, str]:
     return {
         REPORTS / f"{stem}.md": tables.to_markdown(found, number, more),
         REPORTS / f"{stem}.csv": tables.to_csv(found),
@@ -86,28 +96,48 @@ def _files(stem: str, number: int, found: list[dict], more: list[list[dict]]) ->
     }
 
 
-def _stem(number: int, found: list[dict]) -> str:
-    return f"table{number}-{found[0]['budget']}"
+def _stem(number: int, found: list[Record]) -> str:
+    return f"table{number}-{found[0].budget}"
 
 
-def _means_something(found: list[dict]) -> bool:
-    return not found or found[0]["budget"] in COMPARED
+def _means_something(found: list[Record]) -> bool:
+    return not found or found[0].budget in COMPARED
 
 
-def readme(budgets: dict[int, list[list[dict]]]) -> dict[Path, str]:
-    """The README with the block of each of these tables; nothing in a folder without one, such as the demo's."""
-    if not README.exists():
-        return {}
-    page = README.read_text(encoding="utf-8")
-    for number, found in budgets.items():
-        first, *more = longest_first(number, found)
-        block = tables.readme_block(tables.to_markdown(first, number, more))
-        if first is not found[0]:
-            stem = f"{REPORTS}/{_stem(number, first)}"
-            block += f"\n\nBudget `{first[0]['budget']}`, every cell with its interval, and paired tests: "
-            block += f"[`{stem}.md`]({stem}.md) ([CSV]({stem}.csv), [LaTeX]({stem}.tex))."
-        page = tables.replace_block(page, f"table{number}", block)
-    return {README: page}
+def pages(budgets: Mapping[int, Sequence[list[Record]]]) -> dict[Path, str]:
+    """README.md and the pages of docs/ as they should be: blocks of these tables, and all blocks of several tables.
+
+    Nothing in a folder without such pages, as that of the demo. Records of other tables are taken as they are there.
+    """
+
+    @cache
+    def report(number: int) -> Report:
+        given = budgets[number] if number in budgets else _unchecked(number)
+        leading = longest_first(number, given)
+        stem = f"table{number}" if leading[0] is given[0] else _stem(number, leading[0])
+        return Report(leading, stem)
+
+    sources = Sources(report, schedules(), Path())
+    return {page: fill(page, sources, list(budgets)) for page in find_pages(Path())}
+
+
+def _unchecked(number: int) -> list[list[Record]]:
+    """The records of a table at each budget, as far as they are there, not held against their configs: that is slow."""
+    params, found = read_params(), []
+    for budget in dict.fromkeys((params.budget, *COMPARED)):
+        required, optional = cells(replace(params, budget=budget), number)
+        found.append(tables.load(number, [path for path in (required | optional).values() if path.exists()]))
+    return found
+
+
+def schedules() -> dict[str, dict]:
+    """The settings of each budget in `conf/budget`."""
+    settings = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "budget").glob("*.yaml"))}
+    merged = {}
+    for name, own in settings.items():
+        bases = [settings[base] for base in own.get("defaults", ()) if base in settings]
+        merged[name] = OmegaConf.to_container(OmegaConf.merge(*bases, own))
+    return merged
 
 
 def check(numbers: tuple[int, ...]) -> None:
@@ -123,7 +153,7 @@ def check(numbers: tuple[int, ...]) -> None:
             texts |= files
             if (REPORTS / f"table{number}.md").exists():
                 shown[number] = budgets
-    stale = tables.stale(texts | readme(shown))
+    stale = tables.stale(texts | pages(shown))
     if stale:
         again = " and ".join(f"`python -m stn.table --table {number}`" for number in numbers)
         raise UserError(f"not what the records say: {', '.join(map(str, stale))}; run {again}")
@@ -139,17 +169,15 @@ def main() -> None:
         number = numbered(args.table or "1")
         if args.check:
             check((number,) if args.table else TABLES)
-            print("the tables and the README say what the records say")
+            print("the tables, the README and the documentation say what the records say")
             return
         budgets = [records(number), *others(number)]
         if not args.show:
             texts = written(number, budgets)
             ours = {REPORTS / f"table{number}-{budget}{path.suffix}" for budget in COMPARED for path in texts}
-            for path in ours - set(texts):  # of a budget that the README led with
+            write_texts(texts | pages({number: budgets}))
+            for path in ours - set(texts):  # of a budget that the pages led with
                 path.unlink(missing_ok=True)
-            for path, text in (texts | readme({number: budgets})).items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
         found, *more = budgets
         Console(width=min(100, shutil.get_terminal_size((100, 24)).columns)).print(
             tables.to_terminal(found, number, more if _means_something(found) else [])

@@ -4,16 +4,19 @@ Errors are in percent, as in the paper's tables. Nothing here knows of files.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
-from scipy import stats
-from scipy.spatial.transform import Rotation
 
 TRIMMED = 0.05  # share of the farthest images that `variance_undone` leaves out
 
 
 def wilson(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval, in percent, for a rate of which `errors` out of `n` images were seen."""
+    from scipy import (
+        stats,
+    )  # here and below: it takes a second to load, and what lists a table's cells needs none of it
+
     bounds = stats.binomtest(errors, n).proportion_ci(level, method="wilson")
     return 100 * float(bounds.low), 100 * float(bounds.high)
 
@@ -22,19 +25,26 @@ def t_interval(errors_percent: Sequence[float], level: float = 0.95) -> tuple[fl
     """Student's interval, in percent, for the mean over two or more seeds, cut off at 0 and 100."""
     if len(errors_percent) < 2:
         raise ValueError("an interval over seeds needs two seeds or more")
+    from scipy import stats
+
     mean, spread = np.mean(errors_percent), stats.sem(errors_percent)
     half = stats.t.ppf((1 + level) / 2, len(errors_percent) - 1) * spread
     return max(0.0, float(mean - half)), min(100.0, float(mean + half))
 
 
-def interval(seeds: Sequence[dict], level: float = 0.95) -> tuple[float, float]:
-    """The interval of one cell: Wilson's for one seed (over test images), Student's for more (over seeds).
+class Counted(Protocol):
+    """The errors that one seed makes: in percent, as a count, and of how many test images."""
 
-    `seeds` are a record's entries with `error` in percent, `errors` as a count, and `n_test`.
-    """
+    error: float
+    errors: int
+    n_test: int
+
+
+def interval(seeds: Sequence[Counted], level: float = 0.95) -> tuple[float, float]:
+    """The interval of one cell: Wilson's for one seed (over test images), Student's for more (over seeds)."""
     if len(seeds) == 1:
-        return wilson(seeds[0]["errors"], seeds[0]["n_test"], level)
-    return t_interval([seed["error"] for seed in seeds], level)
+        return wilson(seeds[0].errors, seeds[0].n_test, level)
+    return t_interval([seed.error for seed in seeds], level)
 
 
 def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[float, int, int]:
@@ -46,6 +56,8 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[float, int, i
     correct_a, correct_b = np.asarray(correct_a, bool), np.asarray(correct_b, bool)
     if correct_a.shape != correct_b.shape:
         raise ValueError(f"paired models need the same images, not {correct_a.shape} and {correct_b.shape}")
+    from scipy import stats
+
     n01, n10 = int((~correct_a & correct_b).sum()), int((correct_a & ~correct_b).sum())
     p = float(stats.binomtest(n01, n01 + n10).pvalue) if n01 + n10 else 1.0
     return p, n01, n10
@@ -84,60 +96,25 @@ def verdict(lo: float, hi: float, paper: float | None, tolerance: float = 0.05, 
     return "better" if hi < paper - slack else "worse" if lo > paper + slack else "within"
 
 
-def without_constant(true: np.ndarray, found: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The found pose with the network's own constant removed, and the residuals found - true.
+def without_constant(true: np.ndarray, estimate: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The estimated pose with the network's own constant removed, and the residuals estimate - true.
 
-    A transformer may bring digits to any canonical pose, so what it finds is defined up to a constant: added to
+    A transformer may bring objects to any canonical pose, so what it finds is defined up to a constant: added to
     `angle` (degrees, wrapped to +-180), `x` and `y` (pixels), multiplied on `scale`, whose residuals are logarithms
-    of the ratio. The found pose comes back in the true one's units, as true plus (times) residual.
+    of the ratio. The estimate comes back in the true one's units, as true plus (times) residual.
     """
-    true, found = np.asarray(true, float), np.asarray(found, float)
+    true, estimate = np.asarray(true, float), np.asarray(estimate, float)
     if name == "angle":
-        turn = np.deg2rad(found - true)
+        turn = np.deg2rad(estimate - true)
         constant = np.arctan2(np.sin(turn).mean(), np.cos(turn).mean())
         residual = np.rad2deg(np.angle(np.exp(1j * (turn - constant))))
     elif name == "scale":
-        ratio = np.log(found / true)
+        ratio = np.log(estimate / true)
         residual = ratio - ratio.mean()
         return true * np.exp(residual), residual
     else:
-        residual = found - true - (found - true).mean()
+        residual = estimate - true - (estimate - true).mean()
     return true + residual, residual
-
-
-def solid_pose(theta: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How a thin digit in a volume is seen through the transformer: tilt and turn (n,), in degrees.
-
-    `theta` (n, 12) maps what is seen to the volume, `turns` (n, 3) are the digit's rotation vectors in degrees. The
-    tilt, 0 to 180, is the angle between the line of sight and the digit's normal: at 0 it faces the viewer, at 90 only
-    its edge is seen. The turn, +-180, is how far its image is rotated in the projection. A theta that is not finite, or
-    has no inverse, gives nan.
-    """
-    linear = np.asarray(theta, float).reshape(-1, 3, 4)[..., :3]
-    usable = np.isfinite(linear).all((1, 2))
-    usable[usable] = np.abs(np.linalg.det(linear[usable])) > 1e-9
-    linear = np.where(usable[:, None, None], linear, np.eye(3))
-    digit = Rotation.from_rotvec(np.asarray(turns, float), degrees=True).as_matrix()
-    sight = linear[..., 2] / np.linalg.norm(linear[..., 2], axis=1, keepdims=True)
-    tilt = np.degrees(np.arccos((sight * digit[..., 2]).sum(1).clip(-1, 1)))
-    seen = np.linalg.solve(linear, digit)[:, :2, :2]  # the digit's plane in the projection's
-    turn = np.degrees(np.arctan2(seen[:, 1, 0] - seen[:, 0, 1], seen[:, 0, 0] + seen[:, 1, 1]))
-    return np.where(usable, tilt, np.nan), np.where(usable, turn, np.nan)
-
-
-def pose_left(theta: np.ndarray, turns: np.ndarray) -> dict[str, np.ndarray]:
-    """What of their pose digits have without and with the transformer: tilt and turn as in `solid_pose`, each (n,).
-
-    Tilts are angles; turns are distances from the pose to which the network turns its digits, of which none is right.
-    """
-    found = {}
-    for when, how in (("before", np.broadcast_to(np.eye(3, 4).ravel(), (len(turns), 12))), ("after", theta)):
-        tilt, turn = solid_pose(how, turns)
-        whole = np.isfinite(turn)
-        if whole.any():
-            turn[whole] = np.abs(without_constant(np.zeros(whole.sum()), turn[whole], "angle")[1])
-        found |= {f"tilt_{when}": tilt, f"turn_{when}": turn}
-    return found
 
 
 def share_explained(true: np.ndarray, residual: np.ndarray, name: str) -> float:
@@ -185,7 +162,7 @@ def scatter(cloud: np.ndarray) -> tuple[float, np.ndarray]:
 def variance_undone(cloud_before: np.ndarray, cloud_after: np.ndarray) -> float:
     """Share of the pose variance that a transformer removes: 1 - scatter(after) / scatter(before).
 
-    The clouds (N, K, 2) are where K fixed points of the canvas fall in each undistorted digit's frame. 1 means that
+    The clouds (N, K, 2) are where K fixed points of the canvas fall in each undistorted object's frame. 1 means that
     every image reaches the same pose, 0 that nothing is gained, less than 0 that the spread grew. A constant zoom is
     taken out first: a transformer that merely zooms in shrinks a rotated cloud and undoes nothing.
     """

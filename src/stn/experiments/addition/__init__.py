@@ -1,0 +1,1 @@
+"""Adding two MNIST digits: Table 4 of the paper."""

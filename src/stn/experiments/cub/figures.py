@@ -1,0 +1,201 @@
+"""Figures of Table 3: where the transformers look, and which part of the bird each window holds."""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.patches import Polygon, Rectangle
+
+from stn.experiments.cub.parts import REGIONS, measure_parts
+from stn.experiments.cub.table import BIRDS
+from stn.report.drawing import (
+    GREY,
+    INK,
+    LINE,
+    STRONG,
+    WRONG,
+    Sheet,
+    describe_source,
+    line_style,
+    open_sheet,
+    select,
+)
+from stn.report.records import Record
+
+SHOWN = 6  # test images in a row
+OUTSIDE = "#7C7468"  # ImageNet's mean colour: zero, once an image is normalised
+HEAT = LinearSegmentedColormap.from_list("heat", ["#FFFFFF", "#DCEBF2", "#7FB6CF", "#1F6F94", "#0B3550"])
+
+
+def draw_birds(records: Sequence[Record]) -> Sheet:
+    """Per column and network test birds with their windows, what each window shows, and what is said wrong."""
+    shown = select(BIRDS, records, lambda row: row.transformer and not row.shown_where_run)
+    n = min(SHOWN, *(len(record.arrays["example_input"]) for record in shown.records.values()))
+    side, across = 1.30, 1.46  # inches: an image, from one bird to the next
+    left, top, title, line, foot, bottom = 1.22, 0.80, 0.62, 0.15, 0.20, 0.40
+    width = left + max(n, 4) * across
+
+    def wrapped(name: str) -> list[str]:
+        return textwrap.wrap(name, int(across / 0.062))
+
+    titles, blocks, height = {}, [], top
+    for column in shown.columns:
+        titles[column] = height
+        height += title
+        for row in [row for row in shown.rows if (row, column) in shown.records]:
+            arrays = shown.records[row, column].arrays
+            picked = np.linspace(0, len(arrays["example_input"]) - 1, n).round().astype(int)
+            wrong = arrays["example_said"] != arrays["example_label"]
+            answers = [wrapped(f"said {arrays['example_said_name'][at]}") if wrong[at] else [] for at in picked]
+            tall = _bird_height(arrays["example_windows"].shape[1], side)
+            blocks.append((column, row, arrays, height, tall, list(zip(picked, answers, strict=True))))
+            height += tall + foot + line * max(map(len, answers))
+    height += bottom
+    with open_sheet(width, height, photos=True, step=5) as sheet:
+        sheet.text(0.2, 0.32, "Where the transformers look", size=12, weight="bold")
+        _draw_key(sheet, 0.2, 0.56, max(arrays["example_windows"].shape[1] for _, _, arrays, *_ in blocks))
+        for column, y in titles.items():
+            part = next(record.part for place, record in shown.records.items() if place[1] is column)
+            sheet.text(left, y + 0.14, f"{column.label}: {part}" if part else column.label, color=GREY, va="center")
+        for column, row, arrays, y, tall, birds in blocks:
+            model, _, pixels = row.label.partition(" ")
+            sheet.text(0.2, y + side / 2 - 0.1, model, size=11, weight="bold", va="center")
+            sheet.text(0.2, y + side / 2 + 0.1, pixels, color=GREY, va="center")
+            for i, (at, answer) in enumerate(birds):
+                x, middle = left + i * across, {"size": 8, "ha": "center", "va": "center"}
+                if y == titles[column] + title:  # the networks below show the same birds
+                    for k, words in enumerate(reversed(wrapped(arrays["example_name"][at]))):
+                        sheet.text(x + side / 2, y - 0.11 - line * k, words, **middle)
+                windows = arrays["example_windows"][at].astype(float)
+                _draw_bird(sheet, x, y, side, arrays["example_input"][at], windows)
+                for k, words in enumerate(answer):
+                    sheet.text(x + side / 2, y + tall + 0.13 + line * k, words, color=WRONG, **middle)
+        images = f"{n} test images, spread evenly over the test set"
+        source = describe_source(shown.records.values(), "ST-CNN, ", images)
+        sheet.text(left, height - 0.15, source, size=7.5, color=GREY)
+    return sheet
+
+
+def draw_parts(records: Sequence[Record]) -> Sheet:
+    """Per column and network where the windows stand on all test images and how often they hold each part."""
+    shown = select(BIRDS, records, lambda row: row.transformer)
+    held = {
+        (cell.record.row, cell.record.column, cell.window): cell for cell in measure_parts(list(shown.records.values()))
+    }
+    count = {place: record.arrays["window_all"].shape[1] for place, record in shown.records.items()}
+    wide, tall, gap, left, right = 0.47, 0.255, 0.26, 1.12, 0.15  # a place of the map, from one network to the next
+    frame, top, head, between, bottom = 1.0, 0.80, 0.62, 0.14, 0.40
+    begin = head + frame + 0.36  # of the map, below the top of its block
+    lines, down = [], begin  # (region, part, or None for all of them) and how far down it stands
+    for region, names in REGIONS.items():
+        for name in (None, *names):
+            lines.append((region, name, down))
+            down += tall
+        down += between
+    block = down + 0.16
+    span = {place: max(frame, wide * n) for place, n in count.items()}
+    wides = [sum(span[place] + gap for place in span if place[1] is column) for column in shown.columns]
+    width = max(left + max(wides) - gap + right, 4.2)  # the title needs so much
+    n = max(record.n_test for record in shown.records.values())
+    words = f"% of the test images ({n:,}) that show the part; above, mean windows, and their centres on every image"
+    source = textwrap.wrap(describe_source(shown.records.values(), "ST-CNN, ", words), int(width / 0.06))
+    height = top + len(shown.columns) * block + bottom + LINE * (len(source) - 1)
+    with open_sheet(width, height) as sheet:
+        sheet.text(0.2, 0.32, "Which part of the bird each window holds", size=12, weight="bold")
+        _draw_key(sheet, 0.2, 0.56, max(count.values()))
+        for c, column in enumerate(shown.columns):
+            x, y = left, top + c * block
+            if len(shown.columns) > 1:
+                sheet.text(0.2, y + 0.2, column.label, size=11, weight="bold", va="center")
+            for region, name, down in lines:
+                style = {"size": 8.5, "weight": "normal" if name else "bold", "ha": "right", "va": "center"}
+                sheet.text(x - 0.1, y + down + tall / 2, name or region, **style)
+            for place in [(row, column) for row in shown.rows if (row, column) in shown.records]:
+                model, _, rest = place[0].label.partition(" ")
+                middle = {"ha": "center", "va": "center"}
+                sheet.text(x + span[place] / 2, y + head - 0.34, model, weight="bold", **middle)
+                sheet.text(x + span[place] / 2, y + head - 0.16, rest, color=GREY, size=8, **middle)
+                stand = sheet.tile(x + (span[place] - frame) / 2, y + head, frame, frame, frame / 2)
+                _draw_stands(stand, shown.records[place])
+                first = x + (span[place] - wide * count[place]) / 2
+                for k in range(count[place]):
+                    at, cell = first + k * wide, held[(*place, k + 1)]
+                    sheet.text(at + wide / 2, y + begin - 0.18, str(k + 1), size=8, color=GREY, **middle)
+                    strip = sheet.axes(at + 0.03, y + begin - 0.10, wide - 0.06, 0.05)
+                    strip.set_axis_off()
+                    strip.add_patch(Rectangle((0, 0), 1, 1, color=STRONG[k % len(STRONG)]))
+                    for region, name, down in lines:
+                        share = cell.parts.get(name, np.nan) if name else cell.regions[region]
+                        _draw_heat(sheet.axes(at, y + down, wide, tall), share, bold=name is None)
+                x += span[place] + gap
+        for i, line in enumerate(reversed(source)):
+            sheet.text(0.2, height - 0.15 - LINE * i, line, size=7.5, color=GREY)
+    return sheet
+
+
+def _draw_bird(sheet: Sheet, x: float, y: float, side: float, image: np.ndarray, windows: np.ndarray) -> None:
+    """The image (H, W, 3) with its windows (N, 4 corners, 2), and below it what each of them shows, two in a line."""
+    small, gap = _crop(side)
+    whole = sheet.tile(x, y, side, side, side / 2)
+    _draw_photo(whole, image)
+    for k, window in enumerate(windows):
+        if not np.isfinite(window).all():  # of a training that came apart
+            continue
+        colour, low, high = STRONG[k % len(STRONG)], window.min(0), window.max(0)
+        whole.add_patch(Polygon(window, **line_style(colour, strong=True)))
+        crop = sheet.tile(x + k % 2 * (small + gap), y + side + gap + k // 2 * (small + gap), small, small, small / 2)
+        _draw_photo(crop, image)
+        crop.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]))
+        crop.add_patch(Rectangle(low, *(high - low), fill=False, edgecolor=colour, linewidth=3.2))
+
+
+def _bird_height(windows: int, side: float) -> float:
+    """How tall a bird is with the crops below it."""
+    return side + -(-windows // 2) * sum(_crop(side))
+
+
+def _crop(side: float) -> tuple[float, float]:
+    """How wide a crop is, and the gap to the next one."""
+    return side / 2 - 0.03, 0.06
+
+
+def _draw_photo(axes: Axes, image: np.ndarray) -> None:
+    """A photo (H, W, 3) on the frame [-1, 1], enlarged smoothly; beside it the grey that a network sees there."""
+    limits = axes.get_xlim(), axes.get_ylim()
+    axes.imshow(image, extent=(-1, 1, 1, -1), interpolation="bicubic")
+    axes.add_patch(Rectangle((-9, -9), 18, 18, color=OUTSIDE, zorder=-1))
+    axes.set(xlim=limits[0], ylim=limits[1], aspect="auto")
+
+
+def _draw_key(sheet: Sheet, x: float, y: float, count: int) -> None:
+    """Says which colour is which of up to `count` windows side by side."""
+    sheet.text(x, y, "windows:", color=GREY, va="center")
+    x += 0.66
+    for k, colour in enumerate(STRONG[:count]):
+        mark = sheet.tile(x, y - 0.1, 0.2, 0.2, 0.06)
+        mark.add_patch(Rectangle((-1, -1), 2, 2, **line_style(colour, strong=True)))
+        sheet.text(x + 0.24, y, str(k + 1), color=GREY, va="center")
+        x += 0.50
+
+
+def _draw_stands(axes: Axes, record: Record) -> None:
+    """The image's frame with the centres of the windows on all test images, and each window's mean outline."""
+    axes.add_patch(Rectangle((-1, -1), 2, 2, facecolor="#F7F7F7", edgecolor=GREY, linewidth=0.8, zorder=0))
+    for k, windows in enumerate(np.moveaxis(record.arrays["window_all"].astype(float), 1, 0)):
+        colour, windows = STRONG[k % len(STRONG)], windows[np.isfinite(windows).all((1, 2))]
+        axes.add_patch(Polygon(windows.mean(0), fill=False, edgecolor=colour, linewidth=1.3, zorder=3))
+        axes.scatter(*windows.mean(1).T, s=1.6, color=colour, alpha=0.25, linewidths=0, zorder=2, rasterized=True)
+    axes.set(xlim=(-1.02, 1.02), ylim=(1.02, -1.02))
+
+
+def _draw_heat(axes: Axes, share: float, bold: bool) -> None:
+    """One place of the map: the share (%) as colour and number."""
+    colour = "white" if np.isnan(share) else HEAT(share / 100)
+    axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1), facecolor=colour)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color="white", linewidth=1.0)
+    style = {"ha": "center", "va": "center", "size": 8, "weight": "bold" if bold else "normal"}
+    text = "–" if np.isnan(share) else f"{share:.0f}"
+    axes.text(0.5, 0.46, text, color="white" if share > 55 else INK, **style)

@@ -1,0 +1,99 @@
+"""Table 3: birds."""
+
+from functools import partial
+
+from stn.experiments.cub.parts import describe_parts, describe_trunks
+from stn.report.comparisons import WITH_AND_WITHOUT, Contest, count_wins, find_baseline, find_control, tell_each
+from stn.report.table import Column, Figure, Row, Table
+
+ALL = Column("200 classes")
+FIRST_50 = Column("50 classes", note="The column of 50 classes is ours: a part of the paper's data.")
+AT_224 = {ALL: "cub_224", FIRST_50: "cub50_224"}
+AT_448 = {ALL: "cub_448", FIRST_50: "cub50_448"}
+
+FixedRow = partial(
+    Row,
+    transformer=True,
+    shown_where_run=True,
+    note="Rows named fixed are ours: windows that stay at the tiles at which the others start.",
+)
+TWO_224_FIXED = FixedRow("2xST-CNN 224 px, fixed", "cub_2st_fixed", data=AT_224, on_demand=True)
+TWO_448_FIXED = FixedRow("2xST-CNN 448 px, fixed", "cub_2st_fixed", data=AT_448)
+FOUR_448_FIXED = FixedRow("4xST-CNN 448 px, fixed", "cub_4st_fixed", data=AT_448, on_demand=True)
+
+# Paper, Table 3.
+CNN = Row("CNN 224 px", "cub_cnn", {ALL: 82.3}, data=AT_224)
+StRow = partial(Row, baseline=CNN, transformer=True)
+TWO_224 = StRow("2xST-CNN 224 px", "cub_2st", {ALL: 83.1}, data=AT_224, control=TWO_224_FIXED)
+TWO_448 = StRow("2xST-CNN 448 px", "cub_2st", {ALL: 83.9}, data=AT_448, control=TWO_448_FIXED)
+FOUR_448 = StRow("4xST-CNN 448 px", "cub_4st", {ALL: 84.1}, data=AT_448, control=FOUR_448_FIXED)
+
+BILINEAR = Row(
+    "Bilinear CNN 448 px",
+    "cub_bilinear",
+    baseline=CNN,
+    data=AT_448,
+    note="The bilinear CNN is ours: the pooling of Lin '15 on the trunk of the other rows.",
+)
+TWO_448_SHARED = Row(
+    "2xST-CNN 448 px, shared",
+    "cub_2st_shared",
+    transformer=True,
+    data=AT_448,
+    on_demand=True,
+    shown_where_run=True,
+    note="In the row named shared one trunk serves both windows: the paper's simplification.",
+)
+
+BIRDS = Table(
+    number=3,
+    title="birds (CUB-200-2011)",
+    measure="Test accuracy in %",
+    accuracy=True,
+    columns=(ALL, FIRST_50),
+    blocks=(
+        (
+            Row("Cimpoi '15", paper={ALL: 66.7}, cited="arXiv:1411.6836"),
+            Row("Zhang '14", paper={ALL: 74.9}, cited="arXiv:1407.3867"),
+            Row("Branson '14", paper={ALL: 75.7}, cited="arXiv:1406.2952"),
+            Row("Lin '15", paper={ALL: 80.9}, cited="arXiv:1504.07889"),
+            Row("Simon '15", paper={ALL: 81.0}, cited="arXiv:1504.08289"),
+        ),
+        (CNN, TWO_224, TWO_448, FOUR_448),
+        (BILINEAR,),
+        (TWO_224_FIXED, TWO_448_FIXED, FOUR_448_FIXED, TWO_448_SHARED),
+    ),
+    arrays=(
+        *("example_input", "example_label", "example_said", "example_name", "example_said_name", "example_windows"),
+        *("window_all", "parts", "part_names"),
+    ),
+    contests=(
+        WITH_AND_WITHOUT,
+        Contest(
+            "Windows that move against windows that do not",
+            ("fixed", "moving", "fixed", "moving", "beats its control"),
+            find_control,
+            count_wins("An ST network beats its control, whose windows do not move,"),
+        ),
+        Contest(
+            "A rival without a transformer",
+            ("baseline", "rival", "baseline", "rival", "beats its baseline"),
+            lambda row: [] if row.transformer else find_baseline(row),
+            tell_each,
+        ),
+        Contest(
+            "One trunk for all streams",
+            ("own trunks", "one trunk", "own", "one", "beats own trunks"),
+            lambda row: [TWO_448] if row is TWO_448_SHARED else [],
+        ),
+    ),
+    orders=((CNN, TWO_224, TWO_448, FOUR_448),),
+    remarks=(describe_trunks,),
+    sections=(describe_parts,),
+    figures=(
+        Figure("table3.png", "stn.experiments.cub.figures:draw_birds"),
+        Figure("table3_parts.png", "stn.experiments.cub.figures:draw_parts"),
+    ),
+)
+
+TABLES = (BIRDS,)

@@ -1,0 +1,200 @@
+"""Figures of Table 1: what the ST-CNNs look at, and how much of a distortion they undo."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, MultipleLocator
+
+from stn.experiments.mnist.table import CNN, DISTORTED
+from stn.report.drawing import (
+    GREY,
+    PALE,
+    Selection,
+    Sheet,
+    assign_colours,
+    describe_part,
+    describe_source,
+    draw_grid,
+    draw_image,
+    open_sheet,
+    select,
+)
+from stn.report.records import Record
+from stn.report.statistics import at_size_of, scatter, share_explained, variance_undone, without_constant
+from stn.report.table import Column, Row
+
+DIGITS = (2, 4, 7)  # no symmetry, so that their pose is seen
+# Of a pose: what it is called, and its unit.
+POSES = {"angle": ("rotation", "°"), "scale": ("scale", "%"), "x": ("x", "px"), "y": ("y", "px")}
+
+
+def draw_pictures(records: Sequence[Record]) -> Sheet:
+    """Per data set three test digits: the canvas under each family's sampling grid, and what is made of it."""
+    shown, colours = _select(records)
+    unit = 0.30  # inches for half a canvas
+    across, low, high = 2 * 1.4 * unit, 2 * 1.08 * unit, 2 * 1.42 * unit  # a tile's width; its height, with a grid
+    gap, left, top, block_gap, bottom = 0.24, 1.12, 0.72, 0.14, 0.42
+    block = high + low + block_gap
+    width = left + len(shown.columns) * (3 * across + gap) - gap + 0.1
+    height = top + low + block_gap + len(shown.rows) * block - block_gap + bottom
+    with open_sheet(width, height) as sheet:
+
+        def tile(x: float, y: float, tall: float) -> Axes:
+            return sheet.tile(x, y, across, tall, unit)
+
+        for i, column in enumerate(shown.columns):
+            x0 = left + i * (3 * across + gap)
+            sheet.text(x0 + 0.36 * unit, 0.32, column.label, size=13, weight="bold", va="baseline")
+            sheet.text(x0 + 0.36 * unit, 0.54, column.description, color=GREY, va="baseline")
+            present = [row for row in shown.rows if (row, column) in shown.records]
+            for j, digit in enumerate(DIGITS):
+                x = x0 + j * across
+                for row in present:
+                    arrays = shown.records[row, column].arrays
+                    at = int(np.flatnonzero(arrays["example_label"] == digit)[0])
+                    if row is present[0]:
+                        draw_image(tile(x, top, low), arrays["example_input"][at], PALE)
+                    y = top + low + block_gap + shown.rows.index(row) * block
+                    under_grid = tile(x, y, high)
+                    draw_image(under_grid, arrays["example_input"][at], PALE, strength=0.62)
+                    draw_grid(under_grid, arrays["example_grid"][at], colours[row])
+                    draw_image(tile(x, y + high, low), arrays["example_output"][at], colours[row])
+        sheet.text(left - 0.05, top + low / 2, "input", ha="right", va="center")
+        for k, row in enumerate(shown.rows):
+            y = top + low + block_gap + k * block
+            sheet.text(0.12, y + high / 2, row.name, size=11, weight="bold", color=colours[row], va="center")
+            sheet.text(left - 0.05, y + high / 2, "grid", ha="right", va="center")
+            sheet.text(left - 0.05, y + high + low / 2, "output", ha="right", va="center")
+        words = "a 2, a 4 and a 7 of each test set; the output is what the classifier sees"
+        source = _describe_source(shown, words)
+        sheet.text(left + 0.36 * unit, height - 0.15, source, size=7.5, color=GREY)
+    return sheet
+
+
+def draw_poses(records: Sequence[Record]) -> Sheet:
+    """Found against true pose of the first test images, and where nine points of the canvas land in them."""
+    shown, colours = _select(records)
+    rows, columns = shown.rows, shown.columns
+    panels = [
+        (column, name) for column in columns for name in next(iter(_of_column(shown, column).values())).pose_names
+    ]
+    n = max(len(record.arrays["cloud_before"]) for record in shown.records.values())
+    side, gap, left, cloud_gap = 1.72, 0.62, 0.95, 0.34
+    step = side + gap
+    width = left + max(len(panels), len(columns) + 1) * step - gap + 0.25
+    title = 1.40
+    top_height = title + side + 0.62 if panels else 0.0
+    cloud_top = top_height + 1.28
+    height = cloud_top + len(rows) * (side + cloud_gap) + 0.20
+    with open_sheet(width, height) as sheet:
+        if panels:
+            words = "What the transformer finds, against what was done to the image"
+            sheet.text(0.2, 0.32, words, size=12, weight="bold")
+            words = "a network may choose the pose that it brings digits to: that one constant is removed"
+            sheet.text(0.2, 0.56, f"Dots: {rows[0].name}; {words}. RMS is of what remains.", color=GREY)
+        for i, (column, name) in enumerate(panels):
+            axes = sheet.axes(left + i * step, title, side, side)
+            _draw_pose(axes, _of_column(shown, column), colours, column, name)
+
+        sheet.text(0.2, top_height + 0.32, "How much of the pose is undone", size=12, weight="bold")
+        words = "Where nine points of the canvas fall on the undistorted digit, image by image."
+        sheet.text(0.2, top_height + 0.56, words, color=GREY)
+        for i, column in enumerate(columns):
+            x = left + i * step
+            sheet.text(x, cloud_top - 0.34, column.label, size=11, weight="bold")
+            for k, row in enumerate(rows):
+                if (row, column) in shown.records:
+                    axes = sheet.axes(x, cloud_top + k * (side + cloud_gap), side, side)
+                    _draw_cloud(axes, shown.records[row, column], colours[row])
+        x = left + len(columns) * step
+        sheet.text(x, cloud_top, "grey: without transformer", color=GREY, va="top")
+        sheet.text(x, cloud_top + 0.20, "colour: with it", color=colours[rows[0]], va="top")
+        words = (
+            "Undone: the share of the\npoints' variance over images\nthat is gone, once a constant\n"
+            "zoom is taken out, without\nthe 5 % of images that lie\nfarthest. At 100 % every image\n"
+            "is seen in one pose."
+        )
+        sheet.text(x, cloud_top + 0.56, words, size=8, color=GREY, va="top", linespacing=1.45)
+        for k, row in enumerate(rows):
+            y = cloud_top + k * (side + cloud_gap) + side / 2
+            sheet.text(0.2, y, row.name, size=11, weight="bold", color=colours[row], va="center")
+        source = _describe_source(shown, f"the first {n:,} test images of each set")
+        sheet.text(0.2, height - 0.14, source, size=7.5, color=GREY)
+    return sheet
+
+
+def _select(records: Sequence[Record]) -> tuple[Selection, Mapping[Row, str]]:
+    """The records of the ST-CNNs, and a colour for each family."""
+    drawn = [row for row in DISTORTED.rows if row.transformer and row.baseline is CNN]
+    return select(DISTORTED, records, lambda row: row in drawn), assign_colours(drawn)
+
+
+def _of_column(shown: Selection, column: Column) -> dict[Row, Record]:
+    return {row: shown.records[row, column] for row in shown.rows if (row, column) in shown.records}
+
+
+def _describe_source(shown: Selection, images: str) -> str:
+    return describe_source(shown.records.values(), "ST-CNN, ", images + describe_part(shown.first))
+
+
+def _draw_pose(
+    axes: Axes, records: Mapping[Row, Record], colours: Mapping[Row, str], column: Column, name: str
+) -> None:
+    """One component of the pose: that of the first row as dots, and how well each row finds it."""
+    label, unit = POSES[name]
+    lines = []
+    for i, (row, record) in enumerate(records.items()):
+        at = record.pose_names.index(name)
+        true, estimate = (record.arrays[key][:, at].astype(float) for key in ("pose_true", "pose_found"))
+        usable = np.isfinite(estimate) & ((estimate > 0) | (name != "scale"))  # a collapsed transformer has no scale
+        true, estimate = true[usable], estimate[usable]
+        aligned, residual = without_constant(true, estimate, name)
+        rms = np.sqrt(np.mean(np.square(residual))) * (100 if name == "scale" else 1)
+        lost = "" if usable.all() else f", {(~usable).sum()} lost"
+        space = "" if unit == "°" else " "
+        explained = share_explained(true, residual, name)
+        lines.append((row, f"R² {explained:.3f}  RMS {rms:.1f}{space}{unit}{lost}"))
+        if i == 0:
+            low, high = min(true.min(), np.quantile(aligned, 0.005)), max(true.max(), np.quantile(aligned, 0.995))
+            pad = 0.06 * (high - low)
+            axes.plot([low - pad, high + pad], [low - pad, high + pad], color=GREY, linewidth=0.7, zorder=1)
+            axes.scatter(true, aligned, s=3.2, color=colours[row], alpha=0.45, linewidths=0, zorder=2)
+            axes.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + pad))
+    axes.set_box_aspect(1)
+    axes.set_xlabel(f"true {label}" if name == "scale" else f"true {label} ({'degrees' if unit == '°' else unit})")
+    axes.set_ylabel("found ÷ constant" if name == "scale" else "found − constant", labelpad=1)
+    angles = [-90, 0, 90] if np.ptp(axes.get_xlim()) > 150 else [-45, 0, 45]
+    far = np.abs(axes.get_xlim()).max()
+    ticks = {"angle": angles, "scale": [0.8, 1.0, 1.2]}.get(name)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(FixedLocator(ticks) if ticks else MultipleLocator(10 if far > 10 else 5))
+    axes.set_title(f"{column.label}: {label}", size=9.5, loc="left", weight="bold", pad=11 + 10.5 * len(lines))
+    for i, (row, words) in enumerate(reversed(lines)):
+        place = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 7 + 10.5 * i), "textcoords": "offset points"}
+        axes.annotate(f"{row.name}  {words}", **place, color=colours[row], size=7)
+
+
+def _draw_cloud(axes: Axes, record: Record, colour: str) -> None:
+    """Where the nine points fall: without the transformer in grey, with it in colour."""
+    before, after = (record.arrays[key].astype(float) for key in ("cloud_before", "cloud_after"))
+    share = variance_undone(before, after)
+    after = at_size_of(before, after)
+    kept = scatter(after)[1]
+    before = before[np.isfinite(before).all((1, 2))]
+    # The canonical pose is the network's own choice: turn its mean upright and centre it.
+    reference, mean = np.median(before, 0), after[kept].mean(0)
+    x, y = (mean - mean.mean(0)).T
+    u, v = (reference - reference.mean(0)).T
+    turn = np.arctan2((x * v - y * u).sum(), (x * u + y * v).sum())
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    after = (after - mean.mean(0)) @ rotation + reference.mean(0)
+    axes.scatter(*before.reshape(-1, 2).T, s=1.2, color="#BDBDBD", alpha=0.35, linewidths=0)
+    axes.scatter(*after.reshape(-1, 2).T, s=1.4, color=colour, alpha=0.3, linewidths=0)
+    reach = 1.25 * np.quantile(np.abs(before - reference.mean(0)), 0.96)
+    x, y = reference.mean(0)
+    axes.set(xlim=(x - reach, x + reach), ylim=(y + reach, y - reach), xticks=[], yticks=[])
+    axes.set_box_aspect(1)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=PALE)
+    axes.set_title(f"{100 * share:.0f} % undone".replace("-", "−"), size=8.5, color=colour, loc="left", pad=4)

@@ -1,0 +1,68 @@
+"""How much of what a transformer could gain it does gain, by the CNN that is given the true pose."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stn.report.matrix import typeset_minus
+from stn.report.records import Record
+from stn.report.statistics import share_gained
+from stn.report.table import Grid, Row, Section, Table
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The errors (%) of a baseline, of a row with a transformer, and of the ceiling, and the share of the way between.
+
+    `share` is 100 (baseline - ours) / (baseline - ceiling), with its 95 % interval.
+    """
+
+    record: Record
+    baseline: float
+    ours: float
+    ceiling: float
+    share: float
+    low: float
+    high: float
+
+
+def measure_gains(records: Sequence[Record], baseline: Row, ceiling: Row) -> list[Gain]:
+    """The gain of each record of a row with this baseline, where its column has the ceiling.
+
+    Of the first seed that the three records have in common.
+    """
+    places = {(record.row, record.column): record for record in records}
+    gains = []
+    for record in records:
+        trio = [places.get((row, record.column)) for row in (baseline, record.row, ceiling)]
+        if record.row.baseline is not baseline or None in trio:
+            continue
+        common = sorted(set.intersection(*({seed.seed for seed in one.seeds} for one in trio)))
+        if common and len({one.n_test for one in trio}) == 1:
+            share = share_gained(*(one.arrays[f"correct_s{common[0]}"] for one in trio))
+            gains.append(Gain(record, *(one.error for one in trio), *share))
+    return gains
+
+
+def describe_gains(table: Table, records: Sequence[Record], baseline: Row, ceiling: Row) -> Section | None:
+    """The section of the gains; None where no column has the ceiling."""
+    gains = measure_gains(records, baseline, ceiling)
+    if not gains:
+        return None
+    body = [
+        [
+            gain.record.row.label,
+            gain.record.column.label,
+            *(f"{error:.2f}" for error in (gain.baseline, gain.ours, gain.ceiling)),
+            typeset_minus(f"{gain.share:.0f}"),
+            typeset_minus(f"{gain.low:.0f} to {gain.high:.0f}"),
+        ]
+        for gain in gains
+    ]
+    head = ["model", "column", "baseline", "with ST", "ceiling", "share of the gain, %", "95 % interval"]
+    text = (
+        f"The ceiling ({ceiling.label}) sees each digit as its distortion left it, undone by the true parameters and "
+        "resampled into the digit's own frame: what a transformer could hope for that finds the pose without fail. The "
+        "share is how far the error has come from the baseline's to the ceiling's; its interval is a bootstrap over "
+        "the test images, which the three networks share."
+    )
+    return Section("How much of the possible gain", [text, Grid(head, body, "llrrrrr")])

@@ -1,0 +1,41 @@
+"""Table 2: house numbers."""
+
+from stn.experiments.svhn.reading import check_positions, describe_positions, describe_windows
+from stn.report.comparisons import WITH_AND_WITHOUT
+from stn.report.table import Column, Figure, Row, Table
+
+PX_64 = Column("64 px", "svhn_64")
+PX_128 = Column("128 px", "svhn_128")
+STRIPS_64 = Column(
+    "64 px strips", "svhn_strips_64", note="The strips columns are ours: a derived set, not the paper's data."
+)
+STRIPS_128 = Column("128 px strips", "svhn_strips_128")
+
+# Paper, Table 2.
+MAXOUT = Row("Maxout CNN (Goodfellow 2013)", paper={PX_64: 4.0}, cited="arXiv:1312.6082")
+CNN = Row("CNN", "svhn_cnn", {PX_64: 4.0, PX_128: 5.6})
+DRAM = Row(
+    "DRAM (Ba 2015)",
+    paper={PX_64: 3.9, PX_128: 4.5},
+    cited="arXiv:1412.7755, with model and Monte Carlo averaging",
+)
+SINGLE = Row("ST-CNN Single", "svhn_st_single", {PX_64: 3.7, PX_128: 3.9}, CNN, transformer=True, short="Single")
+MULTI = Row("ST-CNN Multi", "svhn_st_multi", {PX_64: 3.6, PX_128: 3.9}, CNN, transformer=True, short="Multi")
+
+HOUSE_NUMBERS = Table(
+    number=2,
+    title="house numbers (SVHN)",
+    measure="Whole-number error in % (a number is right when all its digits are)",
+    columns=(PX_64, PX_128, STRIPS_64, STRIPS_128),
+    blocks=((MAXOUT, CNN, DRAM), (SINGLE, MULTI)),
+    arrays=(
+        *("example_input", "example_label", "example_said", "example_windows", "example_seen"),
+        *("window_all", "box"),
+    ),
+    check=check_positions,
+    contests=(WITH_AND_WITHOUT,),
+    sections=(describe_positions, describe_windows),
+    figures=(Figure("table2.png", "stn.experiments.svhn.figures:draw_windows"),),
+)
+
+TABLES = (HOUSE_NUMBERS,)

@@ -1,0 +1,25 @@
+"""Tables inside pages such as the README: blocks between two markers, and whether files are what they should be."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from stn.errors import UserError
+
+
+def readme_block(markdown: str) -> str:
+    """What the README shows of a table's Markdown: caption, grid and marks, without the title and the sections."""
+    return markdown.partition("\n## ")[0].partition("\n")[2].strip()
+
+
+def replace_block(text: str, name: str, block: str) -> str:
+    """`text` with `block` between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; UserError without one such pair."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"README.md: needs one {begin} and, below it, one {end}, for the table to stand between")
+    head, rest = text.split(begin)
+    return f"{head}{begin}\n\n{block.strip()}\n\n{end}{rest.split(end)[1]}"
+
+
+def stale(expected: Mapping[Path, str]) -> list[Path]:
+    """Those of the files whose text is not the expected one, or that are absent."""
+    return [path for path, text in expected.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]

@@ -1,0 +1,173 @@
+"""Captions and legends: what was measured, on what, for how long, where, and what the marks mean."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from stn.report.comparisons import NOT_BEATEN, NOT_CLEARLY, SIGNIFICANT
+from stn.report.evidence import describe_evidence
+from stn.report.records import Record
+from stn.report.table import Column, Table
+
+if TYPE_CHECKING:
+    from stn.report.matrix import Matrix
+
+
+def describe_measure(table: Table, records: Sequence[Record]) -> str:
+    """What is measured, at which budget, and what stands in for the paper's data."""
+    return f"{_measure(table)}, budget `{records[0].budget}`{_describe_parts(table, records)}."
+
+
+def describe_remarks(table: Table, records: Sequence[Record]) -> str:
+    """What the table itself adds."""
+    return " ".join(filter(None, (remark(table, records) for remark in table.remarks)))
+
+
+def describe_cells(table: Table, records: Sequence[Record]) -> str:
+    """Training and test of each cell."""
+    tested = format_span(record.n_test for record in _cells(table, records))
+    return f"Each cell: {describe_training(table, records)}, {tested} test {table.images}."
+
+
+def describe_provenance(table: Table, records: Sequence[Record]) -> str:
+    """Where and with what the cells were trained."""
+    return describe_machines(table, records)
+
+
+def describe_intervals(table: Table, records: Sequence[Record]) -> str:
+    """What the intervals are of."""
+    text = []
+    if any(len(record.seeds) > 1 for record in records):
+        text.append("Intervals are at 95 %, Student's over seeds.")
+    if any(len(record.seeds) == 1 for record in records):
+        text.append(
+            f"Intervals are at 95 %, Wilson's over test {table.images}: one seed cannot tell how far seeds differ."
+        )
+    return " ".join(text)
+
+
+# The sentences of every caption, in this order. Each is a function of the table and its records, and may be "".
+SENTENCES: tuple[Callable[[Table, Sequence[Record]], str], ...] = (
+    describe_measure,
+    describe_remarks,
+    describe_cells,
+    describe_provenance,
+    describe_evidence,
+    describe_intervals,
+)
+
+
+def caption(table: Table, records: Sequence[Record]) -> str:
+    """One paragraph of Markdown, all of it from the records."""
+    if not records:
+        return f"{_measure(table)}. No cell is trained yet: `{table.make}` trains them."
+    return " ".join(filter(None, (sentence(table, records) for sentence in SENTENCES)))
+
+
+def describe_training(table: Table, records: Sequence[Record]) -> str:
+    """Steps, images a step, seeds."""
+    seeds = [seed for record in records for seed in record.seeds]
+    sizes = {round(seed.images_seen / seed.steps) for seed in seeds if seed.steps}
+    batches = f"{format_span(sizes)} {table.images}"
+    if table.classes > 1:
+        batches += f", {format_span(size // table.classes for size in sizes)} of each class"
+    names = sorted({tuple(sorted(seed.seed for seed in record.seeds)) for record in records})
+    sets = " or ".join(", ".join(map(str, group)) for group in names)
+    plural = "seed" if all(len(group) == 1 for group in names) else "seeds"
+    return f"{format_span(seed.steps for seed in seeds)} steps of {batches}, {plural} {sets}"
+
+
+def describe_machines(table: Table, records: Sequence[Record]) -> str:
+    """A sentence: machines, versions, and how long in all."""
+    where: Counter[str] = Counter()
+    versions: Counter[str] = Counter()
+    for record in _cells(table, records):
+        provenance = record.seeds[0].provenance
+        if provenance.get("gpu"):
+            machine = provenance["gpu"]
+        else:
+            cores = provenance.get("cores")
+            machine = f"{provenance.get('cpu') or 'unknown processor'}{f' with {cores} cores' if cores else ''}"
+        where[f"{machine} ({provenance.get('precision', 'unknown precision')})"] += 1
+        names = (("python", "Python"), ("torch", "torch"), ("stn", "stn"))
+        versions[", ".join(f"{label} {provenance[key]}" for key, label in names if provenance.get(key))] += 1
+    trained = {record.path: record for record in records}.values()  # rows of one record share its training
+    seconds = sum(seed.seconds for record in trained for seed in record.seeds)
+    return (
+        f"Trained on {format_counts(where)}; {format_counts(versions)}; {_format_duration(seconds)} of training in all."
+    )
+
+
+def legend(table: Table, matrix: Matrix) -> str:
+    """Explains the marks and words that are there, and no others."""
+    verdicts = {value.verdict for value in matrix.values.values()}
+    against = {value.against for value in matrix.values.values()}
+    text = []
+    if verdicts & {"better", "within", "worse"}:
+        better, worse = table.arrows
+        text.append(
+            f"{better} better than, ≈ within, {worse} worse than the paper's value ± 0.05, by our 95 % interval."
+        )
+    if NOT_BEATEN in against:
+        text.append(f"{NOT_BEATEN} does not beat its baseline ({table.rival or _describe_baselines(table)}).")
+    if NOT_CLEARLY in against:
+        text.append(f"{NOT_CLEARLY} beats its baseline without significance (p ≥ {SIGNIFICANT}, paired test).")
+    sources = [f"{row.label}, {row.cited}" for row in matrix.rows if row.cited]
+    if sources:
+        text.append(f"Cited by the paper, not run: {'; '.join(sources)}.")
+    parts = (*table.columns, *table.rows)
+    text += dict.fromkeys(part.note for part in parts if part.note and (part in matrix.columns or part in matrix.rows))
+    return " ".join(text)
+
+
+def format_span(values: Iterable[float]) -> str:
+    """The least and the greatest of the values, such as "2,000 to 4,000"."""
+    values = sorted(set(values)) or [0]
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
+
+
+def format_counts(counts: Counter[str]) -> str:
+    """The names, each with how many cells it is of if there are several."""
+    if len(counts) == 1:
+        return next(iter(counts))
+    return " and ".join(f"{name} ({n} cell{'s' * (n > 1)})" for name, n in sorted(counts.items()))
+
+
+def _cells(table: Table, records: Sequence[Record]) -> list[Record]:
+    """The records without those over the images of other rows."""
+    return [record for record in records if not table.is_mean(record.row)]
+
+
+def _measure(table: Table) -> str:
+    return table.measure if table.is_all_ours else f"{table.measure}, **ours** (the paper's)"
+
+
+def _describe_parts(table: Table, records: Sequence[Record]) -> str:
+    """What stands in for the paper's data, column by column unless it is the same in all."""
+    parts: dict[str, list[Column]] = {}
+    for column in table.columns:
+        for part in sorted({record.part or "" for record in records if record.column is column}):
+            parts.setdefault(part, []).append(column)
+    if set(parts) == {""}:
+        return ""
+    if len(parts) == 1:
+        return f", on {next(iter(parts))}: not comparable with the paper"
+    named = [f"; {', '.join(column.label for column in columns)} on {part}" for part, columns in parts.items() if part]
+    return f"{''.join(named)}: not comparable with the paper"
+
+
+def _describe_baselines(table: Table) -> str:
+    """Which kinds of networks are to beat which row; the first word of a label is the kind of its network."""
+    kinds: dict[str, dict[str, None]] = {}
+    for row in table.rows:
+        if row.baseline:
+            kinds.setdefault(row.baseline.label, {})[row.label.split()[0]] = None
+    return "; ".join(f"{', '.join(names)}: {baseline}" for baseline, names in kinds.items())
+
+
+def _format_duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"

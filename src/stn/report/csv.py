@@ -1,0 +1,34 @@
+"""A table as CSV: one line for each cell that was run."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from stn.report.comparisons import measure
+from stn.report.records import Record
+from stn.report.table import Table
+
+COLUMNS = (
+    *("table", "budget", "row", "column", "metric", "paper", "ours", "ci_low", "ci_high"),
+    *("n_seeds", "n_test", "n_params", "seconds"),
+)
+
+
+def render_csv(table: Table, records: Sequence[Record]) -> str:
+    """`paper` is empty where it has no value, `ours` is the mean over seeds, `seconds` of training are their sum.
+
+    Cited rows have no line: a line is a measurement.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for value in measure(table, records):
+        record, paper = value.record, "" if value.paper is None else f"{value.paper:.1f}"
+        writer.writerow(
+            [
+                *(table.number, record.budget, record.row.label, record.column.label, table.metric, paper),
+                *(f"{number:.4f}" for number in (value.ours, value.low, value.high)),
+                *(len(record.seeds), record.n_test, record.parameters, f"{value.seconds:.1f}"),
+            ]
+        )
+    return text.getvalue()

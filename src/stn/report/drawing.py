@@ -1,0 +1,224 @@
+"""What figures are drawn with: sheets laid out in inches, images, sampling grids, colours.
+
+Same records, same bytes: the style is set here, whatever the user's matplotlib is told, and PNGs carry no metadata.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
+from PIL import Image
+
+from stn.errors import UserError
+from stn.report.records import Record
+from stn.report.table import Column, Row, Table
+
+INK, GREY, PALE = "#222222", "#767676", "#D9D9D9"
+WRONG = "#B0125B"
+# Okabe and Ito: told apart by colour-blind readers. Rows take these in turn, see `assign_colours`.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STRONG = ("#F0442E", "#35B8FF", "#FFD500", "#E27BD0")  # seen on any photo
+LETTER, LINE = 0.066, 0.18  # inches: a letter of a text, and from one line to the next
+SHADES, FRAME, PAUSE = 32, 160, 3000  # of an animation: its colours; how long frames and the last one stay, in ms
+STYLE = {
+    "font.family": "DejaVu Sans",  # ships inside matplotlib
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.6,
+    "axes.labelsize": 8.5,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+class Sheet:
+    """A white figure laid out in inches from its upper left corner; `open_sheet` makes one.
+
+    With `photos` it is written with fewer dots and all colours, otherwise with 256 colours. Where photos are many, only
+    every `step`-th of a channel's 256 values is used, with 5 a third less to store.
+    """
+
+    def __init__(self, width: float, height: float, photos: bool = False, step: int = 1) -> None:
+        self.width, self.height, self.photos, self.step = width, height, photos, step
+        self.figure = Figure((width, height), facecolor="white")
+
+    def text(self, x: float, y: float, words: str, **style) -> None:
+        """A text at (x, y)."""
+        self.figure.text(x / self.width, 1 - y / self.height, words, **style)
+
+    def axes(self, x: float, y: float, wide: float, tall: float) -> Axes:
+        """Axes whose upper left corner is (x, y)."""
+        return self.figure.add_axes(
+            (x / self.width, 1 - (y + tall) / self.height, wide / self.width, tall / self.height)
+        )
+
+    def tile(self, x: float, y: float, wide: float, tall: float, unit: float) -> Axes:
+        """Such axes for an image, unseen, in whose middle the frame [-1, 1] measures two units."""
+        axes = self.axes(x, y, wide, tall)
+        axes.set_axis_off()
+        axes.set(xlim=(-wide / 2 / unit, wide / 2 / unit), ylim=(tall / 2 / unit, -tall / 2 / unit))
+        return axes
+
+    def render(self, dpi: int) -> Image.Image:
+        """The sheet as an RGB image."""
+        buffer = io.BytesIO()
+        with _style():
+            self.figure.savefig(buffer, dpi=dpi, format="png")
+        return Image.open(buffer).convert("RGB")
+
+    def save(self, path: Path) -> None:
+        """Writes a PNG small enough for git; UserError if that cannot be."""
+        image = self.render(120 if self.photos else 160)
+        image = image.point([round(value / self.step) * self.step for value in range(256)] * 3)
+        if not self.photos:
+            image = image.quantize(256, dither=Image.Dither.NONE)  # which nobody tells from all
+        _write(path, lambda: image.save(path, optimize=True))
+
+
+class Animation:
+    """Frames, all of one size, that are written as an animated GIF."""
+
+    def __init__(self, frames: Sequence[Image.Image]) -> None:
+        colours = frames[-1].quantize(SHADES, dither=Image.Dither.NONE)  # of all frames: small, and nothing flickers
+        self.frames = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
+
+    def save(self, path: Path) -> None:
+        """Writes the GIF; UserError if that cannot be."""
+        lasts = [FRAME] * (len(self.frames) - 1) + [PAUSE]
+        first, *rest = self.frames
+        options = {"save_all": True, "append_images": rest, "duration": lasts, "loop": 0, "optimize": True}
+        _write(path, lambda: first.save(path, **options))
+
+
+@contextmanager
+def open_sheet(width: float, height: float, photos: bool = False, step: int = 1) -> Iterator[Sheet]:
+    """A sheet to draw on, in the style of this module."""
+    with _style():
+        yield Sheet(width, height, photos, step)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def _write(path: Path, write: Callable[[], None]) -> None:
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+# ------------------------------------------------------------------------------------------------- what to draw
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The records to draw by row and column, in the table's order, and the rows and columns there are."""
+
+    records: Mapping[tuple[Row, Column], Record]
+    rows: Sequence[Row]
+    columns: Sequence[Column]
+
+    @property
+    def first(self) -> Record:
+        return next(iter(self.records.values()))
+
+
+def select(table: Table, records: Sequence[Record], wanted: Callable[[Row], bool]) -> Selection:
+    """The records of the wanted rows; UserError if there is none."""
+    places = {(record.row, record.column): record for record in records if wanted(record.row)}
+    if not places:
+        raise UserError(f"no record to draw of a network with a transformer: `{table.make}` trains the cells")
+    rows = [row for row in table.rows if any(place[0] is row for place in places)]
+    return Selection(places, rows, [column for column in table.columns if any(place[1] is column for place in places)])
+
+
+def assign_colours(rows: Iterable[Row]) -> dict[Row, str]:
+    """A colour for each row: its own if it has one, else the next of the palette, from the start again at its end."""
+    rows = list(rows)
+    own = {row.colour for row in rows}
+    rest = cycle([colour for colour in PALETTE if colour not in own] or PALETTE)
+    return {row: row.colour or next(rest) for row in rows}
+
+
+def describe_source(records: Iterable[Record], subject: str, images: str) -> str:
+    """What a figure shows: of which networks, at which budget, of which first seeds, and of which `images`."""
+    records = list(records)
+    seeds = sorted({record.seeds[0].seed for record in records})
+    return f"{subject}budget {records[0].budget}, seed {', '.join(map(str, seeds))}; {images}"
+
+
+def describe_part(record: Record) -> str:
+    """What stands in for the paper's data, to be added to a source; "" if nothing does."""
+    return f"; {record.part}" if record.part else ""
+
+
+def name_seeds(records: Sequence[Record]) -> str:
+    """All seeds of the records."""
+    return ", ".join(map(str, sorted({seed.seed for record in records for seed in record.seeds})))
+
+
+# ------------------------------------------------------------------------------------------------- pictures
+
+
+def draw_image(axes: Axes, image: np.ndarray, frame: str, strength: float = 1.0) -> None:
+    """A grey image (H, W) as ink on paper, a colour photo (H, W, 3) as it is; on the frame [-1, 1]."""
+    limits = axes.get_xlim(), axes.get_ylim()
+    shown = 255 - image.astype(float) * strength if image.ndim == 2 else image
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=(-1, 1, 1, -1))
+    axes.add_patch(Rectangle((-1, -1), 2, 2, fill=False, edgecolor=frame, linewidth=0.8 if frame == PALE else 1.1))
+    axes.set(xlim=limits[0], ylim=limits[1], aspect="auto")
+
+
+def draw_grid(axes: Axes, grid: np.ndarray, colour: str, cells: int = 7) -> None:
+    """The grid (h, w, 2) as `cells` cells each way, its outline stronger; the grid's points are pixel centres."""
+    grid = grid.astype(float)
+    for axis in (0, 1):  # half a pixel outwards, to the target's outer edge
+        ends = [np.take(grid, [i, j], axis) for i, j in ((0, 1), (-1, -2))]
+        first, last = (np.take(e, [0], axis) * 1.5 - np.take(e, [1], axis) * 0.5 for e in ends)
+        grid = np.concatenate([first, grid, last], axis)
+    lines, outline = [], []
+    for axis in (0, 1):
+        n = grid.shape[axis] - 2
+        at = np.clip(np.linspace(-0.5, n - 0.5, cells + 1), -0.5, n - 0.5)
+        knots = np.concatenate([[-0.5], np.arange(n), [n - 0.5]])
+        rows = np.moveaxis(grid, axis, 0).reshape(n + 2, -1)
+        picked = np.stack([np.interp(at, knots, value) for value in rows.T], -1).reshape(cells + 1, -1, 2)
+        lines += list(picked[1:-1])
+        outline += [picked[0], picked[-1]]
+    axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.55, alpha=0.85))
+    axes.add_collection(LineCollection(outline, colors=colour, linewidths=1.3, capstyle="round"))
+
+
+def line_style(colour: str, strong: bool = False) -> dict:
+    """The outline of a patch that is seen on any photo: on a dark edge."""
+    width = 1.9 if strong else 1.1
+    edge = [Stroke(linewidth=width + 1.1, foreground=INK, alpha=0.75), Normal()]
+    return {"fill": False, "edgecolor": colour, "linewidth": width, "joinstyle": "miter", "path_effects": edge}

@@ -1,0 +1,22 @@
+"""What a table's caption says of the code that trained its cells."""
+
+from collections.abc import Sequence
+
+from stn.codebase import is_shown, training_digest
+from stn.report.records import Record
+from stn.report.table import Table
+
+
+def describe_evidence(table: Table, records: Sequence[Record]) -> str:
+    """A sentence if some cells were trained by code that is not shown to give the numbers of the code here."""
+    from stn.config import ROOMS  # loads Hydra, which those who only list tables do without
+
+    if table.number not in ROOMS:  # an experiment from elsewhere
+        return ""
+    cells = {record.path: record for record in records}.values()  # rows of one record share its training
+    digest = training_digest(*ROOMS[table.number])
+    foreign = [cell for cell in cells if not is_shown({"code": cell.code, "adopted": cell.adopted}, digest)]
+    if not foreign:
+        return ""
+    count = f"{len(foreign)} of {len(cells)} cells were" if len(cells) > 1 else "The cell was"
+    return f"{count} trained by earlier code, which is not shown to give the same numbers as the code here."

@@ -1,0 +1,430 @@
+"""Generated blocks of README.md and of the pages in docs/: from `<!-- NAME:begin -->` to `<!-- NAME:end -->`.
+
+A page asks for a block by its name, so a page changes without a change here:
+
+    index                  a line for each experiment, as its page describes it (see `Experiment`)
+    results                Table 1 at its leading budget, with one line of caption, for the front page
+    budgets                the budgets, and how long Table 1 trained at each
+    costs                  how long each line of the index trained, by budget
+    speed                  three figures from the records of `make bench`
+    table3                 caption, matrix and marks of Table 3, with the other budgets beside the leading one
+    table3/SECTION         a section of that report, by its heading in lower case with hyphens
+    table1@quick           caption, matrix and marks at another budget than the leading one
+    table1@quick/SECTION   a section of that report
+    bench/training-cpu     what reports/bench says of the record training-cpu.json
+    trials/<name>          the table reports/trials/<name>.csv
+
+The leading budget is the longest at which the table is whole.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stn.errors import UserError
+from stn.report import tables
+from stn.report.records import Record
+
+REPORTS = Path("reports")
+MARK = re.compile(r"<!-- ([\w@/.-]+):(?:begin|end) -->")
+TABLE = re.compile(r"table(?P<number>\d+)(@(?P<budget>\w+))?(/(?P<section>[\w-]+))?")
+EXPERIMENT = re.compile(r"^<!-- index: (?P<about>\{.*\}) -->$", re.MULTILINE)
+PURPOSES = {
+    "smoke": "Does everything run? Its numbers mean nothing.",
+    "demo": "`make demo`: narrow networks and images that need no download.",
+    "quick": "A laptop. `make table` trains this one.",
+    "medium": "A night on a laptop: `quick` with five times the steps.",
+    "paper": "The paper's own schedule. Use a GPU.",
+}
+OURS, PLAIN_LOOP = "ours", "plain PyTorch loop"  # contestants, as the records of `make bench` call them
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of a table.
+
+    Attributes:
+        budgets: the records at each budget that has any, the leading budget first. One empty list if there are none.
+        stem: what the files of the leading budget are called, such as "table1-paper".
+    """
+
+    budgets: Sequence[Sequence[Record]]
+    stem: str
+
+    @property
+    def leading(self) -> Sequence[Record]:
+        return self.budgets[0]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What blocks are made from.
+
+    Attributes:
+        report: the report of a table, by its number.
+        schedules: the settings of each budget, by its name.
+        root: the folder that holds README.md, docs and reports.
+    """
+
+    report: Callable[[int], Report]
+    schedules: Mapping[str, Mapping]
+    root: Path = Path()
+
+    def read(self, path: Path) -> str:
+        """The text of a file below the root; UserError if it cannot be read."""
+        try:
+            return (self.root / path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A line of the index. The experiment's page says it: `<!-- index: {"title": "...", "table": 1, ...} -->`.
+
+    Attributes:
+        title: what the line is called.
+        table: the number of its table.
+        columns: the columns that it is about. If some of them are on the paper's data, the others are left out.
+        rows: the rows that it is about; all if empty.
+        without: rows that do not compete, such as a network that is told the true pose.
+        stand_in: what the data is called where it is not the paper's: "part of the data", "derived data".
+        measure: what its numbers are; the table's own word if empty.
+        anchor: the heading of the page that the line points to; the page's top if empty.
+    """
+
+    title: str
+    table: int
+    columns: Sequence[str]
+    rows: Sequence[str] = ()
+    without: Sequence[str] = ()
+    stand_in: str = ""
+    measure: str = ""
+    anchor: str = ""
+
+    def includes(self, record: Record) -> bool:
+        """Whether a record belongs to this line."""
+        row = record.row.label
+        return record.column.label in self.columns and row not in self.without and (not self.rows or row in self.rows)
+
+
+def find_pages(root: Path) -> list[Path]:
+    """README.md and the pages of the documentation, as far as they are there, relative to `root`."""
+    paths = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return [path.relative_to(root) for path in paths if path.is_file()]
+
+
+def fill(page: Path, sources: Sources, numbers: Sequence[int]) -> str:
+    """The text of a page with its blocks written anew; blocks of tables other than `numbers` stay as they are."""
+    text = sources.read(page)
+    for name in dict.fromkeys(MARK.findall(text)):
+        table = TABLE.fullmatch(name)
+        if table is None or int(table["number"]) in numbers:
+            try:
+                text = tables.replace_block(text, name, make_block(name, page, sources))
+            except UserError as error:
+                raise UserError(f"{page}, block {name}: {error}") from None
+    return text
+
+
+def make_block(name: str, page: Path, sources: Sources) -> str:
+    """The block of that name, for a page: its folder decides how links are written. UserError if there is none."""
+    if table := TABLE.fullmatch(name):
+        report = sources.report(int(table["number"]))
+        return table_block(int(table["number"]), report, table["budget"], table["section"], page)
+    kind, _, rest = name.partition("/")
+    if kind == "bench" and rest:
+        return bench_block(rest, sources)
+    if kind == "trials" and rest:
+        return trials_block(rest, sources)
+    named = {
+        "index": index_block,
+        "results": results_block,
+        "budgets": budgets_block,
+        "costs": costs_block,
+        "speed": speed_block,
+    }
+    if name not in named:
+        raise UserError(f"no such block; there are {', '.join(named)}, tableN, bench/NAME and trials/NAME")
+    return named[name](page, sources)
+
+
+def _link(target: str | Path, page: Path) -> str:
+    """A path below the root as a link from a page."""
+    return Path(os.path.relpath(target, page.parent)).as_posix()
+
+
+# ------------------------------------------------------------------------------------------------- tables
+
+
+def table_block(number: int, report: Report, budget: str | None, section: str | None, page: Path) -> str:
+    """The head of a table's report, or one of its sections, at the leading budget or another."""
+    records, others = report.leading, report.budgets[1:]
+    if budget:
+        records, others = _at(budget, report), []
+    markdown = tables.to_markdown(records, number, others)
+    if section:
+        return _section(markdown, section)
+    head = tables.readme_block(markdown)
+    if budget:
+        return head
+    whole, values, latex = (_link(REPORTS / f"{report.stem}.{suffix}", page) for suffix in ("md", "csv", "tex"))
+    links = f"[report]({whole}), [CSV]({values}), [LaTeX]({latex})"
+    return f"{head}\n\nEvery cell with its interval, and all paired tests: {links}."
+
+
+def _at(budget: str, report: Report) -> Sequence[Record]:
+    for records in report.budgets:
+        if records and records[0].budget == budget:
+            return records
+    raise UserError(f"no record at budget {budget}")
+
+
+def _section(markdown: str, name: str) -> str:
+    """The text of a section, without its heading."""
+    sections = {}
+    for part in markdown.split("\n## ")[1:]:
+        heading, _, text = part.partition("\n")
+        sections[re.sub(r"\W+", "-", heading.strip().lower())] = text.strip()
+    if name not in sections:
+        raise UserError(f"no section {name}; there are {', '.join(sections) or 'none'}")
+    return sections[name]
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a line of a Markdown table."""
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]], align: str) -> str:
+    """A Markdown table; `align` has an l or an r for each column. Columns are padded, unless one has long cells."""
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    if max(widths) > 60:
+        widths = [0] * len(head)
+
+    def line(cells: Sequence[str]) -> str:
+        filled = [
+            f"{cell:{'>' if side == 'r' else '<'}{width}}"
+            for cell, side, width in zip(cells, align, widths, strict=True)
+        ]
+        return f"| {' | '.join(filled)} |"
+
+    rule = ["-" * max(width - 1, 2) + (":" if side == "r" else "-") for side, width in zip(align, widths, strict=True)]
+    return "\n".join(map(line, [head, rule, *body]))
+
+
+def results_block(page: Path, sources: Sources) -> str:
+    """Table 1 at its leading budget: the cells that are run, and one line that says what they are."""
+    report = sources.report(1)
+    caption, *paragraphs = tables.readme_block(tables.to_markdown(report.leading, 1)).split("\n\n")
+    matrix = next(text for text in paragraphs if text.startswith("|"))
+    head, _, *body = map(_cells, matrix.splitlines())
+    body = [line for line in body if any("**" in cell for cell in line)]
+    shown = [i for i, _ in enumerate(head) if i == 0 or any("**" in line[i] for line in body)]
+    marks = [text for text in paragraphs if text[0] in "↓↑≈†‡"]
+    meanings = re.split(r"(?<=\.) (?=[^a-z])", " ".join(marks))
+    meanings = [meaning for meaning in meanings if meaning[0] in "↓↑≈†‡"]
+    line = " ".join([caption.partition(" Trained on ")[0], *meanings])
+    body = [[line[i] for i in shown] for line in body]
+    return f"{line}\n\n{_markdown([head[i] for i in shown], body, 'l' + 'r' * (len(shown) - 1))}"
+
+
+# -------------------------------------------------------------------------------------------------- index
+
+
+def find_experiments(root: Path) -> list[tuple[Experiment, Path]]:
+    """The experiments that the pages describe, each with its page: by table, and in the order of the page."""
+    experiments = []
+    for page in find_pages(root):
+        for match in EXPERIMENT.finditer((root / page).read_text(encoding="utf-8")):
+            try:
+                experiments.append((Experiment(**json.loads(match["about"])), page))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{page}: {match[0]} is no line of the index: {error}") from None
+    return sorted(experiments, key=lambda pair: pair[0].table)
+
+
+def index_block(page: Path, sources: Sources) -> str:
+    """All experiments: the best of ours and of the paper, on what data, how far run, at which budget."""
+    head = ["experiment", "best of ours", "the paper", "data", "budget"]
+    body = [
+        _index_line(experiment, sources.report(experiment.table), _link(where, page))
+        for experiment, where in find_experiments(sources.root)
+    ]
+    return _markdown(head, body, "llrll")
+
+
+def _index_line(experiment: Experiment, report: Report, link: str) -> list[str]:
+    """A line of the index: of each column the best cell at the longest budget that has any of the line's cells."""
+    name = f"[{experiment.title}]({link}{f'#{experiment.anchor}' if experiment.anchor else ''})"
+    budgets = [[record for record in records if experiment.includes(record)] for records in report.budgets]
+    budgets = [_on_papers_data(records) for records in budgets if records]
+    if not budgets:
+        return [name, "not run", "–", "–", "–"]
+    longest = max(budgets, key=lambda records: max(seed.steps for seed in records[0].seeds))
+    wanted = {(record.row.label, record.column.label) for records in budgets for record in records}
+    table = _values(longest)
+    known = [cell for records in budgets for cell in _values(records)]
+    best, theirs = [], []
+    for column in dict.fromkeys(cell["column"] for cell in table):
+        cells = [cell for cell in table if cell["column"] == column]
+        pick = max if cells[0]["metric"].startswith("accuracy") else min
+        cell = pick(cells, key=lambda cell: float(cell["ours"]))
+        best.append(f"{column} **{float(cell['ours']):.2f}**" + (f" {cell['row']}" if len(cells) > 1 else ""))
+        printed = [float(cell["paper"]) for cell in known if cell["column"] == column and cell["paper"]]
+        theirs.append(f"{pick(printed):.1f}" if printed else "–")
+    stands_in = any(record.part for record in longest)
+    if stands_in and not experiment.stand_in:
+        raise UserError(f"{experiment.title}: not on the paper's data; say on its page what stand_in is")
+    data = experiment.stand_in if stands_in else "whole"
+    cells = "" if len(longest) == len(wanted) else f", {len(longest)} of {len(wanted)} cells"
+    seeds = max(len(record.seeds) for record in longest)
+    return [
+        f"{name}, {experiment.measure or table[0]['metric']}",
+        "<br>".join(best),
+        "<br>".join(["–"] * len(theirs) if stands_in else theirs),
+        data + cells,
+        f"`{longest[0].budget}`, {seeds} seed{'s' * (seeds > 1)}",
+    ]
+
+
+def _values(records: Sequence[Record]) -> list[dict[str, str]]:
+    """The lines of a table's CSV."""
+    return list(csv.DictReader(io.StringIO(tables.to_csv(records))))
+
+
+def _on_papers_data(records: Sequence[Record]) -> Sequence[Record]:
+    """Those of the records that are on the paper's data; all if none is."""
+    return [record for record in records if record.part is None] or records
+
+
+# ------------------------------------------------------------------------------------------- cost, speed
+
+
+def budgets_block(page: Path, sources: Sources) -> str:
+    """The budgets, what they are for, and how long the records of the first line of the index took to train."""
+    described = find_experiments(sources.root)
+    trained = {records[0].budget: records for records in sources.report(1).budgets if records}
+    body = []
+    for name, purpose in PURPOSES.items():
+        if name in sources.schedules:
+            schedule = sources.schedules[name]
+            records = [r for r in trained.get(name, ()) if not described or described[0][0].includes(r)]
+            body.append([f"`{name}`", f"{schedule['steps']:,} x {schedule['batch_size']}", purpose, _cost(records)])
+    return _markdown(["budget", "steps x batch", "what it is for", "training of Table 1, one seed"], body, "lrll")
+
+
+def costs_block(page: Path, sources: Sources) -> str:
+    """How long the cells of each line of the index took to train, at each budget that has any."""
+    body = []
+    for experiment, where in find_experiments(sources.root):
+        lines = {}
+        for records in sources.report(experiment.table).budgets:
+            cells = {record.path: record for record in records if experiment.includes(record)}  # some share a record
+            if cells:
+                steps = max(seed.steps for record in cells.values() for seed in record.seeds)
+                lines[steps] = [f"`{records[0].budget}`", _cost(list(cells.values()))]
+        names = [f"[{experiment.title}]({_link(where, page)})", *[""] * len(lines)]
+        body += [[name, *lines[steps]] for name, steps in zip(names, sorted(lines), strict=False)]
+    return _markdown(["experiment", "budget", "training, one seed"], body, "lll")
+
+
+def _cost(records: Sequence[Record]) -> str:
+    """On each machine the number of cells, and how long a seed of all of them took, one after the other."""
+    cells, seconds = Counter(), Counter()
+    for record in records:
+        place = record.seeds[0].provenance
+        machine = _short(
+            place.get("gpu") or f"{place.get('cpu') or 'unknown processor'}, {place.get('cores', '?')} cores"
+        )
+        cells[machine] += 1
+        seconds[machine] += sum(seed.seconds for seed in record.seeds) / len(record.seeds)
+    return "<br>".join(f"{n} cells, {_duration(seconds[name])}: {name}" for name, n in sorted(cells.items())) or "–"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
+
+
+def _short(machine: str) -> str:
+    """The name of a processor or GPU without what is in every one of them."""
+    return machine.replace("(R)", "").replace(" Processor", "")
+
+
+def speed_block(page: Path, sources: Sources) -> str:
+    """Three figures, each with its hardware: training, the module alone, and the whole of Table 1 on a GPU."""
+    training = [_against(name, sources, PLAIN_LOOP) for name in ("training-cpu", "training-cuda")]
+    module = [_against(name, sources) for name in ("transformer-cpu", "transformer-cuda")]
+    gpu = _machine(_bench("together-cuda", sources))
+    *_, remark = bench_block("together-cuda", sources).split("\n\n")
+    together = re.search(r"(?P<rate>[\d,]+) steps/s in all, (?P<minutes>\d+) minutes for ", remark)
+    if together is None:
+        raise UserError(f"reports/bench: cannot read {remark!r}")
+    return "\n".join(
+        [
+            f"- **Training**, input included, against a plain PyTorch loop with a `DataLoader`: {'; '.join(training)}.",
+            "- **The module alone** (affine, projective, spline; with and without backward) against the fastest of its "
+            f"rivals, PyTorch's own functions included: {'; '.join(module)}.",
+            f"- **All of Table 1 at budget `paper`**, three seeds: {together['minutes']} minutes without starts and "
+            f"tests, from the {together['rate']} steps a second that eight cells at once make on {gpu}.",
+        ]
+    )
+
+
+def _against(name: str, sources: Sources, rival: str | None = None) -> str:
+    """How many times as fast ours is as a rival, or as each row's fastest: smallest to largest median of a record."""
+    about = _bench(name, sources)
+    ratios = []
+    for row in about["rows"]:
+        rivals = {
+            key: facts
+            for key, facts in row["contestants"].items()
+            if (key == rival if rival else key != OURS and facts["same_work"])
+        }
+        ratios += [min(facts["ours_is_times_as_fast"]["median"] for facts in rivals.values())] if rivals else []
+    if not ratios:
+        raise UserError(f"reports/bench/{name}.json: nothing is compared with {rival or 'ours'}")
+    return f"{min(ratios):.2f} to {max(ratios):.2f} times as fast on {_machine(about)}"
+
+
+def _bench(name: str, sources: Sources) -> dict:
+    return json.loads(sources.read(REPORTS / "bench" / f"{name}.json"))
+
+
+def _machine(about: Mapping) -> str:
+    place = about["provenance"]
+    return _short(f"an {place['gpu']}" if place["gpu"] else f"{place['cores_used']} cores ({place['cpu']})")
+
+
+def bench_block(name: str, sources: Sources) -> str:
+    """What the page of reports/bench says of a record, without its heading."""
+    about = _bench(name, sources)
+    sign = f"`{about['command']}`" if "command" in about else f"`{about['data']}`, {about['width']:g} times"
+    for part in sources.read(REPORTS / "bench" / "README.md").split("\n## ")[1:]:
+        if sign in part:
+            return (part if "command" not in about else part.partition("\n")[2]).strip()
+    raise UserError(f"reports/bench/README.md says nothing of {name}.json; `make bench` writes it anew")
+
+
+def trials_block(name: str, sources: Sources) -> str:
+    """A table of trials: what all of them have in common in a line, what differs in a table."""
+    path = REPORTS / "trials" / f"{name}.csv"
+    lines = list(csv.DictReader(io.StringIO(sources.read(path))))
+    common = {
+        key: value for key, value in lines[0].items() if len(lines) > 1 and len({line[key] for line in lines}) == 1
+    }
+    keys = [key for key in lines[0] if key not in common]
+    numeric = [all(re.fullmatch(r"-?[\d.]*", line[key] or "") for line in lines) for key in keys]
+    table = _markdown(
+        [key.replace("_", " ") for key in keys],
+        [[line[key] or "–" for key in keys] for line in lines],
+        "".join("r" if is_numeric else "l" for is_numeric in numeric),
+    )
+    shared = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in common.items() if value)
+    return f"In all of them: {shared}.\n\n{table}" if shared else table

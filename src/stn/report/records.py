@@ -1,0 +1,336 @@
+"""Records of trained cells: `load_records` is the gate to the report.
+
+A cell leaves `<data>-<model>.json`, the arrays beside it in an NPZ (see `stn.training.record`), and perhaps what
+`stn.export` measured in `<data>-<model>-export.json`. What passes the gate is whole, is its own cell's, and adds up, so
+comparisons and renderers take records as they are.
+"""
+
+import json
+import math
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_origin
+
+import numpy as np
+
+from stn.codebase import fault
+from stn.errors import UserError
+from stn.report.table import Cell, Column, Row, Table
+
+SCHEMA = 1
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One training of a cell: its `error` in percent, of `errors` among `n_test` test images.
+
+    `seconds` are of training; `validation` is the curve [step, error in percent, loss]; `provenance` says when, on what
+    machine and with which versions, and `weights`: from which pretrained ones, if from any.
+    """
+
+    seed: int
+    error: float
+    errors: int
+    n_test: int
+    steps: int
+    images_seen: int
+    seconds: float
+    provenance: Mapping[str, Any]
+    validation: Sequence[Sequence[float]] = ()
+
+    @property
+    def array(self) -> str:
+        """The name of the record's array that says which test images this seed has right."""
+        return f"correct_s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to run an exported network: errors as in `Seed`, `agreement` with torch's answers in percent.
+
+    `latency` is of one image, in ms: median, low, high, and of n runs. `bytes` is the size of the file, if it is one.
+    """
+
+    error: float
+    errors: int
+    agreement: float
+    latency: Mapping[str, float]
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a record's network, of its first seed, is worth as ONNX files: `runs` by torch, float32 and int8."""
+
+    tested: str
+    n_test: int
+    trained: Mapping[str, Any]
+    config: Mapping[str, Any]
+    runs: Mapping[str, Run]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a cell's training measured, at the `row` and `column` of the table that shows it.
+
+    `part` says what stands in for the paper's data, if anything does; `parameters` and `multiply_adds` (of one image)
+    are the network's; `config` is what it was trained with. `arrays` are read-only facts about test images, such as
+    `correct_s0`, bool (n_test,). `code` identifies the code that trained the cell, `adopted` lists the later versions
+    that were shown to give the same numbers, and on what evidence; records of before have neither.
+    """
+
+    row: Row
+    column: Column
+    data: str
+    model: str
+    budget: str
+    part: str | None
+    parameters: int
+    multiply_adds: int
+    n_test: int
+    config: Mapping[str, Any]
+    seeds: tuple[Seed, ...]
+    pose_names: Sequence[str]
+    path: Path
+    arrays: Mapping[str, np.ndarray]
+    export: Export | None = None
+    code: Mapping[str, Any] = field(default_factory=dict)
+    adopted: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def error(self) -> float:
+        """The error in percent, the mean over seeds."""
+        return float(np.mean([seed.error for seed in self.seeds]))
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Which test images the first seed has right, bool (n_test,)."""
+        return self.arrays[self.seeds[0].array].astype(bool)
+
+
+# What the JSON files must hold, and what they may. Where a cell stands is said by its table, so what older records say
+# about that is not read.
+READ_ELSEWHERE = {"row", "column", "path", "arrays", "export"}
+OPTIONAL = {"code", "adopted"}
+KEYS = ("schema", "complete", *(part.name for part in fields(Record) if part.name not in READ_ELSEWHERE | OPTIONAL))
+SEED_KEYS = tuple(part.name for part in fields(Seed) if part.name != "validation")
+EXPORT_KEYS = ("schema", "data", "model", *(part.name for part in fields(Export)))
+RUN_KEYS = ("error", "errors", "agreement", "latency")
+RUNS = ("torch", "float32", "int8")
+
+
+def missing(paths: Iterable[Path]) -> list[Path]:
+    """Those of the declared cells' JSON paths that have no record."""
+    return [Path(path) for path in paths if not Path(path).is_file()]
+
+
+def load_records(
+    table: Table,
+    required: Iterable[Path],
+    optional: Iterable[Path] = (),
+    configs: Mapping[Path, Mapping] | None = None,
+) -> list[Record]:
+    """The records of the declared cells of one table, by row and column.
+
+    Optional cells of one data set are all or nothing: absent as a whole they are skipped, and once one of them has a
+    record the others are required; but cells of rows that are `shown_where_run` may be absent one by one. `configs`
+    gives, for any of the paths, the resolved config that this cell is declared to have. Raises UserError, one line that
+    names the files, for a required cell without record, a damaged or unfinished record, one whose config is not its
+    cell's, or records of several budgets.
+    """
+    paths, optional = [Path(path) for path in required], [Path(path) for path in optional]
+    loose = {path for path in optional if _is_loose(table, path)}
+    begun = {_cell(path)[0] for path in optional if path.is_file() and path not in loose}
+    paths += [path for path in optional if (path.is_file() if path in loose else _cell(path)[0] in begun)]
+    absent = missing(paths)
+    if absent:
+        cells = "1 cell has" if len(absent) == 1 else f"{len(absent)} cells have"
+        raise UserError(f"{cells} no record: {', '.join(map(str, absent))}; `{table.make}` trains what is missing")
+    cells = [_read(path, table) for path in paths]
+    records = [record for cell in cells for record in cell]
+    for record in records:
+        differences = config_differences(record.config, (configs or {}).get(record.path, record.config))
+        if differences:
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise UserError(
+                f"{record.path}: made with another config ({'; '.join(differences[:3])}{more}); "
+                f"`{table.make}` trains the cell again"
+            )
+    for record in records:
+        if record.budget != records[0].budget:
+            raise UserError(f"{record.path}: budget {record.budget}, not {records[0].budget} like the other cells")
+    order = {place: i for i, place in enumerate((row, column) for row in table.rows for column in table.columns)}
+    return sorted(records, key=lambda record: order[record.row, record.column])
+
+
+def config_differences(config: Mapping, expected: Mapping, prefix: str = "") -> list[str]:
+    """Every key whose value is not the expected one, such as "model.filters: 32, not 64"; nested keys are dotted."""
+    differences = []
+    for key in [*expected, *(key for key in config if key not in expected)]:
+        name = f"{prefix}{key}"
+        if key not in config:
+            differences.append(f"{name}: absent, not {json.dumps(expected[key], default=str)}")
+        elif key not in expected:
+            differences.append(f"{name}: {json.dumps(config[key], default=str)}, not absent")
+        elif isinstance(config[key], Mapping) and isinstance(expected[key], Mapping):
+            differences += config_differences(config[key], expected[key], f"{name}.")
+        else:
+            ours, theirs = (json.dumps(tree[key], default=str) for tree in (config, expected))
+            if ours != theirs and ({ours, theirs} & {"true", "false"} or config[key] != expected[key]):
+                differences.append(f"{name}: {ours}, not {theirs}")
+    return differences
+
+
+def _cell(path: Path) -> Cell:
+    """The data set and the model of a cell's path, `<data>-<model>.json`."""
+    data, _, model = path.stem.partition("-")
+    return data, model
+
+
+def _is_loose(table: Table, path: Path) -> bool:
+    """Whether a cell is shown only in rows that are shown where they were run."""
+    places = table.places.get(_cell(path), [])
+    return bool(places) and all(row.shown_where_run for row, _ in places)
+
+
+def _read(path: Path, table: Table) -> list[Record]:
+    """The record of a cell at each of its places in the table."""
+
+    def damaged(reason: str) -> UserError:
+        return UserError(f"{path}: damaged record, {reason}; delete it and `{table.make}` trains the cell again")
+
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged("no valid JSON") from error
+    if not isinstance(facts, dict):
+        raise damaged("no JSON object")
+    lacking = [key for key in KEYS if key not in facts]
+    if lacking:
+        raise damaged(f"without {', '.join(lacking)}")
+    if facts["schema"] != SCHEMA:
+        raise damaged(f"schema {facts['schema']}, not {SCHEMA}")
+    reason = fault(facts)
+    if reason:
+        raise damaged(reason)
+    wrong = _mistyped(Record, facts) if isinstance(facts["seeds"], list) else ["seeds"]
+    if wrong:
+        raise damaged(f"{wrong[0]}: {json.dumps(facts[wrong[0]])[:40]}")
+    if not facts["complete"]:
+        raise UserError(f"{path}: an unfinished run, not a result; `{table.make}` trains the cell to its end")
+    places = table.places.get((facts["data"], facts["model"]), [])
+    if not places:
+        raise damaged(f"no cell of Table {table.number}: data {facts['data']}, model {facts['model']}")
+    if path.stem != f"{facts['data']}-{facts['model']}":
+        raise damaged(f"of another cell: {facts['data']}-{facts['model']}")
+    if not facts["seeds"] or not facts["n_test"]:
+        raise damaged("without any seed" if facts["n_test"] else "without any test image")
+    seeds = []
+    for seed in facts["seeds"]:
+        lacking = [key for key in SEED_KEYS if not isinstance(seed, dict) or key not in seed]
+        if lacking:
+            raise damaged(f"a seed without {', '.join(lacking)}")
+        wrong = _mistyped(Seed, seed)
+        if wrong:
+            raise damaged(f"a seed whose {wrong[0]} is {json.dumps(seed[wrong[0]])[:40]}")
+        batch = facts["config"].get("budget", {}).get("batch_size")
+        if batch and seed["images_seen"] != seed["steps"] * batch * table.classes:
+            each = f" of each of {table.classes} classes" if table.classes > 1 else ""
+            raise damaged(f"{seed['images_seen']} {table.images} seen in {seed['steps']} steps of {batch}{each}")
+        seeds.append(_pick(Seed, seed))
+
+    archive = path.with_suffix(".npz")
+    try:
+        with np.load(archive, allow_pickle=False) as members:
+            arrays = {name: members[name] for name in members.files}
+    except FileNotFoundError as error:
+        raise damaged(f"without {archive.name} beside it") from error
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise damaged(f"{archive.name} cannot be read") from error
+    wanted = [seed.array for seed in seeds]
+    if any(row.transformer for row, _ in places):
+        wanted += table.arrays
+    wanted += dict.fromkeys(row.images[0] for row, _ in places if row.images)
+    lacking = [name for name in dict.fromkeys(wanted) if name not in arrays]
+    if lacking:
+        raise damaged(f"{archive.name} without {', '.join(lacking)}")
+    for seed in seeds:
+        correct = arrays[seed.array].astype(bool)
+        counted = int((~correct).sum())
+        percent = 100 * seed.errors / facts["n_test"]
+        adds_up = counted == seed.errors and math.isclose(seed.error, percent, abs_tol=5e-3)
+        if not adds_up or not seed.n_test == len(correct) == facts["n_test"]:
+            raise damaged(
+                f"seed {seed.seed} claims {seed.errors} errors ({seed.error} %) of {seed.n_test} images, "
+                f"its predictions have {counted} of {len(correct)}"
+            )
+    row, column = places[0]
+    parts = {"row": row, "column": column, "seeds": tuple(seeds), "path": path, "arrays": arrays}
+    record = _pick(Record, facts | parts | {"export": None})
+    reason = table.check(record)
+    if reason:
+        raise damaged(f"{archive.name} {reason}")
+    record = replace(record, export=_read_export(record, table))
+    return [shown for row, column in places if (shown := _at(record, row, column)).n_test]
+
+
+def _mistyped(kind: type, values: Mapping[str, Any]) -> list[str]:
+    """The fields of a dataclass whose value is no number, text or object as it should be."""
+    allowed = {int: int, float: (int, float), str: str, Mapping: dict}
+    types = {part.name: get_origin(part.type) or part.type for part in fields(kind) if part.name in values}
+    return [
+        name
+        for name, expected in types.items()
+        if expected in allowed and not isinstance(values[name], allowed[expected])
+    ]
+
+
+def _pick(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+    """An object of a dataclass from those of the values that it knows."""
+    return kind(**{part.name: values[part.name] for part in fields(kind) if part.name in values})
+
+
+def _at(record: Record, row: Row, column: Column) -> Record:
+    """The record at a place of its table: where the row is about some test images, with those alone."""
+    if row.images is None:
+        return replace(record, row=row, column=column)
+    name, value = row.images
+    kept = record.arrays[name] == value
+    n = int(kept.sum())
+    arrays: dict[str, np.ndarray] = {}
+    seeds = []
+    for seed in record.seeds:
+        correct = arrays[seed.array] = record.arrays[seed.array][kept]
+        errors = int((~correct.astype(bool)).sum())
+        seeds.append(replace(seed, error=100 * errors / max(n, 1), errors=errors, n_test=n))
+    return replace(record, row=row, column=column, n_test=n, seeds=tuple(seeds), arrays=arrays)
+
+
+def _read_export(record: Record, table: Table) -> Export | None:
+    cell = record.path
+    path = cell.with_name(f"{cell.stem}-export.json")
+    if not path.is_file():
+        return None
+    again = f"delete it and `{table.make}` exports the network again"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        lacking = [key for key in EXPORT_KEYS if key not in facts]
+        lacking += [f"runs.{run}" for run in RUNS if run not in facts.get("runs", ())]
+        lacking += [key for run in facts.get("runs", {}).values() for key in RUN_KEYS if key not in run]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged record, no valid JSON; {again}") from error
+    if lacking or facts["schema"] != SCHEMA:
+        reason = f"without {lacking[0]}" if lacking else f"schema {facts['schema']}, not {SCHEMA}"
+        raise UserError(f"{path}: damaged record, {reason}; {again}")
+    export = _pick(Export, facts | {"runs": {name: _pick(Run, run) for name, run in facts["runs"].items()}})
+    first = record.seeds[0]
+    trained = {"seed": first.seed, "date": first.provenance.get("date"), "errors": first.errors}
+    if export.trained != trained or export.config != record.config:
+        raise UserError(f"{path}: not of the training that {cell.name} tells of; {again}")
+    if export.tested != record.data or export.n_test != record.n_test:
+        raise UserError(f"{path}: tested on other images than {cell.name}; {again}")
+    return export

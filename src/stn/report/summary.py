@@ -1,0 +1,77 @@
+"""The summary of a table in plain sentences: against the paper, between rows, and whether the paper's orders hold."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from stn.report.comparisons import SIGNIFICANT, Comparison, compare, measure, order_steps
+from stn.report.records import Record
+from stn.report.table import Table
+
+
+def summarise(table: Table, records: Sequence[Record]) -> list[str]:
+    """How many cells agree with the paper, who does not beat what it should, and whether the orders hold."""
+    values = measure(table, records)
+    means = [value for value in values if table.is_mean(value.record.row)]
+    counts = Counter(value.verdict for value in values if value not in means)
+    compared = sum(counts[name] for name in ("better", "within", "worse"))
+    lines = []
+    if compared:
+        lines.append(
+            f"Against the paper, {compared} cell{'s' * (compared > 1)}: {counts['better']} better, "
+            f"{counts['within']} within, {counts['worse']} worse."
+        )
+        if means:
+            verdicts = (f"{value.verdict} on {value.record.column.label}" for value in means)
+            lines.append(f"The mean: {', '.join(verdicts)}.")
+    if compared and counts["not comparable"]:
+        lines.append(f"Without a number of the paper: {counts['not comparable']} cells.")
+    if not records:
+        return lines
+    for contest in table.contests:
+        lines += contest.tell(table, compare(table, records, contest.opponents))
+    return lines + _orders(table, records)
+
+
+def _orders(table: Table, records: Sequence[Record]) -> list[str]:
+    """Whether the paper's orders hold, as far as the records go."""
+    wholes = order_steps(table, records)
+    if len(table.orders) == 1:
+        return [_order(whole) for whole in wholes]
+    papers, ours = [], []
+    for whole in wholes:
+        rows = (whole[0].other.row, *(step.row for step in whole))
+        (papers if all(row.paper for row in rows) else ours).append(whole)
+    return [
+        _several_orders(subject, part)
+        for subject, part in (("The paper's order", papers), ("The same order of rows that are ours", ours))
+        if part
+    ]
+
+
+def _order(whole: Sequence[Comparison]) -> str:
+    """Whether the paper's order holds in one column, with the values, and which of its steps are significant."""
+    kept = "holds" if all(step.beats for step in whole) else "does not hold"
+    sure = [f"the step {'up' if step.beats else 'down'} to {step.row.label}" for step in whole if step.sure]
+    steps = f"{', '.join(sure)} {'is' if len(sure) == 1 else 'are'}" if sure else "no step is"
+    return (
+        f"The paper's order {kept} on {whole[0].column.label}: {_chain(whole)}; {steps} significant "
+        f"(p < {SIGNIFICANT}, paired test)."
+    )
+
+
+def _several_orders(subject: str, wholes: Sequence[Sequence[Comparison]]) -> str:
+    """In how many families an order holds, with the values of each, and which of the steps are not significant."""
+    kept = sum(all(step.beats for step in whole) for whole in wholes)
+    unsure = [f"to {step.row.label}" for whole in wholes for step in whole if not step.sure]
+    steps = f"every step is significant, but those {', '.join(unsure)}" if unsure else "every step is significant"
+    values = "; ".join(map(_chain, wholes))
+    return f"{subject} holds in {kept} of {len(wholes)}: {values}; {steps} (p < {SIGNIFICANT}, paired test)."
+
+
+def _chain(whole: Sequence[Comparison]) -> str:
+    """The rows of an order with their values."""
+    text = f"{whole[0].other.row.label} {whole[0].theirs:.2f}"
+    for step in whole:
+        sign = "<" if step.ours > step.theirs else ">" if step.ours < step.theirs else "="
+        text += f" {sign} {step.row.label} {step.ours:.2f}"
+    return text

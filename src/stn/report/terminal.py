@@ -1,0 +1,102 @@
+"""A table for the terminal, at most 100 columns wide; marks say what colours say too."""
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from stn.report.captions import caption, legend
+from stn.report.matrix import Matrix, build_budgets, build_matrix, describe_absence
+from stn.report.records import Record
+from stn.report.summary import summarise
+from stn.report.table import Column, Grid, Row, Table
+
+COLOURS = {"better": "green", "within": "cyan", "worse": "yellow", "not comparable": ""}
+
+
+def render_terminal(table: Table, records: Sequence[Record], others: Sequence[Sequence[Record]] = ()) -> Group:
+    """The grid and its summary for a rich console.
+
+    Where there are `others`, the same cells at other budgets, a second grid shows them side by side.
+    """
+    matrix = build_matrix(table, records)
+    text = caption(table, records).replace("**ours** (the paper's)", "paper | ours").replace("`", "")
+    notes = [Text(note, style="dim") for note in (text, legend(table, matrix)) if note]
+    title = Text(f"Table {table.number}: {table.title}", style="bold")
+    parts = [title, Text(), _main_grid(table, matrix), Text(), *notes, *map(Text, summarise(table, records))]
+    for build in table.asides:
+        aside = build(table, records)
+        if aside:
+            parts += [Text(), _aside_grid(aside.grid), Text(), Text(aside.text.replace("`", ""), style="dim")]
+    budgets = build_budgets([records, *others], table, "{}", with_paper=False)  # the paper's stand above
+    if budgets:
+        lines, grid = budgets
+        parts += [Text(), _budget_grid(grid), Text(), *(Text(line.replace("`", ""), style="dim") for line in lines)]
+    return Group(*parts)
+
+
+def _new_grid() -> RichTable:
+    return RichTable(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+
+
+def _main_grid(table: Table, matrix: Matrix) -> RichTable:
+    grid = _new_grid()
+    grid.add_column(f"\n{table.entries}", no_wrap=True)
+    lines = [[Text(row.label)] for row in matrix.rows]
+    for column in matrix.columns:
+        papers = [f"{row.paper[column]:.1f}" if column in row.paper else "–" for row in matrix.rows]
+        width = max(map(len, papers))
+        run = any(place[1] is column for place in matrix.values)
+        head = "ours" if table.is_ours(column) else "paper | ours" if run else "paper"
+        grid.add_column(Text(f"{column.label.center(width + 7)}\n{head}"), no_wrap=True)
+        for line, row, paper in zip(lines, matrix.rows, papers, strict=True):
+            # Padded by hand, so that the bars stand in one line whatever marks follow.
+            line.append(_place(table, matrix, row, column, paper.rjust(5 if width < 6 else width)))
+    for line, row, below in zip(lines, matrix.rows, [*matrix.rows[1:], matrix.rows[-1]], strict=True):
+        grid.add_row(*line)
+        if table.starts_block(row, below):
+            grid.add_row()
+    return grid
+
+
+def _place(table: Table, matrix: Matrix, row: Row, column: Column, paper: str) -> Text:
+    """The paper's value, a bar, and ours or why there is none."""
+    value, absence = matrix.values.get((row, column)), describe_absence(table, row, column)
+    text = Text()
+    if not table.is_ours(column):
+        text.append(paper, "dim")
+        if value or absence != "–":
+            text.append(" | ")
+    if value:
+        text.append(f"{value.ours:5.2f}".removeprefix(" "), "bold")
+        text.append(f" {value.mark}{value.against}", COLOURS[value.verdict])
+    elif absence != "–" or table.is_ours(column):
+        text.append(absence, "dim")
+    return text
+
+
+def _aside_grid(aside: Grid) -> RichTable:
+    grid = _new_grid()
+    for head, side in zip(aside.short or aside.head, aside.align, strict=True):
+        grid.add_column(head, justify="right" if side == "r" else "left", no_wrap=True)
+    for line, below in zip(aside.body, [*aside.body[1:], *aside.body[-1:]], strict=True):
+        grid.add_row(*line)
+        if aside.block is not None and line[aside.block] != below[aside.block]:
+            grid.add_row()
+    return grid
+
+
+def _budget_grid(budgets: Grid) -> RichTable:
+    grid = _new_grid()
+    # Padded by hand, so that numbers stand below each other whatever marks follow.
+    columns = list(zip(budgets.head, *budgets.body, strict=True))
+    widths = [max(len(text.partition(" ")[0]) for text in column) for column in columns]
+    for i, (head, width) in enumerate(zip(budgets.head, widths, strict=True)):
+        grid.add_column(head if i < 2 else head.rjust(width), no_wrap=True)
+    for line, below in zip(budgets.body, [*budgets.body[1:], budgets.body[-1]], strict=True):
+        numbers = (text.partition(" ") for text in line[2:])
+        padded = [f"{ours:>{n}} {mark}" for (ours, _, mark), n in zip(numbers, widths[2:], strict=True)]
+        grid.add_row(*line[:2], *padded, end_section=bool(below[0]))
+    return grid
