@@ -66,10 +66,11 @@ def test_a_curve_is_the_committed_one_and_its_digest_covers_the_code_that_ran(ca
         curve = workshop.curve(case)
     assert not too_far(case.name, curve)
     data, network = ROOMS[curve["config"]["data"]["table"]]
-    covered, apart = reached(f"{data}:source", f"{network}:network", TRAINING), APART | {case.door}
+    apart = [name for name in APART if ":" in name]
+    covered = reached(f"{data}:source", f"{network}:network", TRAINING) | reached(*apart)
     for module, name, line in functions:
         inside = any(of == module and first <= line <= last for of, first, last in covered)
-        assert inside or {module, f"{module}:{name.split('.')[0]}"} & apart, f"the digest lacks {module}:{name}"
+        assert inside or module in APART | {case.door}, f"the digest lacks {module}:{name}"
 
 
 def test_every_curve_that_is_committed_is_computed():
@@ -84,7 +85,7 @@ def test_every_curve_that_is_committed_is_computed():
         ("mnist_p/st_cnn_projective", "data.distortion.sigma=4.5"),
         ("mnist_r/cnn", "budget.learning_rate=0.0033"),
         ("mnist_r/cnn/paper", "budget.decay_every=4"),
-        ("mnist_r/st_fcn_affine", "budget.localisation_rate=0.6"),
+        ("mnist_p/st_cnn_projective", "budget.localisation_rate=1"),
         ("mnist_sum/sum_cnn", "budget.momentum=0.8"),
         ("colocalise_t/colocaliser", "model.margin=1.01"),
         ("kernels_r/kernel_bilinear", "model.sampler=bicubic"),

@@ -4,16 +4,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
 
-from stn.geometry.sampling import LearnableKernel, LearnableSampler, bicubic, bilinear, general, integer
+from stn.geometry.sampling import LearnableKernel, LearnableSampler, bicubic, bilinear, general, integer, trilinear
 from stn.geometry.transforms import (
     Affine,
+    Affine3D,
     Attention,
     Projective,
     Similarity,
     ThinPlateSpline,
     Translation,
+    control_points,
     homography_through,
 )
 
@@ -31,16 +34,16 @@ def keys(d, a=-0.75):
     return torch.where(d <= 1, inner, torch.where(d < 2, outer, torch.zeros_like(d)))
 
 
-def general_bilinear(U, grid):
-    return general(U, grid, hat, hat, 1)
+def general_bilinear(U, grid, **how):
+    return general(U, grid, hat, hat, 1, **how)
 
 
-def general_bicubic(U, grid):
-    return general(U, grid, keys, keys, 2)
+def general_bicubic(U, grid, **how):
+    return general(U, grid, keys, keys, 2, **how)
 
 
-def learnable(U, grid):
-    return LearnableSampler().requires_grad_(False)(U, grid)
+def learnable(U, grid, **how):
+    return LearnableSampler().requires_grad_(False)(U, grid, **how)
 
 
 FAMILIES = [
@@ -82,6 +85,12 @@ def blob(height, width, sigma=6.0):
     first = torch.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * sigma**2))
     second = torch.exp(-((x - cx - sigma) ** 2 + (y - cy + sigma / 2) ** 2) / (2 * sigma**2))
     return (first + 0.5 * second)[None, None]
+
+
+def exact_identity(family, dtype):
+    """Theta of the identity. `identity()` is float32, in which a third, where a control point may be, is rounded."""
+    theta = control_points(family.k).flatten() if isinstance(family, ThinPlateSpline) else family.identity()
+    return theta.to(dtype)
 
 
 def pixel_matrix(matrix, source, target):
@@ -175,6 +184,169 @@ def test_homography_through_corners_straightens_a_quadrilateral_like_opencv():
     np.testing.assert_allclose(V[0, 0], expected, rtol=0, atol=4e-3)
 
 
+# Ties: equation 4 takes the pixel floor(x + 0.5)
+
+
+def test_half_way_between_two_pixels_is_the_one_to_the_right_or_below():
+    row, half = torch.arange(8.0), Translation().identity()[None] + torch.tensor([1 / 8, 0])
+    V = integer(row.view(1, 1, 1, 8), Translation().grid(half, (1, 8)))
+    assert V.flatten().tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
+    V = integer(row.view(1, 1, 8, 1), Translation().grid(half.flip(1), (8, 1)))
+    assert V.flatten().tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
+    image = torch.arange(64.0).view(1, 1, 8, 8)
+    V = integer(image, Affine().grid(Affine().identity()[None], (4, 4)))
+    assert V[0, 0].tolist() == image[0, 0, 1::2, 1::2].tolist()
+    assert V[0, 0, 0].tolist() == [9, 11, 13, 15]
+    volume = torch.arange(6.0**3).view(1, 1, 6, 6, 6)
+    V = integer(volume, Affine3D().grid(Affine3D().identity()[None], (3, 3, 3)))
+    assert torch.equal(V, volume[..., 1::2, 1::2, 1::2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("family", [Attention(), Affine(), Projective(), *map(ThinPlateSpline, (2, 4, 8))], ids=repr)
+def test_ties_are_exact_for_all_sizes_though_grids_are_rounded(family, dtype):
+    rows = [torch.arange(float(n)).view(1, 1, 1, n) for n in range(1, 65)]
+    for w in range(1, 65):
+        grid = family.grid(exact_identity(family, dtype)[None], (1, w))
+        taken = torch.cat([integer(row, grid).flatten() for row in rows]).tolist()
+        # The centre of target pixel i is at (2 i + 1) W / (2 w) - 1/2 in source pixels.
+        assert taken == [(2 * i + 1) * W // (2 * w) for W in range(1, 65) for i in range(w)], w
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("family", [Translation(), Similarity(), Affine(), Projective(), ThinPlateSpline(4)], ids=repr)
+def test_translations_by_half_pixels_are_exact_for_all_sizes(family, dtype):
+    shifts = torch.arange(-7, 8)  # in half pixels
+    for n in range(1, 65):
+        move = shifts.to(dtype) / n
+        theta = exact_identity(family, dtype).repeat(len(shifts), 1)
+        along_x = {"Translation": [0], "ThinPlateSpline": range(0, theta.shape[1], 2)}
+        theta[:, along_x.get(type(family).__name__, [2])] += move[:, None]
+        V = integer(torch.arange(1.0, n + 1).expand(len(shifts), 1, 1, n), family.grid(theta, (1, n)))
+        source = torch.arange(n) + (shifts[:, None] + 1) // 2
+        assert torch.equal(V[:, 0, 0], torch.where((source >= 0) & (source < n), source + 1.0, 0)), n
+
+
+def test_a_point_beside_a_tie_is_none():
+    pixels = torch.arange(63) + 0.5
+    for n, beside in ((64, 1e-4), (1000, 1e-3)):
+        for step in (-beside, beside):
+            grid = normalised(torch.stack([pixels + step, torch.zeros_like(pixels)], -1)[None, None], (1, n))
+            V = integer(torch.arange(float(n)).view(1, 1, 1, n), grid)
+            assert V.flatten().tolist() == [i + (step > 0) for i in range(63)]
+
+
+# Outside of the image
+
+EXTENSIONS = {"zeros": "grid-constant", "border": "nearest", "reflection": "reflect"}  # scipy's words
+each_padding = pytest.mark.parametrize("padding_mode", EXTENSIONS)
+
+
+@each_padding
+@pytest.mark.parametrize(("sampler", "order"), [(integer, 0), (bilinear, 1), (general_bilinear, 1), (learnable, 1)])
+def test_padding_matches_scipy(sampler, order, padding_mode):
+    for size in ((6, 9), (1, 1), (3, 2)):
+        U, pixels = torch.randn(1, 1, *size, dtype=torch.float64), random_pixels((1, 20, 20), size, margin=30)
+        V = sampler(U, normalised(pixels, size), padding_mode=padding_mode)
+        places = pixels[0].flip(-1).permute(2, 0, 1).numpy()
+        expected = map_coordinates(U[0, 0].numpy(), places, order=order, mode=EXTENSIONS[padding_mode])
+        np.testing.assert_allclose(V[0, 0], expected, rtol=0, atol=1e-10)
+
+
+@each_padding
+@pytest.mark.parametrize(("sampler", "order"), [(integer, 0), (bilinear, 1), (trilinear, 1)])
+def test_padding_of_volumes_matches_scipy(sampler, order, padding_mode):
+    size = (3, 5, 4)
+    U = torch.randn(1, 1, *size, dtype=torch.float64)
+    pixels = torch.rand(1, 6, 7, 8, 3, dtype=torch.float64) * 40 - 20
+    grid = (2 * pixels + 1) / torch.tensor(size[::-1]) - 1
+    V = sampler(U, grid, padding_mode=padding_mode)
+    places = pixels[0].flip(-1).permute(3, 0, 1, 2).numpy()
+    expected = map_coordinates(U[0, 0].numpy(), places, order=order, mode=EXTENSIONS[padding_mode])
+    np.testing.assert_allclose(V[0, 0], expected, rtol=0, atol=1e-10)
+
+
+@each_padding
+@pytest.mark.parametrize(
+    ("sampler", "mode"), [(general_bilinear, "bilinear"), (general_bicubic, "bicubic"), (bicubic, "bicubic")]
+)
+def test_padding_is_torchs(sampler, mode, padding_mode):
+    """Values and both gradients, also where a tap is several images away."""
+    for size in ((6, 9), (1, 1), (2, 3)):
+        U = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+        grid = normalised(random_pixels((2, 20, 20), size, margin=30), size).requires_grad_()
+        upstream = torch.randn(2, 3, 20, 20, dtype=torch.float64)
+        reference = F.grid_sample(U, grid, mode=mode, padding_mode=padding_mode, align_corners=False)
+        V = sampler(U, grid, padding_mode=padding_mode)
+        torch.testing.assert_close(V, reference, rtol=0, atol=1e-10)
+        for own, theirs in zip(
+            torch.autograd.grad(V, (U, grid), upstream),
+            torch.autograd.grad(reference, (U, grid), upstream),
+            strict=True,
+        ):
+            torch.testing.assert_close(own, theirs, rtol=0, atol=1e-9)
+
+
+@each_padding
+def test_a_learned_kernel_sums_over_the_continued_image(padding_mode):
+    size, radius = (4, 5), 3
+    sampler = LearnableSampler(radius, padding_mode=padding_mode).double().requires_grad_(False)
+    for kernel in (sampler.kernel_x, sampler.kernel_y):
+        torch.nn.init.normal_(kernel.phi)
+    U, pixels = torch.randn(1, 1, *size, dtype=torch.float64), random_pixels((1, 6, 7), size, margin=20)
+    mode = {"zeros": "constant", "border": "edge", "reflection": "symmetric"}[padding_mode]
+    image = torch.from_numpy(np.pad(U[0, 0].numpy(), 40, mode=mode))
+    n, m = torch.arange(-40, size[0] + 40), torch.arange(-40, size[1] + 40)
+    x, y = pixels[0, ..., None].unbind(2)
+    expected = torch.einsum("nm,hwm,hwn->hw", image, sampler.kernel_x(x - m), sampler.kernel_y(y - n))
+    torch.testing.assert_close(sampler(U, normalised(pixels, size))[0, 0], expected, rtol=0, atol=1e-10)
+    zeros = sampler(U, normalised(pixels, size), padding_mode="zeros")
+    assert torch.equal(zeros, sampler(U, normalised(pixels, size))) == (padding_mode == "zeros")
+
+
+@each_padding
+@each_sampler
+def test_wild_points_give_finite_values_and_gradients_whatever_the_padding(sampler, padding_mode):
+    for far in (1e6, -1e6, 1e18, 1e30, -1e30):
+        U, grid = torch.rand(1, 2, 5, 6, requires_grad=True), torch.full((1, 3, 3, 2), far, requires_grad=True)
+        V = sampler(U, grid, padding_mode=padding_mode)
+        V.sum().backward()
+        assert V.isfinite().all() and U.grad.isfinite().all() and grid.grad.isfinite().all()
+        assert V.any() == (padding_mode != "zeros")
+
+
+@each_sampler
+def test_an_unknown_padding_is_refused_with_the_three_there_are(sampler):
+    for name in ("zero", "reflect", ""):
+        with pytest.raises(ValueError, match=r"zeros, border, reflection, not '"):
+            sampler(torch.rand(1, 1, 4, 4), torch.zeros(1, 2, 2, 2), padding_mode=name)
+    with pytest.raises(ValueError, match="zeros, border, reflection"):
+        LearnableSampler(padding_mode="circular")
+
+
+# Shapes
+
+IMAGE, GRID, VOLUME, POINTS = (2, 3, 5, 6), (2, 7, 8, 2), (2, 3, 4, 5, 6), (2, 7, 8, 9, 3)
+MISFITS = [
+    *((IMAGE, POINTS), (VOLUME, GRID), (IMAGE[1:], GRID), (IMAGE, GRID[1:]), (IMAGE, (2, 7, 8, 3)), (IMAGE, (2, 7, 8))),
+    *((VOLUME, (2, 7, 8, 9, 2)), (IMAGE, (3, 7, 8, 2)), ((1, 3, 5, 6), GRID), (VOLUME, (1, 7, 8, 9, 3)), ((), ())),
+]
+
+
+@pytest.mark.parametrize(("U", "grid"), MISFITS, ids=str)
+@each_sampler
+def test_shapes_that_do_not_fit_are_refused_with_both(sampler, U, grid):
+    with pytest.raises(ValueError, match="this sampler takes") as refused:
+        sampler(torch.zeros(U), torch.zeros(grid))
+    assert f"{U} with {grid}" in str(refused.value)
+
+
+@pytest.mark.parametrize("sampler", [bicubic, general_bilinear, learnable])
+def test_samplers_of_images_refuse_volumes(sampler):
+    with pytest.raises(ValueError, match=r"an image \(B, C, H, W\) with a grid \(B, h, w, 2\), not"):
+        sampler(torch.zeros(VOLUME), torch.zeros(POINTS))
+
+
 # Gradients
 
 
@@ -237,6 +409,14 @@ def test_integer_sampler_gives_the_grid_no_gradient():
     integer(U, grid).sum().backward()
     assert not grid.grad.any()
     assert U.grad.any()
+
+
+def test_integer_sampler_gives_each_pixel_the_gradients_of_where_it_was_taken():
+    U = torch.zeros(1, 1, 1, 4, requires_grad=True)
+    grid = normalised(torch.tensor([[0.0, 0.5, 1.4, 2.5, 3.5, -0.5]])[..., None] * torch.tensor([1.0, 0]), (1, 4))
+    upstream = torch.tensor([1.0, 10, 100, 1000, 1e4, 1e5])
+    integer(U, grid[None]).backward(upstream.view(1, 1, 1, 6))
+    assert U.grad.flatten().tolist() == [1 + 1e5, 110, 0, 1000]
 
 
 # The general sampler
@@ -410,58 +590,3 @@ def test_layout_in_memory_does_not_matter(sampler):
     torch.testing.assert_close(sampler(U, transposed), V, rtol=0, atol=1e-12)
     planes = grid.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
     torch.testing.assert_close(sampler(U.mT.contiguous().mT, planes), V, rtol=0, atol=1e-12)
-
-
-# Ties of the integer sampler (equation 4: floor(x + 0.5))
-
-
-def test_a_point_half_way_is_the_pixel_to_its_right():
-    U = torch.arange(8.0).view(1, 1, 1, 8)
-    grid = Translation().grid(torch.tensor([[1 / 8, 0.0]]), (1, 8))  # half a pixel
-    assert integer(U, grid).flatten().tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
-
-
-def test_halving_an_image_takes_the_pixels_below_and_to_the_right():
-    U = torch.arange(64.0).view(1, 1, 8, 8)
-    assert integer(U, Affine().grid(Affine().identity()[None], (4, 4)))[0, 0, 0].tolist() == [9, 11, 13, 15]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ties_of_every_width_go_the_same_way(dtype):
-    for width in range(1, 129):
-        U = torch.arange(2.0 * width, dtype=dtype).view(1, 1, 1, -1)
-        halved = integer(U, Affine().grid(Affine().identity()[None].to(dtype), (1, width)))
-        assert halved.flatten().tolist() == list(range(1, 2 * width, 2)), width
-        shifted = integer(U, Translation().grid(torch.tensor([[1 / (2 * width), 0.0]], dtype=dtype), (1, 2 * width)))
-        assert shifted.flatten().tolist() == [*range(1, 2 * width), 0], width
-
-
-# Padding, and shapes
-
-
-PADDING = ["border", "reflection"]
-
-
-@pytest.mark.parametrize("mode", PADDING)
-@pytest.mark.parametrize(
-    ("ours", "name"), [(bilinear, "bilinear"), (bicubic, "bicubic"), (LearnableSampler(), "bilinear")]
-)
-def test_padding_is_that_of_torch(ours, name, mode):
-    torch.manual_seed(0)
-    U, grid = torch.rand(2, 3, 5, 7), 4 * torch.rand(2, 6, 4, 2) - 2
-    theirs = torch.nn.functional.grid_sample(U, grid, name, mode, align_corners=False)
-    torch.testing.assert_close(ours(U, grid, padding_mode=mode), theirs, rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("sampler", [integer, bilinear, bicubic, LearnableSampler()])
-def test_an_unknown_padding_is_one_line(sampler):
-    with pytest.raises(ValueError, match="zeros, border, reflection, not 'mirror'"):
-        sampler(torch.rand(1, 1, 4, 4), torch.zeros(1, 2, 2, 2), padding_mode="mirror")
-    with pytest.raises(ValueError, match="zeros, border, reflection, not 'mirror'"):
-        LearnableSampler(padding_mode="mirror")
-
-
-@pytest.mark.parametrize("sampler", [bicubic, LearnableSampler()])
-def test_a_volume_in_a_sampler_of_images_is_one_line(sampler):
-    with pytest.raises(ValueError, match=r"takes an image .* not \(1, 1, 4, 4, 4\)"):
-        sampler(torch.rand(1, 1, 4, 4, 4), torch.zeros(1, 2, 2, 2, 3))

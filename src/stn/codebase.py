@@ -183,7 +183,8 @@ class _Graph:
             name, _, symbol = root.partition(":")
             if self.module(name) is None or not self.module(name).binds(symbol):
                 raise ValueError(f"{root}: there is no such definition")
-            parts.append(self._symbol(name, symbol))
+            places = self.module(name).defined.get(symbol, ())  # also of what stands apart, if it is asked for
+            parts.append(" ".join(self._number((name, place)) for place in places) or self._symbol(name, symbol))
         done = 0
         while True:
             while done < len(self.keys):

@@ -47,7 +47,8 @@ def constant(
         return _literal(make, numbers, shape, dtype, device)[0]
     if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
         return _under_a_mode(make, numbers, shape, dtype, device)
-    return _kept(make, numbers, shape, dtype, device)
+    value = _store.get((make, numbers, dtype, device))
+    return _kept(make, numbers, shape, dtype, device) if value is None else value
 
 
 def float64_device(device: torch.device) -> torch.device:

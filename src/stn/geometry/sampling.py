@@ -22,7 +22,7 @@ from stn.geometry.transforms import full_precision
 
 PADDING_MODES = ("zeros", "border", "reflection")
 FAR = 2**31  # pixels: float32 has no fractions there, and an integer holds it
-TIE = 8  # spacings of the floats just above 1: how far below a tie a point of the grid still counts as one
+TIE = {torch.float32: 2**-20, torch.float64: 2**-40}  # how far below a tie a point of a grid still counts as on it
 
 
 def integer(U: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
@@ -31,14 +31,15 @@ def integer(U: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
     Its gradient with respect to U goes to the pixels that were taken; with respect to the grid it is zero.
 
     Exactly half-way between two pixels is where many grids lie, those that halve an image or move it by half a pixel.
-    In float32 such a point may come out a little too low. The spacing of floats just above 1 is eps = 1.2e-7; a grid is
-    off by up to half of it where a matrix maps pixel centres, by 4 where a spline sums 8 x 8 control points, and its
-    conversion to pixels adds up to 2. So points up to `TIE` spacings below a tie count as on it. That moves the border
-    between two pixels of W by 4 W eps pixels (3e-5 for W = 64), which is in the order of what is known of a point.
+    Rounding may put such a point a little too low. In float32, where floats just above 1 are eps = 1.2e-7 apart, a grid
+    is off by up to 0.5 eps where a matrix maps pixel centres and by 4 eps where a spline sums 8 x 8 control points; its
+    conversion to pixels adds up to 2 eps. So points up to `TIE` = 8 eps below a tie count as on it. In float64 that is
+    9e-13, twice what the linear system of a spline loses. The border between two pixels of W moves by TIE W / 2 pixels,
+    in float32 3e-5 for W = 64: about as far as a point is known.
     """
     grid = _at_least_float32(grid)
     # torch rounds ties to even; a point that was moved above its tie is none any more.
-    return _grid_sample(U, grid + TIE * torch.finfo(grid.dtype).eps, "nearest", padding_mode)
+    return _grid_sample(U, grid + TIE.get(grid.dtype, 0), "nearest", padding_mode)
 
 
 def bilinear(U: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
@@ -146,7 +147,8 @@ class LearnableSampler(nn.Module):
     Of images only.
 
     Args:
-        radius, knots_per_pixel: see `LearnableKernel`.
+        radius: half the width of both kernels in pixels.
+        knots_per_pixel: of both kernels, see `LearnableKernel`.
         padding_mode: what lies outside of the image, unless a call says otherwise.
     """
 
@@ -173,7 +175,7 @@ def _grid_sample(U: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tenso
             grid = _at_least_float32(grid)
             V = F.grid_sample(U.to(grid.dtype), grid, mode=mode, padding_mode=padding_mode, align_corners=False)
             return V.to(U.dtype)
-    except RuntimeError:  # torch refuses all shapes that do not fit; asking before costs as much as a small image
+    except (RuntimeError, IndexError):  # torch refuses shapes that do not fit; asking before would cost time
         _check_shapes(U, grid, volumes=mode != "bicubic")
         raise
 

@@ -12,7 +12,8 @@ An angle is one between pixels. Normalised coordinates stretch an image that is 
 (`Rotation`, `Similarity`) turn in pixels of the source; translations stay in normalised coordinates. There the matrix
 [[a, -b], [b, a]] reads [[a, -b H / W], [b W / H, a]], with H and W of the *source*: `source_size`. Where that is not
 given, `grid` takes the target's size for it, and `matrix` and `points` a square. The other families do not depend on
-it. A target of another aspect than the source's stretches the image even at the identity: [-1, 1] spans both.
+it. A target of another aspect than the source's stretches the image even at the identity, for [-1, 1] spans both: a
+scale is isotropic in pixels where the aspects agree.
 
 Shapes: B batch, P parameters of theta, N points, H W target size (of volumes D H W), K control points; a trailing 2 is
 (x, y), a trailing 3 (x, y, z). A size is (H, W), of volumes (D, H, W), or one integer for all sides.
@@ -41,8 +42,8 @@ Size = int | tuple[int, ...]
 class Transformation:
     """A family T_theta, one theta of shape (P,) for each image of a batch.
 
-    A family of one's own gives the attributes, `identity`, `_points`, and `_inverse_points` if it can. What these two
-    are given is checked, and in float32 or float64; `aspect` is the source's H / W.
+    A family of one's own gives the attributes, `identity`, `_points`, and `_inverse_points` if it can, whose arguments
+    are checked and of one type, float32 or float64; `aspect` is the source's H / W.
 
     Attributes:
         n_parameters: P, the length of theta.
@@ -75,8 +76,7 @@ class Transformation:
     def inverse_points(self, theta: Tensor, points: Tensor, source_size: Size | None = None) -> Tensor:
         """Target points (B, N, 2) that show the source points (N, 2) or (B, N, 2): `points`, the other way.
 
-        A source point that no target point shows, or that the family cannot bring back, is NaN, and what it is made of
-        gets a gradient of zero; each family says when.
+        NaN where there is no way back, as each family says; what such a point is made of gets a gradient of zero.
         """
         theta, points, aspect = self._checked(theta), self._checked_points(points), self._aspect(source_size)
         with full_precision(theta):
@@ -128,8 +128,7 @@ class Transformation:
 class MatrixTransformation(Transformation):
     """A family whose maps are matrices on homogeneous points: 3x3 on (x, y, 1), of volumes 4x4 on (x, y, z, 1).
 
-    Its inverse is exact. A matrix is taken for singular, and all its points for NaN, if its determinant drowns in the
-    rounding of the products that it is a sum of.
+    Its inverse is exact, and NaN where the matrix is singular: its determinant drowns in the rounding of its terms.
     """
 
     def matrix(self, theta: Tensor, source_size: Size | None = None) -> Tensor:
@@ -177,10 +176,7 @@ class Translation(MatrixTransformation):
 
 
 class Attention(MatrixTransformation):
-    """theta = (s, tx, ty): isotropic scale and translation, A = [[s, 0, tx], [0, s, ty]] (equation 2).
-
-    Isotropic in pixels where target and source have the same aspect.
-    """
+    """theta = (s, tx, ty): isotropic scale and translation, A = [[s, 0, tx], [0, s, ty]] (equation 2)."""
 
     n_parameters = 3
 
@@ -270,7 +266,8 @@ class Projective(MatrixTransformation):
     def _points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
         matrix = self.matrix(theta)
         w = _mapped(matrix[:, 2:], points)  # by itself: its gradient need not be woven into that of x and y
-        w = torch.where(w < 0, w.clamp_max(-HORIZON), w.clamp_min(HORIZON))
+        d = w.detach()  # not copysign, which ONNX does not have
+        w = torch.where(d.abs() < HORIZON, torch.where(d < 0, d.new_full((), -HORIZON), HORIZON), w)
         return _mapped(matrix[:, :2], points) / w
 
     def _inverse_points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
@@ -287,10 +284,9 @@ class ThinPlateSpline(Transformation):
     f(p) = a0 + ax x + ay y + sum_i w_i |p - c_i|^2 log |p - c_i|, that bends least. The linear system is the same for
     every theta, so it is solved once, in float64, and a grid is one matrix product.
 
-    Its inverse is found by Newton's method, to the precision of theta, and the gradients of it by the implicit function
-    theorem, once (there are no second derivatives). A point is NaN if the iteration does not arrive, or arrives where
-    the spline is folded over (its Jacobian's determinant has the other sign than that of its affine part). Where a
-    spline folds, several target points show one source point: then what is not NaN is one of them.
+    Its inverse is found by Newton's method, to the precision of theta; it has first derivatives only. A point is NaN if
+    the iteration does not arrive, or arrives where the spline is folded over (its Jacobian's determinant has another
+    sign than the whole has). Where a spline folds, several target points show one source point: one of them, or NaN.
     """
 
     def __init__(self, k: int = 4):
@@ -384,8 +380,8 @@ def _spline_solution(k: int, device: torch.device) -> Tensor:
 
 
 def _spline_constants(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Control points (K, 2) and solution (K + 3, K), float64, on the device, or on the CPU if it has no float64."""
-    n, place = k * k, float64_device(device)
+    """The control points (K, 2) and `_spline_solution`, float64, on the device or, where that has none, the CPU."""
+    place, n = float64_device(device), k * k
     centres = constant(_control_points, (k,), (n, 2), torch.float64, place)
     return centres, constant(_spline_solution, (k,), (n + 3, n), torch.float64, place)
 

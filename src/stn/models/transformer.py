@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from stn.geometry.sampling import bilinear
+from stn.geometry.sampling import PADDING_MODES, bilinear
 from stn.geometry.transforms import Affine, Size, Transformation, check_size, full_precision
-
-PADDING_MODES = ("zeros", "border", "reflection")  # as torch names them
 
 
 class SpatialTransformer(nn.Module):
