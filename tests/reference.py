@@ -132,7 +132,6 @@ class Case:
         return f"{self.data}/{self.model}" + ("" if self.budget == "quick" else f"/{self.budget}")
 
 
-KERNELS = ("integer", "bilinear", "bicubic", "learned")
 WIDE = ("model.match_filters=64",)  # else an ST-FCN's localisation leaves its classifier a single unit
 PAPER = {"budget": "paper", "settings": ("budget.decay_every=3",)}  # the rate falls within the curve
 CASES = (
