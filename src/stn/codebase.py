@@ -120,7 +120,7 @@ def fault(record: Mapping) -> str | None:
 
 def is_shown(record: Mapping, digest: str) -> bool:
     """Whether code of this digest is shown to give the numbers of a record: it trained it, or the record adopted it."""
-    return digest in {entry["digest"] for entry in (record.get("code", _UNKNOWN), *record.get("adopted", []))}
+    return digest in {entry.get("digest") for entry in (record.get("code", {}), *record.get("adopted", []))}
 
 
 _UNKNOWN = {"digest": None, "commit": None, "note": "older than this key"}
