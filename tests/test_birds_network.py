@@ -440,4 +440,5 @@ def test_first_weights_do_not_depend_on_what_was_built_before():
     )
     command = [sys.executable, "-c", fresh]
     result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert float(result.stdout) == sum(p.sum().item() for p in other.parameters()), result.stderr
+    weights = sum(p.sum().item() for p in other.parameters())  # summed by another number of threads there
+    assert float(result.stdout) == pytest.approx(weights, rel=1e-6), result.stderr

@@ -159,11 +159,17 @@ def test_a_set_up_that_fails_is_one_line_and_the_next_one_makes_it_whole(project
     assert setup(project).returncode == 0 and is_made(project)
 
 
+def heed_interrupts() -> None:
+    """Where tests run in the background, interrupts are ignored by all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("step", ["-r requirements.lock", "--editable"])
 def test_a_set_up_that_is_interrupted_is_made_whole_by_the_next(project, python, step, end):
     command = ["make", "--silent", "setup"]
-    process = subprocess.Popen(command, cwd=project, env=environment(project, HANGS=step), start_new_session=True)
+    heeding = {"start_new_session": True, "preexec_fn": heed_interrupts}
+    process = subprocess.Popen(command, cwd=project, env=environment(project, HANGS=step), **heeding)
     log = project.parent / "log"
     while not (log.exists() and step in log.read_text()):
         assert process.poll() is None
