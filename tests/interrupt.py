@@ -245,7 +245,7 @@ def kill_once(project: Project, way: str, seconds: float, counts: dict[str, int]
     else:
         process = project.start()
         try:
-            process.wait(draws.uniform(0.2, seconds))
+            process.wait(draws.uniform(0.2, 0.8 * seconds / project.starts**0.5))  # more of it is done each time
         except subprocess.TimeoutExpired:
             number = getattr(signal, way, signal.SIGKILL)
             (os.kill if way == "leader" else os.killpg)(process.pid, number)

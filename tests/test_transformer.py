@@ -1,6 +1,7 @@
 import copy
 import subprocess
 import sys
+import warnings
 
 import cv2
 import numpy as np
@@ -229,7 +230,9 @@ def test_bounds_move_with_the_module_and_are_kept_by_a_copy():
     theta = copy.deepcopy(transformer).theta(torch.rand(9, 1, 8, 8, dtype=torch.float64))
     assert theta.dtype == torch.float64 and (theta - Affine().identity()).abs().max() <= 0.1 + 1e-8
     with torch.device("meta"):
-        transformer = SpatialTransformer(localisation(), 8, reach=0.1)
+        transformer = SpatialTransformer(localisation(), 8, reach=0.1, size=4)
+        V, theta = transformer(torch.rand(9, 1, 8, 8), return_theta=True)
+    assert theta.is_meta and theta.shape == (9, 6) and V.shape == (9, 1, 4, 4)
     assert transformer.reach.is_meta and "reach=0.1" in repr(transformer)
 
 
@@ -259,6 +262,31 @@ def test_the_padding_mode_is_handed_to_the_sampler_only_where_it_is_not_zeros():
 def test_an_unknown_padding_mode_is_refused(mode):
     with pytest.raises(ValueError, match="padding_mode must be one of zeros, border, reflection, not"):
         SpatialTransformer(localisation(), 8, padding_mode=mode)
+
+
+# Graphs
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"transformation": Rotation(), "reach": 0.3, "padding_mode": "border"},
+        {"transformation": Similarity(), "size": 16, "reach": [0.5, 0.5, float("inf"), 0.2]},
+        {"transformation": ThinPlateSpline(3), "size": 16, "padding_mode": "reflection"},
+        {"transformation": Translation(0.5), "starts": torch.tensor([[-0.5, 0], [0.5, 0]]), "reach": 0.2},
+    ],
+    ids=lambda parts: repr(parts["transformation"]),
+)
+def test_a_graph_takes_any_number_of_images_of_any_size(parts):
+    transformer = shaken(SpatialTransformer(localisation(), 8, **parts), 0.1).eval()
+    example, other = torch.rand(2, 1, 20, 40), torch.rand(3, 1, 30, 25)
+    open_sizes = {0: torch.export.Dim("batch")} | {i: torch.export.Dim(f"side{i}", min=8, max=99) for i in (2, 3)}
+    exported = torch.export.export(transformer, (example,), dynamic_shapes=(open_sizes,)).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit itself
+        traced = torch.jit.trace(transformer, (example,))
+    for graph in (exported, traced):
+        torch.testing.assert_close(graph(other), transformer(other))
 
 
 # What it says of itself

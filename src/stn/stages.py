@@ -190,7 +190,8 @@ def _clear(folder: Path) -> None:
     def is_gone(process: dict) -> bool:
         """Whether a process has ended; one that began since bears its number."""
         try:
-            return psutil.Process(int(process["pid"])).create_time() > changed
+            other = psutil.Process(int(process["pid"]))
+            return other.create_time() > changed or other.status() == psutil.STATUS_ZOMBIE
         except psutil.Error:
             return True
 
@@ -225,7 +226,10 @@ def _end_with_parent() -> None:
     parent, here = os.getppid(), psutil.Process()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        asked = multiprocessing.parent_process()
+        if asked:  # for this fork; what it is forked from ends last
+            asked.join()
+        while not asked and os.getppid() == parent:
             time.sleep(ALONE)
         for process in here.children(recursive=True):
             process.kill()

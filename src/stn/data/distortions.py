@@ -355,7 +355,7 @@ def _corners(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _centres(k: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The control points, (2 k k,)."""
-    return _constant(tuple(control_points(k).flatten().tolist()), dtype, device)
+    return constant(control_points, (k,), (k * k, 2), dtype, device).flatten()
 
 
 def _between(u: Tensor, bounds: tuple[float, float]) -> Tensor:

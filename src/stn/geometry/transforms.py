@@ -31,8 +31,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from stn.geometry.constants import constant, float64_device
-from stn.geometry.inverses import invert_matrices, invert_spline, rounding, times
+from stn.geometry.constants import constant
+from stn.geometry.inverses import invert_matrices, rounding, times
+from stn.geometry.splines import control_points, invert_spline, spline_constants, spline_weights
 
 HORIZON = 1e-6  # a projective denominator nearer to zero than this is moved out to it
 
@@ -299,7 +300,7 @@ class ThinPlateSpline(Transformation):
         return control_points(self.k).float().flatten()
 
     def _points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
-        return _combined(_spline_weights(self.k, points), theta.view(-1, self.k**2, 2))
+        return _combined(spline_weights(self.k, points), theta.view(-1, self.k**2, 2))
 
     def _grid(self, theta: Tensor, size: tuple[int, int], aspect: float) -> Tensor:
         shape = math.prod(size), self.k**2
@@ -309,7 +310,7 @@ class ThinPlateSpline(Transformation):
     def _inverse_points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
         with torch.no_grad():
             controls = theta.view(-1, self.k**2, 2)
-            target, inverse, lost = invert_spline(controls, points, *_spline_constants(self.k, theta.device))
+            target, inverse, lost = invert_spline(controls, points, *spline_constants(self.k, theta.device))
         # One step more, which autograd sees: the derivative of the inverse is the inverse of the derivative.
         residual = points - self._points(theta, target, aspect)
         return (target + times(inverse, residual)).masked_fill(lost, torch.nan)
@@ -351,56 +352,9 @@ def _pixel_centres(size: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).view(-1, len(size))
 
 
-def control_points(k: int) -> Tensor:
-    """The k x k target control points of a thin plate spline, (k k, 2), row by row, float64, on [-1, 1]."""
-    return _control_points(k, float64_device(torch.get_default_device()))
-
-
-def _control_points(k: int, device: torch.device) -> Tensor:
-    axis = torch.linspace(-1, 1, k, dtype=torch.float64, device=device)
-    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
-
-
-def _radial(points: Tensor, centres: Tensor) -> Tensor:
-    """|p - c|^2 log |p - c|^2 for all pairs, (..., N, K). The kernel's limit at distance 0 is 0, not 0 log 0."""
-    squared = (points[..., :, None, :] - centres).square().sum(-1)
-    return torch.special.xlogy(squared, squared.clamp_min(torch.finfo(squared.dtype).tiny))
-
-
-def _spline_solution(k: int, device: torch.device) -> Tensor:
-    """What the K control values contribute to the K + 3 spline coefficients, (K + 3, K), float64."""
-    centres = _control_points(k, device)
-    n = k * k
-    system = torch.zeros(n + 3, n + 3, dtype=torch.float64, device=device)
-    system[:n, :n] = _radial(centres, centres)
-    system[:n, n] = system[n, :n] = 1
-    system[:n, n + 1 :] = centres
-    system[n + 1 :, :n] = centres.T
-    return torch.linalg.inv(system)[:, :n].contiguous()
-
-
-def _spline_constants(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The control points (K, 2) and `_spline_solution`, float64, on the device or, where that has none, the CPU."""
-    place, n = float64_device(device), k * k
-    centres = constant(_control_points, (k,), (n, 2), torch.float64, place)
-    return centres, constant(_spline_solution, (k,), (n + 3, n), torch.float64, place)
-
-
-def _spline_weights(k: int, points: Tensor) -> Tensor:
-    """How much each control point weighs at each target point, (..., N, K), in the points' precision.
-
-    The weights are worked out in float64: float32 would cost one digit of the source points at k = 5, two at k = 8.
-    A device without float64 lets the CPU do that.
-    """
-    centres, solution = _spline_constants(k, points.device)
-    p = points.to(centres.device).double()
-    basis = torch.cat([_radial(p, centres), torch.ones_like(p[..., :1]), p], -1)
-    return (basis @ solution).to(points.dtype).to(points.device)
-
-
 def _pixel_weights(k: int, size: tuple[int, int], device: torch.device) -> Tensor:
     """The weights of all pixel centres, (H W, K), float64."""
-    return _spline_weights(k, _pixel_centres(size, device))
+    return spline_weights(k, _pixel_centres(size, device))
 
 
 def _combined(weights: Tensor, values: Tensor) -> Tensor:
