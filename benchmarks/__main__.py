@@ -19,10 +19,10 @@ from rich.table import Table
 from benchmarks import distortion, house_numbers, startup, together, training, transformer
 from benchmarks.timing import OURS, Bench, figure, ratio, rivals
 from stn.config import compose
-from stn.data.digits import undistorted
 from stn.data.download import export_embedded
 from stn.environment import cores
 from stn.errors import UserError, told
+from stn.experiments.mnist.data import undistorted
 from stn.training.record import provenance
 from stn.training.run import precision
 

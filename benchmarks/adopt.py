@@ -33,7 +33,7 @@ from stn.params import TABLES
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "reports/results"
 REFERENCE = ROOT / "tests/reference.py"
-GPU_ALONE = ("stn.models.localisation:Layers", "stn.training.blocks:BlockLearner")
+GPU_ALONE = ("stn.nn.localisation:Layers", "stn.training.blocks:BlockLearner")
 
 
 def git(*arguments: str) -> bytes:

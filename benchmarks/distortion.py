@@ -21,10 +21,10 @@ from torch import Tensor
 
 from benchmarks.timing import OURS, Bench, Work
 from stn.config import compose
-from stn.data.digits import distortion, undistorted
-from stn.data.distortions import CORNERS, Distortion, Elastic, Pose
 from stn.data.draws import generator
 from stn.environment import cores
+from stn.experiments.mnist.data import distortion, undistorted
+from stn.experiments.mnist.distortions import CORNERS, Distortion, Elastic, Pose
 from stn.geometry.transforms import control_points
 
 TOLERANCE = 0.02  # relative; OpenCV rounds to 1/32 pixel and 1/255, which is a tenth of that

@@ -17,7 +17,7 @@ from benchmarks.timing import alternate, seconds
 from stn.config import compose
 from stn.data.draws import generator
 from stn.errors import told
-from stn.training.feed import Feed
+from stn.training.data_module import DataModule
 from stn.training.learner import new_learner
 from stn.training.record import provenance
 
@@ -65,7 +65,7 @@ def measure(
         return alternate({name: partial(seconds, work, device, calls) for name, work in works.items()}, repeats)
 
     cfg, cnn = learner(MODELS[0])
-    feed = Feed(cfg.data, cfg.budget, 0)
+    feed = DataModule(cfg.data, cfg.budget, 0)
     feed.source.load("train")
 
     def batch(step: int):

@@ -24,8 +24,8 @@ from stn.config import compose
 from stn.environment import cores
 from stn.stages import gpu_is_shared
 from stn.training.blocks import BlockLearner
-from stn.training.callbacks import Watch
-from stn.training.feed import Feed
+from stn.training.callbacks import ProgressBar
+from stn.training.data_module import DataModule
 from stn.training.learner import new_learner
 from stn.training.run import block, make_trainer, precision, quieten
 
@@ -120,10 +120,10 @@ def _train(keys: list[str], seed: int, folder: Path, warm: int, steps: int) -> f
     try:
         cfg = compose(*keys)
         L.seed_everything(seed, verbose=False)
-        feed = Feed(cfg.data, cfg.budget, seed, block=block(cfg))
+        feed = DataModule(cfg.data, cfg.budget, seed, block=block(cfg))
         clock = _Clock(warm, steps)
         trainer = make_trainer(cfg, seed, folder, False, [clock])
-        trainer.callbacks = [some for some in trainer.callbacks if not isinstance(some, Watch)]
+        trainer.callbacks = [some for some in trainer.callbacks if not isinstance(some, ProgressBar)]
         trainer.fit(new_learner(cfg, BlockLearner), feed)
         gc.collect()  # the captured step's memory, before the next network comes
         return clock.rate

@@ -23,13 +23,13 @@ from torchvision.transforms import InterpolationMode
 from benchmarks.timing import OURS, Bench, Work, seconds, wait
 from benchmarks.transformer import Spline, affine_by_pytorch, projective_by_hand
 from stn.config import compose
-from stn.data.digits import Digits, load_stored, store, undistorted
 from stn.environment import cores
 from stn.errors import UserError
-from stn.models.digits import DigitNetwork
-from stn.models.localisation import Layers
+from stn.experiments.mnist.data import Digits, load_stored, store, undistorted
+from stn.experiments.mnist.networks import DigitNetwork
+from stn.nn.localisation import Layers
 from stn.training.blocks import BlockLearner
-from stn.training.feed import Feed
+from stn.training.data_module import DataModule
 from stn.training.learner import Learner, new_learner
 from stn.training.record import multiply_adds
 from stn.training.run import block, keep_memory, make_trainer, precision, quieten
@@ -174,7 +174,7 @@ class OurLoop:
 
     def __init__(self, learner: Learner, cfg: DictConfig, device: torch.device, steps: int, warm: int, block: int):
         self.learner, self.cfg, self.device, self.steps, self.warm = learner.to(device), cfg, device, steps, warm
-        self.feed = Feed(cfg.data, cfg.budget, 0, block=block)
+        self.feed = DataModule(cfg.data, cfg.budget, 0, block=block)
 
     def __call__(self) -> float:
         trainer = make_trainer(self.cfg, 0, None, False)

@@ -14,7 +14,7 @@ from benchmarks.distortion import installed
 from benchmarks.timing import OURS, Bench, Work
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, Transformation
-from stn.models.transformer import SpatialTransformer
+from stn.nn.transformer import SpatialTransformer
 
 TOLERANCE = 0.01  # relative, of V and both gradients; a gradient jumps where a point crosses a pixel
 Warp = Callable[[Tensor, Tensor], Tensor]  # U (B, C, H, W), theta (B, P) -> V (B, C, H, W)

@@ -173,8 +173,8 @@ def make_small(project: Path, mirror: Path) -> None:
     """Archives of MNIST and CUB-200-2011 that are small, which the copy of the project takes for the official ones."""
     from cub_archive import pack, write_cub
     from stn.config import compose
-    from stn.data.digits import undistorted
     from stn.data.download import export_embedded
+    from stn.experiments.mnist.data import undistorted
 
     raw = mirror / "embedded"
     export_embedded(raw)

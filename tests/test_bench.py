@@ -13,10 +13,10 @@ from benchmarks.__main__ import page
 from benchmarks.timing import OURS, Bench, Work, measured
 from conftest import ROOT, one_error, run
 from stn.config import compose
-from stn.data import digits
 from stn.data.download import export_embedded
 from stn.data.draws import generator
-from stn.models.localisation import Layers
+from stn.experiments.mnist import data as digits
+from stn.nn.localisation import Layers
 from stn.training.learner import new_learner
 
 N = 24

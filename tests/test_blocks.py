@@ -16,7 +16,7 @@ from stn.config import compose
 from stn.data.draws import generator
 from stn.training import run as runs
 from stn.training.blocks import BlockLearner, Captured, _Capturable, _Undone
-from stn.training.feed import Feed
+from stn.training.data_module import DataModule
 from stn.training.learner import Learner, new_learner
 
 SMALL = ["model.width=4", "budget=smoke", "budget.batch_size=32", "logger.every=1", "logger=none"]
@@ -47,7 +47,7 @@ def fit(block: int, *overrides: str, folder: Path | None = None, resume: bool = 
     """A run of the trainer that `stn.train` makes, with seed 0: what it logged, and the learner."""
     cfg = compose(f"trainer.block={block}", *SMALL, *overrides)
     torch.manual_seed(0)
-    feed = Feed(cfg.data, cfg.budget, 0, block=runs.block(cfg))
+    feed = DataModule(cfg.data, cfg.budget, 0, block=runs.block(cfg))
     learner = new_learner(cfg, BlockLearner if feed.block > 1 else Learner)
     told = Told()
     runs.quieten()
@@ -103,7 +103,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(before, after, distorted, mo
     settings = ["data=digits_r", "model=st_cnn_affine", "budget.steps=27"]
     whole = fit(1, *settings)
     with monkeypatch.context() as patched:
-        patched.setattr(runs.Watch, "on_train_epoch_start", stop_at_20)
+        patched.setattr(runs.ProgressBar, "on_train_epoch_start", stop_at_20)
         with pytest.raises(Stopped):
             fit(before, *settings, folder=tmp_path)
     told, learner = fit(after, *settings, folder=tmp_path, resume=True)
@@ -126,7 +126,7 @@ def test_a_block_is_many_batches(distorted, monkeypatch):
     monkeypatch.chdir(distorted)
     for name in ("digits_r", "digits_rts", "digits_p", "digits_e", "digits_tc"):
         cfg = compose(f"data={name}")
-        source = Feed(cfg.data, cfg.budget, 0).source
+        source = DataModule(cfg.data, cfg.budget, 0).source
         source.load("train")
         index = torch.randint(1000, (3, 17), generator=generator(0, "test"))
         device, draws = torch.device("cpu"), [[generator(5, "distortion", step) for step in range(3)] for _ in range(2)]
@@ -297,7 +297,7 @@ def test_a_resumed_captured_run_ends_near_an_uninterrupted_one(before, after, di
     settings = ["trainer=gpu", "data=digits_r", "model=st_cnn_affine", "budget.steps=30", "budget.precision=float32"]
     whole, _ = fit(10, *settings)
     with monkeypatch.context() as patched:
-        patched.setattr(runs.Watch, "on_train_epoch_start", stop_at_20)
+        patched.setattr(runs.ProgressBar, "on_train_epoch_start", stop_at_20)
         with pytest.raises(Stopped):
             fit(before, *settings, folder=tmp_path)
     told, _ = fit(after, *settings, folder=tmp_path, resume=True)
@@ -314,7 +314,7 @@ def test_nothing_in_a_block_makes_the_host_wait(kind, monkeypatch, workplace):
     monkeypatch.chdir(workplace)
     cfg = compose(f"data=digits_{kind}", "model=st_cnn_tps", *SMALL)
     learner = new_learner(cfg).cuda()
-    source, made = Feed(cfg.data, cfg.budget, 0).source, learner.configure_optimizers()["optimizer"]
+    source, made = DataModule(cfg.data, cfg.budget, 0).source, learner.configure_optimizers()["optimizer"]
     source.load("train")
     device = torch.device("cuda:0")
 

@@ -208,11 +208,11 @@ G = 1
             set(EXPERIMENTS),
         ),
         ("stn.geometry.transforms", "- 1", "- 1.0", set(EXPERIMENTS)),
-        ("stn.data.distortions", "REDRAWS = 16", "REDRAWS = 17", {1, 4, 7, 8}),
-        ("stn.data.numbers", "CHUNK = 500", "CHUNK = 501", {2}),
-        ("stn.data.birds", "mirrored < 0.5", "mirrored < 0.4", {3}),
-        ("stn.models.sums", "import Tensor, nn", "import Tensor, nn\n\nNEW = 1", set()),
-        ("stn.models.kernels", "TAPS = 32", "TAPS = 16", {1, 4, 5, 6, 7, 8}),
+        ("stn.experiments.mnist.distortions", "REDRAWS = 16", "REDRAWS = 17", {1, 4, 7, 8}),
+        ("stn.experiments.svhn.data", "CHUNK = 500", "CHUNK = 501", {2}),
+        ("stn.experiments.cub.data", "mirrored < 0.5", "mirrored < 0.4", {3}),
+        ("stn.experiments.addition.networks", "import Tensor, nn", "import Tensor, nn\n\nNEW = 1", set()),
+        ("stn.nn.convolutions", "TAPS = 32", "TAPS = 16", {1, 4, 5, 6, 7, 8}),
         ("stn.config", "LARGEST_SEED = 2**32 - 1", "LARGEST_SEED = 1", set()),
         ("stn.training.callbacks", "rate = ", "rate = 2 *", set()),
     ],
@@ -235,7 +235,7 @@ def front_door(*path: Path, cwd: Path) -> str:
         "import sys, time; begun = time.process_time()\n"
         "from stn.codebase import training_digest\n"
         f"print(training_digest(*{EXPERIMENTS[1]}), time.process_time() - begun)\n"
-        "assert not {'torch', 'hydra', 'numpy', 'stn.models'} & set(sys.modules)\n"
+        "assert not {'torch', 'hydra', 'numpy', 'stn.nn'} & set(sys.modules)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
     result = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)

@@ -12,13 +12,13 @@ from PIL import Image
 
 from conftest import dependencies, imports, one_error, run
 from stn.config import compose
-from stn.data.colocalisation import Views, boxes, distortion, source
 from stn.data.draws import generator
 from stn.errors import UserError
+from stn.experiments.colocalisation.data import Views, boxes, distortion, source
 from stn.experiments.colocalisation.figures import draw_classes, draw_search
+from stn.experiments.colocalisation.networks import Colocalisation, Found, overlap, windows
 from stn.experiments.colocalisation.table import CLASSES as ROWS
 from stn.experiments.colocalisation.table import COLOCALISATION, MEAN, TC
-from stn.models.colocalisation import Colocalisation, Found, overlap, windows
 from stn.report import tables
 from stn.report.comparisons import measure
 from stn.training.learner import build_network
@@ -101,7 +101,7 @@ def test_the_box_holds_the_digit_and_only_clutter_is_outside(folder, monkeypatch
 
 def test_images_stand_class_by_class_in_turn(folder, monkeypatch):
     """Held against the labels: each image's digit is one of its class."""
-    from stn.data.digits import undistorted
+    from stn.experiments.mnist.data import undistorted
 
     monkeypatch.chdir(folder)
     cfg = config()
@@ -123,7 +123,7 @@ def test_the_stored_set_is_the_same_on_every_draw(folder, monkeypatch):
 
 def test_settings_are_chosen_on_other_digits(folder, monkeypatch):
     """`data.digits=validation` shows digits held out, none of those that the table is about, in a folder of its own."""
-    from stn.data.digits import undistorted
+    from stn.experiments.mnist.data import undistorted
 
     monkeypatch.chdir(folder)
     front("stn.distort", "data=colocalise_t", *SMALL, "data.digits=validation", cwd=folder)
@@ -342,8 +342,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_with_its_trace_whole(folder,
 def test_to_watch_is_not_to_learn(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     _, watched = train_seed(config(), 0, tmp_path / "watched")
-    monkeypatch.delattr("stn.data.colocalisation.Colocalisation.traced")
-    monkeypatch.setattr("stn.data.colocalisation.Colocalisation.evidence", lambda *_: {})
+    monkeypatch.delattr("stn.experiments.colocalisation.data.Colocalisation.traced")
+    monkeypatch.setattr("stn.experiments.colocalisation.data.Colocalisation.evidence", lambda *_: {})
     _, unwatched = train_seed(config(), 0, tmp_path / "unwatched")
     assert "trace" not in unwatched
     np.testing.assert_array_equal(watched["theta"], unwatched["theta"])

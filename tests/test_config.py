@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conftest import one_error, run, spawn
 from stn.config import CONF, LARGEST_SEED, ROOMS, checked, compose, experiment, one_line
 from stn.errors import UserError
-from stn.models.digits import DigitNetwork, n_parameters
+from stn.experiments.mnist.networks import DigitNetwork, n_parameters
 from stn.training.learner import build_network
 
 BASES = {"mnist", "digits", "svhn", "cub", "birds", "volumes", "sums"}

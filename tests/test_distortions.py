@@ -11,11 +11,11 @@ from scipy.stats import kstest
 
 from conftest import one_error, run
 from stn.config import compose
-from stn.data.digits import distortion, load_stored, store, undistorted
-from stn.data.distortions import CORNERS, found_pose
 from stn.data.download import export_embedded
 from stn.data.draws import generator
 from stn.errors import UserError
+from stn.experiments.mnist.data import distortion, load_stored, store, undistorted
+from stn.experiments.mnist.distortions import CORNERS, found_pose
 from stn.geometry.transforms import pixel_centres
 
 N = 4000

@@ -1,4 +1,4 @@
-"""Promises of `stn.models.exploration`: an unbiased gradient of the smoothed loss, and nothing left behind."""
+"""Promises of `stn.nn.exploration`: an unbiased gradient of the smoothed loss, and nothing left behind."""
 
 import math
 
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, Translation
-from stn.models.exploration import Exploration
-from stn.models.transformer import SpatialTransformer
+from stn.nn.exploration import Exploration
+from stn.nn.transformer import SpatialTransformer
 
 VIEWS = 40_000  # pairs that an estimate is averaged over
 

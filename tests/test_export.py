@@ -14,7 +14,7 @@ from stn.config import compose
 from stn.errors import UserError
 from stn.geometry import constants
 from stn.geometry.sampling import LearnableSampler
-from stn.models.transformer import SpatialTransformer
+from stn.nn.transformer import SpatialTransformer
 
 NETWORKS = ["fcn", "cnn", *(f"st_{kind}_{warp}" for kind in ("fcn", "cnn") for warp in ("affine", "projective", "tps"))]
 CELL = ("data=digits_r", "model=size_st_7k", "budget=smoke", "budget.steps=150", "outputs=exporting")

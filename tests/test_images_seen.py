@@ -12,10 +12,10 @@ from stn.config import compose
 from stn.data import download
 from stn.data.download import export_embedded
 from stn.experiments import find_tables
-from stn.models.digits import cnn
+from stn.experiments.mnist.networks import cnn
 from stn.params import TABLES
 from stn.training import learner
-from stn.training.feed import Feed
+from stn.training.data_module import DataModule
 from stn.training.run import train_seed
 from svhn_archive import pack, write_part
 
@@ -104,7 +104,7 @@ def test_images_seen_are_those_that_the_network_was_fed(settings, parts, tmp_pat
 def test_processes_and_parts_together_are_fed_what_one_step_counts(settings, processes, parts):
     cfg, fed = compose(*settings), 0
     for rank in range(processes):
-        feed = Feed(cfg.data, cfg.budget, 0, parts)
+        feed = DataModule(cfg.data, cfg.budget, 0, parts)
         feed.setup("fit")
         root = SimpleNamespace(root_device=torch.device("cpu"))
         feed.trainer = SimpleNamespace(world_size=processes, global_rank=rank, global_step=0, strategy=root)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stn import SpatialTransformer
-from stn.data.distortions import Elastic, Projection
+from stn.experiments.mnist.distortions import Elastic, Projection
 from stn.geometry import constants
 from stn.geometry.sampling import LearnableSampler, bicubic, bilinear, integer, trilinear
 from stn.geometry.transforms import (
@@ -30,7 +30,7 @@ from stn.geometry.transforms import (
     Translation,
     pixel_centres,
 )
-from stn.models.localisation import convolutional
+from stn.nn.localisation import convolutional
 
 CPU = torch.device("cpu")
 FAMILIES = [Translation(0.5), Attention(), Similarity(), Affine(), Projective(), ThinPlateSpline(4), Affine3D()]

@@ -175,7 +175,7 @@ def test_the_report_and_unrelated_data_void_no_cell_and_a_model_voids_its_own(ti
     assert not edited("src/stn/config.py")
     assert not edited("conf/data/digits_e.yaml")
     assert edited("conf/model/cnn.yaml") == {"cell@digits_r-cnn-smoke"}
-    assert len(edited("src/stn/models/localisation.py")) == 2
+    assert len(edited("src/stn/nn/localisation.py")) == 2
     assert not stale(tiny)
 
 

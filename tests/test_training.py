@@ -16,7 +16,7 @@ from stn.codebase import commit, fault, training_digest
 from stn.config import compose
 from stn.training import run as runs
 from stn.training.callbacks import Pictures
-from stn.training.feed import Feed
+from stn.training.data_module import DataModule
 from stn.training.learner import Learner
 
 QUICKLY = ["budget=smoke", "logger=none", "model.width=4", "budget.precision=float32"]
@@ -51,7 +51,10 @@ def test_a_run_leaves_a_record_that_explains_itself(workplace, tmp_path):
         assert seed["errors"] == wrong and seed["error"] == pytest.approx(100 * wrong / 5000)
         assert [step for step, _, _ in seed["validation"]] == [10, 20] and seed["images_seen"] == 20 * 64
         assert {"cpu", "cores", "threads", "gpu", "precision", "torch"} <= set(seed["provenance"])
-    assert record["code"] == {"digest": training_digest("stn.data.digits", "stn.models.digits"), "commit": commit()}
+    assert record["code"] == {
+        "digest": training_digest("stn.experiments.mnist.data", "stn.experiments.mnist.networks"),
+        "commit": commit(),
+    }
     assert record["adopted"] == [] and fault(record) is None and not any("code" in seed for seed in record["seeds"])
     assert record["seeds"][0]["error"] != record["seeds"][1]["error"]
     assert arrays["theta"].shape == (5000, 32) and arrays["cloud_after"].shape == (1000, 9, 2)
@@ -134,7 +137,7 @@ def test_every_draw_is_a_function_of_seed_and_step(workplace, monkeypatch):
             root_device = torch.device("cpu")
 
     def batch(step, seed=0, world=1, rank=0):
-        data = Feed(cfg.data, cfg.budget, seed)
+        data = DataModule(cfg.data, cfg.budget, seed)
         data.setup("fit")
         data.trainer = Trainer()
         data.trainer.world_size, data.trainer.global_rank = world, rank
@@ -152,7 +155,7 @@ def test_every_draw_is_a_function_of_seed_and_step(workplace, monkeypatch):
 def test_an_epoch_shows_every_digit_once(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     cfg = compose("data=digits_r", "budget.batch_size=100")
-    data = Feed(cfg.data, cfg.budget, 0)
+    data = DataModule(cfg.data, cfg.budget, 0)
     data.setup("fit")
     seen = torch.cat([data.picks(step) for step in range(10)])
     assert len(seen.unique()) == 1000 and not torch.equal(seen[:100], data.picks(10))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stn import SpatialTransformer
+from stn.experiments.mnist.networks import DigitNetwork
 from stn.geometry.sampling import LearnableSampler, bicubic, bilinear, trilinear
 from stn.geometry.transforms import (
     Affine,
@@ -21,8 +22,7 @@ from stn.geometry.transforms import (
     ThinPlateSpline,
     Translation,
 )
-from stn.models.digits import DigitNetwork
-from stn.models.localisation import FirstConvolution
+from stn.nn.localisation import FirstConvolution
 
 FAMILIES = [Translation(), Attention(), Rotation(), Similarity(), Affine(), Projective(), ThinPlateSpline(3)]
 
@@ -318,7 +318,7 @@ def test_everything_is_imported_from_stn_when_asked_for():
         "print(set(stn.__all__) <= set(dir(stn)))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    expected = ["False", "", "", "stn.models.transformer ThinPlateSpline(k=4) bilinear", "True"]
+    expected = ["False", "", "", "stn.nn.transformer ThinPlateSpline(k=4) bilinear", "True"]
     assert done.stdout.splitlines() == expected
 
 

@@ -15,13 +15,13 @@ from conftest import dependencies, imports, one_error, run
 from stn import SpatialTransformer
 from stn.config import CONF, compose
 from stn.data.draws import generator
-from stn.data.volumes import DIGIT, SolidPose, Volumes, load_poses, pose, rotation, store
 from stn.errors import UserError
+from stn.experiments.mnist.networks import n_parameters
+from stn.experiments.volumes.data import DIGIT, SolidPose, Volumes, load_poses, pose, rotation, store
 from stn.experiments.volumes.figures import draw_volumes
 from stn.experiments.volumes.poses import pose_left, solid_pose
 from stn.geometry.sampling import trilinear
 from stn.geometry.transforms import Affine3D, pixel_centres
-from stn.models.digits import n_parameters
 from stn.report import tables
 from stn.training.learner import Learner, build_network
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         ThinPlateSpline,
         Translation,
     )
-    from stn.models.transformer import SpatialTransformer
+    from stn.nn.transformer import SpatialTransformer
 
 __all__ = [
     "Affine",
@@ -41,7 +41,7 @@ def __getattr__(name: str):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # When asked for, because the front doors tell a misspelt key before torch is loaded.
     if name == "SpatialTransformer":
-        return import_module("stn.models.transformer").SpatialTransformer
+        return import_module("stn.nn.transformer").SpatialTransformer
     return getattr(import_module("stn.geometry.sampling" if name in _SAMPLERS else "stn.geometry.transforms"), name)
 
 

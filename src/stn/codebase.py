@@ -49,8 +49,8 @@ def training_digest(data: str, network: str, read: Reader | None = None) -> str:
     """The digest of the code that trains an experiment: sixteen hexadecimal digits.
 
     Args:
-        data: the module with `source(data)`, such as "stn.data.digits".
-        network: the module with `network(model, data)`, such as "stn.models.digits".
+        data: the module with `source(data)`, such as "stn.experiments.mnist.data".
+        network: the module with `network(model, data)`, such as "stn.experiments.mnist.networks".
         read: reads the modules; the installed ones if None.
     """
     return digest_of(f"{data}:source", f"{network}:network", TRAINING, read=read)

@@ -25,14 +25,14 @@ from stn.errors import UserError, told
 
 # Where the data and the networks of a table live: modules with `source(data)` and `network(model, data)`.
 ROOMS = {
-    1: ("stn.data.digits", "stn.models.digits"),
-    2: ("stn.data.numbers", "stn.models.numbers"),
-    3: ("stn.data.birds", "stn.models.birds"),
-    4: ("stn.data.sums", "stn.models.sums"),
-    5: ("stn.data.colocalisation", "stn.models.colocalisation"),
-    6: ("stn.data.volumes", "stn.models.volumes"),
-    7: ("stn.data.digits", "stn.models.digits"),
-    8: ("stn.data.digits", "stn.models.digits"),
+    1: ("stn.experiments.mnist.data", "stn.experiments.mnist.networks"),
+    2: ("stn.experiments.svhn.data", "stn.experiments.svhn.networks"),
+    3: ("stn.experiments.cub.data", "stn.experiments.cub.networks"),
+    4: ("stn.experiments.addition.data", "stn.experiments.addition.networks"),
+    5: ("stn.experiments.colocalisation.data", "stn.experiments.colocalisation.networks"),
+    6: ("stn.experiments.volumes.data", "stn.experiments.volumes.networks"),
+    7: ("stn.experiments.mnist.data", "stn.experiments.mnist.networks"),
+    8: ("stn.experiments.mnist.data", "stn.experiments.mnist.networks"),
 }
 CONF = Path(__file__).parents[2] / "conf"
 LARGEST_SEED = 2**32 - 1  # that Lightning takes

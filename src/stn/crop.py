@@ -8,13 +8,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.config import front_door
-from stn.data import crops, cub
+from stn.experiments.cub import archive
+from stn.experiments.svhn import crops
 
 
 def crop(cfg: DictConfig) -> None:
     scratch = Path(cfg.outputs) / "scratch"
     if cfg.data.source.name == "cub":
-        about, size = cub.store(cfg.data, scratch), f"{cfg.data.side} pixels on the shorter side"
+        about, size = archive.store(cfg.data, scratch), f"{cfg.data.side} pixels on the shorter side"
     else:
         about, size = crops.store(cfg.data, scratch), f"{cfg.data.canvas} pixels a side"
     for split, facts in about["sets"].items():

@@ -6,8 +6,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.config import front_door
-from stn.data import cub
 from stn.data.download import export_embedded, fetch_birds, fetch_mnist, fetch_numbers
+from stn.experiments.cub import archive
 
 
 def fetch(cfg: DictConfig) -> None:
@@ -18,7 +18,7 @@ def fetch(cfg: DictConfig) -> None:
         case "mnist":
             files = fetch_mnist(raw)
         case "cub":
-            files = fetch_birds(raw, partial(cub.fault, classes=cfg.data.classes))
+            files = fetch_birds(raw, partial(archive.fault, classes=cfg.data.classes))
         case source:
             files = fetch_numbers(raw, source, cfg.data.extra)
     print(f"{raw}: {', '.join(file.name for file in files)}")

@@ -141,7 +141,7 @@ def _fetch_part(folder: Path, source: str, part: str) -> Path:
 def fetch_birds(folder: Path, fault: Callable[[Path], str | None]) -> list[Path]:
     """CUB-200-2011: `folder/CUB_200_2011.tgz`, or the folder that it unpacks to if a mirror holds only that.
 
-    `fault` says what such a folder lacks, to be read after its name (`stn.data.cub.fault`).
+    `fault` says what such a folder lacks, to be read after its name (`stn.experiments.cub.archive.fault`).
     """
     packed, unpacked, at_mirror = folder / f"{CUB}.tgz", folder / CUB, _at_mirror("cub", CUB)
     if not packed.exists():

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-class Watch(Callback):
+class ProgressBar(Callback):
     """A bar in a terminal; elsewhere a plain line after each validation, with the time that is left."""
 
     def __init__(self, name: str):

@@ -25,8 +25,8 @@ from stn.config import ROOMS, digest, experiment
 from stn.errors import UserError
 from stn.files import write_whole
 from stn.training.blocks import BlockLearner
-from stn.training.callbacks import Pictures, Trace, Watch
-from stn.training.feed import Feed
+from stn.training.callbacks import Pictures, ProgressBar, Trace
+from stn.training.data_module import DataModule
 from stn.training.learner import Learner, build_network, new_learner
 from stn.training.record import provenance, read_result, write_cell, write_result
 
@@ -68,7 +68,7 @@ def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
     settings = digest(json.dumps([experiment(cfg), list(cfg.seeds)], sort_keys=True))
     name = f"{cfg.data.name}-{cfg.model.name}-{settings}"  # so that a run with other settings leaves it alone
     record = Path(cfg.record or Path(cfg.outputs) / "results" / cfg.budget.name / name)
-    network, shape = build_network(cfg).eval(), Feed(cfg.data, cfg.budget, seed=0).source.shape
+    network, shape = build_network(cfg).eval(), DataModule(cfg.data, cfg.budget, seed=0).source.shape
     write_cell(record, cfg, network, shape, results, {**arrays, "pose_names": [str(name) for name in names]})
     errors = ", ".join(f"{result['error']:.2f}" for result in results)
     print(f"{title(cfg)}: test error {errors} % of {results[0]['n_test']} images -> {record}.json")
@@ -78,7 +78,7 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     """Train one seed, from its last checkpoint if there is one, and test it. Returns its result and arrays."""
     L.seed_everything(seed, verbose=False)
     code = {"digest": training_digest(*ROOMS[cfg.data.table]), "commit": commit()}  # now: a long run may outlast it
-    feed = Feed(cfg.data, cfg.budget, seed, cfg.trainer.accumulate, block(cfg))
+    feed = DataModule(cfg.data, cfg.budget, seed, cfg.trainer.accumulate, block(cfg))
     feed.setup()  # a missing data set is told before anything is set up
     last = folder / "last.ckpt"
     if last.exists() and not zipfile.is_zipfile(last):  # its list of contents, which comes last, is missing
@@ -162,13 +162,13 @@ def test(cfg: DictConfig) -> tuple[DictConfig, np.ndarray]:
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    trainer.test(learner, Feed(cfg.data, cfg.budget, seed=0), verbose=False)
+    trainer.test(learner, DataModule(cfg.data, cfg.budget, seed=0), verbose=False)
     return made, learner.test_result()["correct"]
 
 
 def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger, more: Sequence[Callback] = ()) -> L.Trainer:
     """The Lightning trainer of one seed; without a folder it leaves no checkpoint."""
-    callbacks = [Watch(title(cfg, seed)), *more]
+    callbacks = [ProgressBar(title(cfg, seed)), *more]
     if folder:
         callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
     if cfg.logger.name == "wandb" and cfg.logger.pictures:
@@ -245,7 +245,7 @@ def block(cfg: DictConfig) -> int:
     to meet within a step, and the search for a NaN looks at every kernel's result.
     """
     alone = cfg.trainer.strategy == "auto" and cfg.trainer.devices * cfg.trainer.num_nodes == 1
-    digits = ROOMS[cfg.data.table][0] == "stn.data.digits"
+    digits = ROOMS[cfg.data.table][0] == "stn.experiments.mnist.data"
     return cfg.trainer.block if alone and digits and cfg.trainer.accumulate == 1 and not cfg.debug.detect_anomaly else 1
 
 

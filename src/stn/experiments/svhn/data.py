@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stn.data.crops import KINDS, in_frame, recipe, spot
 from stn.data.download import why
 from stn.errors import UserError
+from stn.experiments.svhn.crops import KINDS, in_frame, recipe, spot
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import pixel_centres
 

@@ -10,19 +10,19 @@ from torch import nn
 
 from conftest import dependencies, imports, one_error, run
 from stn.config import CONF, compose
-from stn.data.digits import distortion, undistorted
 from stn.data.download import export_embedded
-from stn.data.sums import POSES, Sums, store
 from stn.errors import UserError
 from stn.experiments.addition.attention import measure_attention
+from stn.experiments.addition.data import POSES, Sums, store
+from stn.experiments.addition.networks import SumNetwork
 from stn.experiments.addition.table import ADDITION
-from stn.models.digits import n_parameters
-from stn.models.localisation import FirstConvolution
-from stn.models.sums import SumNetwork
+from stn.experiments.mnist.data import distortion, undistorted
+from stn.experiments.mnist.networks import n_parameters
+from stn.nn.localisation import FirstConvolution
 from stn.report import tables
 from stn.report.comparisons import compare, find_baseline, order_steps
 from stn.report.summary import summarise
-from stn.training.feed import Feed
+from stn.training.data_module import DataModule
 from stn.training.learner import build_network, new_learner
 from synthetic import write_cell
 
@@ -92,7 +92,7 @@ def test_a_training_pair_is_a_function_of_seed_and_step(data):
     cfg = compose("data=digits_sum", "model=sum_fcn", "budget.batch_size=16")
 
     def batch(step, seed=0, world=1, rank=0):
-        feed = Feed(cfg.data, cfg.budget, seed)
+        feed = DataModule(cfg.data, cfg.budget, seed)
         feed.source.load("train")
         feed.trainer = type("T", (), {"world_size": world, "global_rank": rank})()
         feed.trainer.strategy = type("S", (), {"root_device": CPU})
@@ -187,7 +187,7 @@ def test_a_transformer_reads_both_channels_and_warps_both_alike(classifier):
 def test_two_transformers_that_start_alike_part(place, data):
     cfg = compose("data=digits_sum", "model=sum_2st_fcn_affine", "model.width=8", "budget.batch_size=32")
     torch.manual_seed(0)
-    learner, feed = new_learner(cfg), Feed(cfg.data, cfg.budget, 0)
+    learner, feed = new_learner(cfg), DataModule(cfg.data, cfg.budget, 0)
     feed.source.load("train")
     optimiser = learner.configure_optimizers()["optimizer"]
     for step in range(10):

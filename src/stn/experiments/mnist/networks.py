@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from stn.geometry.sampling import LearnableSampler, bicubic, bilinear, integer
 from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, Transformation
-from stn.models.localisation import FirstConvolution, Layers, convolutional, fully_connected
-from stn.models.transformer import SpatialTransformer
+from stn.nn.localisation import FirstConvolution, Layers, convolutional, fully_connected
+from stn.nn.transformer import SpatialTransformer
 
 TRANSFORMATIONS: dict[str, Callable[[], Transformation]] = {
     "affine": Affine,

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton", reason="torch came without Triton: then all goes the plain way")
 from stn.config import compose
-from stn.models import kernels
-from stn.models.localisation import FirstConvolution, Layers
+from stn.nn import convolutions
+from stn.nn.localisation import FirstConvolution, Layers
 from stn.training.learner import build_network
 
 GPU = torch.cuda.is_available()
@@ -49,7 +49,7 @@ def assert_same_gradients(ours: Tensor, theirs: Tensor, leaves: list[Tensor]) ->
 def test_the_first_layer_is_convolution_pool_and_relu(batch, side, kernel, filters, ceil):
     images = torch.randn(batch, 1, side, side, device=DEVICE, requires_grad=True)
     layer = FirstConvolution(filters, kernel).to(DEVICE)
-    ours = kernels.first_layer(images, layer.weight, layer.bias, ceil)
+    ours = convolutions.first_layer(images, layer.weight, layer.bias, ceil)
     assert ours.shape[1] % 16 == 0 and not ours[:, filters:].any()
     theirs = F.relu(F.max_pool2d(F.conv2d(images, layer.weight, layer.bias), 2, ceil_mode=ceil))
     assert_near(ours[:, :filters], theirs)
@@ -70,7 +70,7 @@ def test_a_later_convolution_is_torchs(batch, side, kernel, channels, filters):
     layer = nn.Conv2d(channels, filters, kernel).to(DEVICE)
     maps = torch.randn(batch, channels, side, side, device=DEVICE, requires_grad=True)
     filled = F.pad(maps, (0, 0, 0, 0, 0, -channels % 16))
-    ours, theirs = kernels.convolution(filled, layer.weight, layer.bias)[:, :filters], layer(maps)
+    ours, theirs = convolutions.convolution(filled, layer.weight, layer.bias)[:, :filters], layer(maps)
     assert_near(ours, theirs)
     assert_same_gradients(ours, theirs, [maps, layer.weight, layer.bias])
 
@@ -85,7 +85,7 @@ def test_networks_of_the_table_are_the_same_with_kernels(data, model, monkeypatc
     images = torch.rand(2, 1, side, side, device=DEVICE)
     monkeypatch.setattr(Layers, "forward", nn.Sequential.forward)
     theirs = network(images)
-    monkeypatch.setattr(Layers, "forward", kernels.run)
+    monkeypatch.setattr(Layers, "forward", convolutions.run)
     ours = network(images)
     assert_near(ours, theirs)
     assert_same_gradients(ours, theirs, list(network.parameters()))
@@ -101,7 +101,7 @@ def test_what_no_kernel_is_for_goes_the_plain_way():
     for layers, channels, side in ((two, 2, 10), (odd, 1, 8), (bare, 1, 8), (slow, 1, 8), (last, 1, 8)):
         layers.to(DEVICE)
         images = torch.randn(2, channels, side, side, device=DEVICE)
-        ours, theirs = kernels.run(layers, images), nn.Sequential.forward(layers, images)
+        ours, theirs = convolutions.run(layers, images), nn.Sequential.forward(layers, images)
         assert_near(ours, theirs)
         assert_same_gradients(ours, theirs, list(layers.parameters()))
 
@@ -111,7 +111,7 @@ def test_nan_goes_through_the_first_layer_as_through_torchs():
     layer = FirstConvolution(4, 3).to(DEVICE)
     images = torch.randn(2, 1, 8, 8, device=DEVICE)
     images[0, 0, 4, 4] = torch.nan
-    ours = kernels.first_layer(images, layer.weight, layer.bias, True)[:, :4]
+    ours = convolutions.first_layer(images, layer.weight, layer.bias, True)[:, :4]
     theirs = F.relu(F.max_pool2d(layer(images), 2))
     assert ours.isnan().any() and torch.equal(ours.isnan(), theirs.isnan())
 
@@ -121,9 +121,9 @@ def test_a_value_of_zero_hands_no_gradient_back():
     images = torch.zeros(1, 1, 6, 6, device=DEVICE, requires_grad=True)
     weight = torch.ones(2, 1, 3, 3, device=DEVICE, requires_grad=True)
     bias = torch.tensor([0.0, 1.0], device=DEVICE, requires_grad=True)
-    out = kernels.first_layer(images, weight, bias, True)[:, :2]
+    out = convolutions.first_layer(images, weight, bias, True)[:, :2]
     assert_same_gradients(out, F.relu(F.max_pool2d(F.conv2d(images, weight, bias), 2)), [images, weight, bias])
-    out = kernels.first_layer(images, weight, bias, True)[:, :2]
+    out = convolutions.first_layer(images, weight, bias, True)[:, :2]
     assert torch.autograd.grad(out.sum(), bias)[0].tolist() == [0.0, 4.0]
 
 
@@ -131,20 +131,20 @@ def test_a_value_of_zero_hands_no_gradient_back():
 @pytest.mark.parametrize("channels", [16, 64, 80])
 @pytest.mark.parametrize("kernel, positions", [("forward", 16), ("forward", 121), ("maps", 100), ("maps", 289)])
 def test_tiles_fit_into_the_shared_memory_of_smaller_cards(kernel, positions, channels, room, monkeypatch):
-    monkeypatch.setattr(kernels, "_shared_memory", lambda device: room)
-    rows, how = kernels._launch(kernel, torch.empty(256, 1), "tf32", channels, channels, positions=positions)
+    monkeypatch.setattr(convolutions, "_shared_memory", lambda device: room)
+    rows, how = convolutions._launch(kernel, torch.empty(256, 1), "tf32", channels, channels, positions=positions)
     wide = 2 ** (channels - 1).bit_length()
     assert 16 <= rows <= 64 and how["num_stages"] >= 1
     assert 4 * how["num_stages"] * (rows * wide + wide * wide) <= room
 
 
 def test_a_cpu_and_double_precision_go_the_plain_way(monkeypatch):
-    monkeypatch.setattr(kernels, "run", lambda *_: pytest.fail("went to the kernels"))
+    monkeypatch.setattr(convolutions, "run", lambda *_: pytest.fail("went to the kernels"))
     layers = Layers(FirstConvolution(3, 3), nn.MaxPool2d(2), nn.ReLU())
     assert layers(torch.rand(1, 1, 8, 8)).shape == (1, 3, 3, 3)
     if GPU:
         assert layers.double().to(DEVICE)(torch.rand(1, 1, 8, 8, device=DEVICE).double()).shape == (1, 3, 3, 3)
-    assert not kernels.usable(torch.device("cpu"))
+    assert not convolutions.usable(torch.device("cpu"))
 
 
 def test_where_triton_cannot_build_kernels_it_is_said_once_and_cudnns_serve(monkeypatch):
@@ -154,14 +154,14 @@ def test_where_triton_cannot_build_kernels_it_is_said_once_and_cudnns_serve(monk
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.ones(1))
-    monkeypatch.setattr(kernels, "_first_images", Broken())
-    kernels.usable.cache_clear()
+    monkeypatch.setattr(convolutions, "_first_images", Broken())
+    convolutions.usable.cache_clear()
     try:
         with pytest.warns(UserWarning, match=r"cannot build ours here \(Failed to find C compiler.\)") as told:
-            assert not kernels.usable(torch.device("cuda")) and not kernels.usable(torch.device("cuda"))
+            assert not convolutions.usable(torch.device("cuda")) and not convolutions.usable(torch.device("cuda"))
         assert len(told) == 1
     finally:
-        kernels.usable.cache_clear()
+        convolutions.usable.cache_clear()
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
@@ -179,5 +179,5 @@ def test_products_of_less_precision_err_no_more_than_cudnns(how, data, model, mo
         exact = scores(nn.Sequential.forward)
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
         with torch.autocast("cuda", torch.bfloat16, enabled=how == "bf16"):
-            ours, theirs = scores(kernels.run), scores(nn.Sequential.forward)
+            ours, theirs = scores(convolutions.run), scores(nn.Sequential.forward)
     assert (ours - exact).norm() <= 2 * (theirs - exact).norm() + 1e-3 * exact.norm()

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stn.data.cub import StoredBirds, check, open_set, recipe
 from stn.data.download import why
 from stn.errors import UserError
+from stn.experiments.cub.archive import StoredBirds, check, open_set, recipe
 
 EXAMPLES, SHOWN = 8, 128  # test images in a record, and their side in pixels
 

@@ -14,12 +14,12 @@ from torch import nn
 
 from stn.config import compose
 from stn.errors import UserError
+from stn.experiments.cub import trunks
+from stn.experiments.cub.networks import OUTLINE, BirdsNetwork, tiles
+from stn.experiments.cub.trunks import Trunk, pretrained
 from stn.geometry.transforms import Translation
-from stn.models import trunks
-from stn.models.birds import OUTLINE, BirdsNetwork, tiles
-from stn.models.trunks import Trunk, pretrained
 from stn.training import run as runs
-from stn.training.feed import Feed
+from stn.training.data_module import DataModule
 from stn.training.learner import Learner, build_network, new_learner
 
 LOCALISATION = {"filters": 4, "features": 6}
@@ -350,7 +350,7 @@ def test_a_checkpoint_needs_no_pretrained_weights(offline, tmp_path, monkeypatch
 
 
 class Noise:
-    """A source of coloured noise in the form of `stn.data.birds`."""
+    """A source of coloured noise in the form of `stn.experiments.cub.data`."""
 
     shape, chunk = (3, 32, 32), 4
 
@@ -378,7 +378,7 @@ def ends(monkeypatch, folder: Path, *overrides: str, stop: int | None = None) ->
 
     In float64: a max-pool whose two largest are within a rounding of each other would send its gradient elsewhere.
     """
-    monkeypatch.setitem(sys.modules, "stn.data.birds", types.SimpleNamespace(source=Noise))
+    monkeypatch.setitem(sys.modules, "stn.experiments.cub.data", types.SimpleNamespace(source=Noise))
     small = ["data.classes=5", "data.canvas=32", "model.size=32", "model.node=features.5", "budget.batch_size=8"]
     small += ["budget.steps=6", "budget.validate_every=2", "budget.precision=float32", "logger=none"]
     cfg = compose("data=cub_224", "model=cub_2st", "budget=smoke", *small, *overrides)
@@ -391,7 +391,7 @@ def ends(monkeypatch, folder: Path, *overrides: str, stop: int | None = None) ->
         trainer = runs.make_trainer(cfg, 0, folder, False)
         trainer.fit_loop.epoch_loop.max_steps = steps
         last = folder / "last.ckpt"
-        feed = Feed(cfg.data, cfg.budget, 0, cfg.trainer.accumulate)
+        feed = DataModule(cfg.data, cfg.budget, 0, cfg.trainer.accumulate)
         trainer.fit(learner, feed, ckpt_path=last if last.exists() else None, weights_only=True)
     assert trainer.global_step == 6
     return learner.network.state_dict(), learner.validation

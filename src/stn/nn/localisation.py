@@ -44,16 +44,16 @@ def fully_connected(canvas: int, hidden: int, layers: int, channels: int = 1) ->
 
 
 class Layers(nn.Sequential):
-    """`nn.Sequential`. A GPU makes the same of its convolutions with kernels of their own, `stn.models.kernels`."""
+    """`nn.Sequential`. A GPU makes the same of its convolutions with kernels of their own, `stn.nn.convolutions`."""
 
     def forward(self, images: Tensor) -> Tensor:
-        # Not of a fake tensor, which has no values, and whose mode would be told for good that there are no kernels.
+        # Not of a fake tensor, which has no values, and whose mode would be told for good that there are no convolutions.
         plain = type(images) is Tensor and not torch.compiler.is_exporting()
         if TRITON and plain and images.is_cuda and images.dtype == torch.float32:
-            from stn.models import kernels
+            from stn.nn import convolutions
 
-            if kernels.usable(images.device):
-                return kernels.run(self, images)
+            if convolutions.usable(images.device):
+                return convolutions.run(self, images)
         return super().forward(images)
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from stn.models.digits import cnn, described, fcn, n_parameters, transformer, width_for
+from stn.experiments.mnist.networks import cnn, described, fcn, n_parameters, transformer, width_for
 
 CHANNELS = 2  # the digits of a sum
 CLASSES = 19  # 0 to 18
@@ -20,7 +20,7 @@ class SumNetwork(nn.Module):
     networks start with different random weights.
 
     Args:
-        canvas, classifier, width, transformation, sampler, pool, localisation: of `stn.models.digits.DigitNetwork`.
+        canvas, classifier, width, transformation, sampler, pool, localisation: of `stn.experiments.mnist.networks.DigitNetwork`.
             Paper: pools what the classifier sees of the canvas of RTS, 42 pixels; of the sums it says nothing. We: the
             same here.
         parallel: N, if there is a transformation.

@@ -15,9 +15,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stn.data.distortions import POSE, Clutter, Distortion, Elastic, Pose, Projection, found_pose
 from stn.data.draws import generator
 from stn.errors import UserError
+from stn.experiments.mnist.distortions import POSE, Clutter, Distortion, Elastic, Pose, Projection, found_pose
 from stn.geometry.sampling import LearnableSampler
 
 POSES = 1000  # test images whose poses are kept for the report
@@ -246,7 +246,7 @@ class DistortedDigits:
         example_input, example_grid, example_output, example_label: the first test image of each class, the grid laid
         on it, and what the classifier sees. cloud_before, cloud_after (POSES, 9, 2): the digit points at nine fixed
         points of the canvas, and at those of the transformer's output. pose_true, pose_found (POSES, D), pose_names:
-        see `stn.data.distortions.found_pose`. phi_x, phi_y: what a learnable kernel has learned.
+        see `stn.experiments.mnist.distortions.found_pose`. phi_x, phi_y: what a learnable kernel has learned.
         """
         if "theta" not in arrays:
             return {}

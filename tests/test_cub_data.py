@@ -17,12 +17,13 @@ from torch import nn
 from conftest import dependencies, imports, one_error, run
 from cub_archive import PARTS, pack, ramp, write_cub
 from stn.config import compose
-from stn.data import cub, download
-from stn.data.birds import Birds
-from stn.data.cub import store
+from stn.data import download
 from stn.data.draws import generator
 from stn.errors import UserError
-from stn.training.feed import Feed
+from stn.experiments.cub import archive as cub
+from stn.experiments.cub.archive import store
+from stn.experiments.cub.data import Birds
+from stn.training.data_module import DataModule
 
 CLASSES, TRAINING, TEST, VALIDATION = 4, 5, 3, 2
 SIDE, CANVAS = 64, 48
@@ -443,7 +444,7 @@ def test_a_batch_is_a_function_of_the_draws_and_processes_share_it(stored, base)
 
 def test_test_batches_are_no_larger_than_the_source_says(stored, base):
     cfg = compose("model=cub_cnn", *BIRDS)
-    feed = Feed(changed(base, stored=str(stored / STORED)), cfg.budget, seed=0)
+    feed = DataModule(changed(base, stored=str(stored / STORED)), cfg.budget, seed=0)
     feed.setup("test")
     feed.source.chunk = 5
     assert [len(index) for _, _, index in feed.test_dataloader()] == [5, 5, 2]

@@ -15,9 +15,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stn.data.digits import undistorted
 from stn.data.draws import generator
 from stn.errors import UserError
+from stn.experiments.mnist.data import undistorted
 from stn.geometry.sampling import bilinear, trilinear
 from stn.geometry.transforms import Affine3D
 

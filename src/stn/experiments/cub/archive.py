@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from stn.data.download import CUB, archive, progress, put_whole, why, writing
-from stn.data.svhn import AGAIN, whole
 from stn.environment import cores
 from stn.errors import UserError
+from stn.experiments.svhn.archive import AGAIN, whole
 
 PARTS = 15
 TEXTS = (

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn.data.colocalisation import CLASSES, DIGIT, Views
 from stn.errors import UserError
+from stn.experiments.colocalisation.data import CLASSES, DIGIT, Views
+from stn.experiments.mnist.networks import cnn
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Attention, full_precision
-from stn.models.digits import cnn
 
 FOUND = 0.5  # a window has found the digit when their IoU is greater (paper)
 LAYERS = (2, 5, 7)  # where in `cnn` the layers end: the two convolutions after pooling and ReLU, and the scores

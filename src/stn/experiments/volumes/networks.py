@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from stn.errors import UserError
+from stn.experiments.mnist.networks import cnn, n_parameters, width_for
 from stn.geometry.sampling import trilinear
 from stn.geometry.transforms import Affine3D
-from stn.models.digits import cnn, n_parameters, width_for
-from stn.models.transformer import SpatialTransformer
+from stn.nn.transformer import SpatialTransformer
 
 SMALLEST = {"projection": 21, "localisation": 14}  # below, one of their convolutions would have nothing left to see
 

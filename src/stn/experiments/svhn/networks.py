@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from stn.geometry.sampling import bicubic, bilinear, integer
 from stn.geometry.transforms import pixel_centres
-from stn.models.transformer import SpatialTransformer
+from stn.nn.transformer import SpatialTransformer
 
 FILTERS = (48, 64, 128, 160, 192, 192, 192, 192)
 POOLED = (0, 2, 4, 6)  # after these convolutions a max-pool halves the maps

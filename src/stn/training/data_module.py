@@ -13,7 +13,7 @@ from stn.config import ROOMS
 from stn.data.draws import generator
 
 
-class Feed(L.LightningDataModule):
+class DataModule(L.LightningDataModule):
     """Batches of a source, for one seed. A batch leaves the loader as indices and becomes images on the device.
 
     The training batch of step t is a function of (seed, t) alone: which images, and how they are distorted or
@@ -22,7 +22,7 @@ class Feed(L.LightningDataModule):
     of more than one step, a training batch is that of so many, or of those left to the next validation, at once.
 
     Attributes:
-        source: what the data room of the table makes of the config, such as `stn.data.digits.DistortedDigits`. Its
+        source: what the data room of the table makes of the config, such as `stn.experiments.mnist.data.DistortedDigits`. Its
             `images_per_pick` says how many images of a training batch each of the picks stands for.
     """
 
@@ -96,7 +96,7 @@ class Feed(L.LightningDataModule):
 class _Steps:
     """The picks of steps first ... last - 1, as a data set whose items are whole batches, or their parts in turn."""
 
-    feed: Feed
+    feed: DataModule
     first: int
     last: int
 
@@ -114,7 +114,7 @@ class _Steps:
 class _Blocks:
     """The picks (K, B) of steps first ... last - 1, as a data set whose items are blocks, K at most `feed.block`."""
 
-    feed: Feed
+    feed: DataModule
     first: int
     last: int
 

@@ -7,7 +7,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stn.data.digits import (
+from stn.data.draws import generator
+from stn.experiments.mnist.data import (
     POSES,
     Digits,
     StoredSet,
@@ -19,14 +20,13 @@ from stn.data.digits import (
     undistorted,
     write_sets,
 )
-from stn.data.draws import generator
 
 __all__ = ["Sums", "source", "store", "stored_folder"]
 EXAMPLES = 4  # test pairs shown
 
 
 def store(data: DictConfig, scratch: Path) -> dict:
-    """Write the stored sets, as `stn.data.digits.store` does: images (n, 2, canvas, canvas), labels (n, 2).
+    """Write the stored sets, as `stn.experiments.mnist.data.store` does: images (n, 2, canvas, canvas), labels (n, 2).
 
     Each digit of a split is the first of a pair once (`data.draws` times); the second is any of the same split, drawn
     with the set. Both are distorted independently.

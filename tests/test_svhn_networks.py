@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from stn.config import compose
-from stn.models.numbers import OUTLINE, NumbersNetwork
+from stn.experiments.svhn.networks import OUTLINE, NumbersNetwork
 from stn.training.learner import Learner, build_network, new_learner
 
 LOCALISATION = {"filters": 4, "features": 6}

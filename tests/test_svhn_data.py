@@ -17,12 +17,14 @@ from torch import nn
 
 from conftest import dependencies, imports, one_error, run
 from stn.config import compose
-from stn.data import crops, download, svhn
-from stn.data.crops import store
+from stn.data import download
 from stn.data.draws import generator
-from stn.data.numbers import HouseNumbers
-from stn.data.svhn import digits_in
 from stn.errors import UserError
+from stn.experiments.svhn import archive as svhn
+from stn.experiments.svhn import crops
+from stn.experiments.svhn.archive import digits_in
+from stn.experiments.svhn.crops import store
+from stn.experiments.svhn.data import HouseNumbers
 from stn.experiments.svhn.figures import draw_windows
 from stn.experiments.svhn.table import HOUSE_NUMBERS
 from stn.report.records import load_records

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from stn.models.transformer import SpatialTransformer
+from stn.nn.transformer import SpatialTransformer
 
 
 class Exploration:

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stn.experiments.cub.trunks import MEAN, STD, Trunk, pretrained
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Translation
-from stn.models.transformer import SpatialTransformer
-from stn.models.trunks import MEAN, STD, Trunk, pretrained
+from stn.nn.transformer import SpatialTransformer
 
 SCALE = 0.5  # the side of a window, as a fraction of the image's
 HEAD = 0.01  # std of the classifier's first weights: small, or its first errors would upset the trunks and the windows
@@ -31,7 +31,7 @@ class BirdsNetwork(nn.Module):
         fixed: the windows stay at `tiles(N)`, where those of a transformer start; there is no localisation network.
         size: pixels a side of what each trunk sees. Without windows, and for the localisation network, a larger
             canvas is average-pooled to it.
-        trunk, node, frozen_norm: of `stn.models.trunks.Trunk`.
+        trunk, node, frozen_norm: of `stn.experiments.cub.trunks.Trunk`.
         shared: one trunk for all streams; the localisation network's is another one still.
         head: a descriptor is the mean of a trunk's map over its positions ("linear"), or that of the outer products
             of its features, with signed square root and unit length ("bilinear": Lin et al. 2015, with equal trunks).

@@ -15,10 +15,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stn.data.digits import undistorted
-from stn.data.distortions import Clutter
 from stn.data.draws import generator
 from stn.errors import UserError
+from stn.experiments.mnist.data import undistorted
+from stn.experiments.mnist.distortions import Clutter
 
 CLASSES = 10
 DIGIT = 28  # pixels a side of a digit with its frame

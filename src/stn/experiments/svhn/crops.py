@@ -27,9 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageFilter
 
 from stn.data.download import DIGITS, archive, progress, put_whole
-from stn.data.svhn import Table, table_of, whole
 from stn.environment import cores
 from stn.errors import UserError
+from stn.experiments.svhn.archive import Table, table_of, whole
 
 POSITIONS, NONE = 5, 10  # digits at most, and the class of a position without one
 KINDS = ("images", "labels", "boxes")  # of a stored set
