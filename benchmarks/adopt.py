@@ -1,7 +1,7 @@
 """Let records adopt the code that is checked out, once a commit has left numbers alone: `python -m benchmarks.adopt`.
 
 A record that the present code did not train names code that it was shown to agree with: the commit that trained it, or
-the last that it adopted. The reference curves of its table are computed with that commit's sources and configs, and
+the last that it adopted. The reference curves of its experiment are computed with that commit's sources and configs, and
 with those that are checked out, on this machine and at the precision at which the record was trained. Where each loss
 agrees as far as rounding lets it (`tests/reference.py`), the record gets an entry in `adopted`. Where one does not, or
 the older code cannot compute them, it gets none, its table's caption says so, and this command says why.
@@ -26,8 +26,8 @@ from pathlib import Path
 
 from stn import codebase
 from stn.codebase import digest_of, is_shown, training_digest
-from stn.config import ROOMS
 from stn.errors import UserError, told
+from stn.experiments import roots
 from stn.params import TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -83,31 +83,40 @@ def precision(record: dict) -> str:
 
 
 class Curves:
-    """Reference curves of a table by commit and precision, each computed once."""
+    """Reference curves of an experiment (`data.kind`) by commit and precision, each computed once."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.reference = json.loads((ROOT / "tests/reference_curves.json").read_text(encoding="utf-8"))["curves"]
 
-    def of(self, table: int, precision: str, commit: str | None) -> dict:
+    def of(self, kind: str, precision: str, commit: str | None) -> dict:
         """The curves of a commit, of what is checked out if None."""
-        file = self._file(table, precision, commit)
+        file = self._file(kind, precision, commit)
         if not file.exists():
-            wanted = self._file(table, precision, None)
-            command = [sys.executable, str(REFERENCE), "--out", str(file), "--only", *self.names(table)]
+            wanted = self._file(kind, precision, None)
+            command = [sys.executable, str(REFERENCE), "--out", str(file), "--only", *self.names(kind)]
             command += ["--set", f"budget.precision={precision}", *(["--like", str(wanted)] if commit else [])]
             source = self._unpacked(commit) if commit else ROOT
             environment = {**os.environ, "PYTHONPATH": str(source / "src"), "STN_TRAINER": "cpu"}
-            print(f"curves of Table {table}, {precision}, {commit or 'as checked out'} ...", flush=True)
+            print(f"curves of {kind}, {precision}, {commit or 'as checked out'} ...", flush=True)
             subprocess.run(command, check=True, env=environment, cwd=self.folder, stdout=subprocess.DEVNULL)
         return json.loads(file.read_text(encoding="utf-8"))["curves"]
 
-    def _file(self, table: int, precision: str, commit: str | None) -> Path:
-        code = training_digest(*ROOMS[table], read=reader(commit) if commit else None)
-        return self.folder / f"{table}-{precision}-{code}-{'then' if commit else 'now'}.json"
+    def _file(self, kind: str, precision: str, commit: str | None) -> Path:
+        try:
+            code = training_digest(*roots(kind), read=reader(commit) if commit else None)
+        except ValueError as error:
+            raise UserError(f"{(commit or '')[:7]} has its code in other modules: {error}") from error
+        return self.folder / f"{kind}-{precision}-{code}-{'then' if commit else 'now'}.json"
 
-    def names(self, table: int) -> list[str]:
-        return [name for name, curve in self.reference.items() if curve["config"]["data"]["table"] == table]
+    def names(self, kind: str, model: str | None = None) -> list[str]:
+        """The curves of an experiment, or those of one of its models."""
+        configs = {name: curve["config"] for name, curve in self.reference.items()}
+        return [
+            name
+            for name, config in configs.items()
+            if config["data"]["kind"] == kind and model in (None, config["model"]["name"])
+        ]
 
     def _unpacked(self, commit: str) -> Path:
         place = self.folder / commit
@@ -117,7 +126,7 @@ class Curves:
         return place
 
 
-def compared(curves: Curves, table: int, precision: str, commit: str) -> tuple[dict[str, float], list[str]]:
+def compared(curves: Curves, kind: str, precision: str, commit: str) -> tuple[dict[str, float], list[str]]:
     """The largest relative difference of each of a commit's curves from the present one, and what disagrees.
 
     A curve of what that commit did not have yet is left out.
@@ -125,9 +134,9 @@ def compared(curves: Curves, table: int, precision: str, commit: str) -> tuple[d
     sys.path.insert(0, str(REFERENCE.parent))
     from reference import differences, tolerances
 
-    now, then = curves.of(table, precision, None), curves.of(table, precision, commit)
+    now, then = curves.of(kind, precision, None), curves.of(kind, precision, commit)
     largest, faults = {}, []
-    for name in curves.names(table):
+    for name in curves.names(kind):
         if "error" in now[name]:
             raise UserError(f"{name}: {now[name]['error']}")
         if "error" not in then[name]:
@@ -140,7 +149,7 @@ def compared(curves: Curves, table: int, precision: str, commit: str) -> tuple[d
 
 def evidence(curves: Curves, record: dict, commits: list[str]) -> str:
     """On what evidence a record adopts the present code; a UserError that says why it does not."""
-    table, at, now = record["table"], precision(record), gpu_code(None)
+    kind, at, now = record["config"]["data"]["kind"], precision(record), gpu_code(None)
     if not commits:
         raise UserError("no commit is known that has its numbers")
     if record["seeds"][0]["provenance"]["gpu"]:
@@ -149,10 +158,10 @@ def evidence(curves: Curves, record: dict, commits: list[str]) -> str:
                 raise UserError(f"trained on a GPU, and what only a GPU runs is other code in {commit[:7]}")
     largest = {}
     for commit in commits:
-        found, faults = compared(curves, table, at, commit)
+        found, faults = compared(curves, kind, at, commit)
         if faults:
             raise UserError(f"reference curves of {commit[:7]} at {at}: {'; '.join(faults)}")
-        own = [name for name in curves.names(table) if name.split("/")[1] == record["model"]]
+        own = curves.names(kind, record["model"])
         if not found or (own and not set(own) & set(found)):
             raise UserError(f"{commit[:7]} cannot compute the reference curves of {record['model']}")
         largest |= {name: max(value, largest.get(name, 0)) for name, value in found.items()}
@@ -160,7 +169,7 @@ def evidence(curves: Curves, record: dict, commits: list[str]) -> str:
     how = "every loss equal" if worst == 0 else f"largest relative difference of a loss {worst:.1e}"
     between = " and ".join(commit[:7] for commit in commits)
     gpu = "; code that only a GPU runs is unchanged" if record["seeds"][0]["provenance"]["gpu"] else ""
-    return f"{len(largest)} reference curves of Table {table} at {at} on a CPU, against {between}: {how}{gpu}"
+    return f"{len(largest)} reference curves of {kind} at {at} on a CPU, against {between}: {how}{gpu}"
 
 
 @cache
@@ -225,19 +234,20 @@ def adopt(folder: Path) -> None:
         raise UserError("src/ or conf/ differ from the commit that is checked out: commit first, records name commits")
     lock, groups = Lock(), defaultdict(list)
     for path, record in read_records().items():
-        if not is_shown(record, training_digest(*ROOMS[record["table"]])):
+        kind = record["config"]["data"]["kind"]
+        if not is_shown(record, training_digest(*roots(kind))):
             gpu = bool(record["seeds"][0]["provenance"]["gpu"])
-            groups[record["table"], record["model"], precision(record), gpu, tuple(origins(record))].append(path)
+            groups[kind, record["model"], precision(record), gpu, tuple(origins(record))].append(path)
     adopted = 0
     curves = Curves(folder)
-    for (table, model, *_, commits), paths in sorted(groups.items(), key=str):
+    for (kind, model, *_, commits), paths in sorted(groups.items(), key=str):
         records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         try:
             reason = evidence(curves, records[0], list(commits))
         except UserError as error:
-            print(f"not adopted, {len(paths)} of Table {table}, {model}: {error}", flush=True)
+            print(f"not adopted, {len(paths)} of {kind}, {model}: {error}", flush=True)
             continue
-        entry = {"commit": here, "digest": training_digest(*ROOMS[table]), "evidence": reason}
+        entry = {"commit": here, "digest": training_digest(*roots(kind)), "evidence": reason}
         for path, record in zip(paths, records, strict=True):
             record.setdefault("adopted", []).append(entry)
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from conftest import run
+from stn.report.table import Cell
 
 CURVES = Path(__file__).with_name("reference_curves.json")
 FIRST, LATER = 1e-5, 2e-4  # the smallest tolerances of a curve's first loss, which no step precedes, and of the others
@@ -40,7 +41,6 @@ STEPS = (
     *("trainer=cpu", "logger=csv", "logger.every=1"),
 )
 EMBEDDED = ("data.source=digits", "data.raw=data/raw/digits", "data.validation=200")
-CLASSIFIER = "reports/results/quick/classifier/pretrain_ts-cnn"
 
 
 def embedded_digits() -> None:
@@ -117,21 +117,28 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A curve: the kind of its data, the data set, the network, the budget, and what else is otherwise than there."""
+    """A curve: the kind of its data, the data set, the network, the budget, and what else is otherwise than there.
+
+    `cell` are settings that its cell in the table has, `settings` those of the small data.
+    """
 
     kind: str
     data: str
     model: str
     budget: str = "quick"
     settings: tuple[str, ...] = ()
+    cell: tuple[str, ...] = ()
     door: str = "stn.train"
     moved: bool = False  # its transformer does not start at the identity
 
     @property
     def name(self) -> str:
-        return f"{self.data}/{self.model}" + ("" if self.budget == "quick" else f"/{self.budget}")
+        return "/".join(
+            (Cell(self.data, self.model, self.cell).key, *([] if self.budget == "quick" else [self.budget]))
+        )
 
 
+SIZES = ("schedule=sizes",)
 WIDE = ("model.match_filters=64",)  # else an ST-FCN's localisation leaves its classifier a single unit
 PAPER = {"budget": "paper", "settings": ("budget.decay_every=3",)}  # the rate falls within the curve
 CASES = (
@@ -145,7 +152,7 @@ CASES = (
     Case("digits", "mnist_r", "st_fcn_affine", settings=WIDE),
     Case("digits", "mnist_p", "st_fcn_projective", settings=WIDE, moved=True),
     Case("digits", "mnist_rts", "st_fcn_tps", "paper", (*WIDE, *PAPER["settings"]), moved=True),
-    *(Case("digits", f"undone_{name}", "cnn_undone") for name in ("r", "rts", "p", "e")),
+    *(Case("digits", f"mnist_{name}", "cnn", cell=("data.undo=true",)) for name in ("r", "rts", "p", "e")),
     # Table 2
     Case("svhn", "svhn_64", "svhn_cnn"),
     Case("svhn", "svhn_64", "svhn_st_single"),
@@ -154,26 +161,36 @@ CASES = (
     # Table 3
     Case("cub", "cub_224", "cub_cnn"),
     Case("cub", "cub_224", "cub_2st", settings=("model.size=32",)),
-    Case("cub", "cub_224", "cub_2st_shared", settings=("model.size=32",), moved=True),
+    Case("cub", "cub_224", "cub_2st", settings=("model.size=32",), cell=("model.shared=true",), moved=True),
     Case("cub", "cub_448", "cub_bilinear"),
     # Table 4
-    Case("addition", "mnist_sum", "sum_cnn"),
-    Case("addition", "mnist_sum", "sum_st_fcn_tps", settings=WIDE),
-    Case("addition", "mnist_sum", "sum_2st_cnn_affine", moved=True),
+    Case("addition", "mnist_addition", "cnn"),
+    Case("addition", "mnist_addition", "st_fcn_tps", settings=WIDE),
+    Case("addition", "mnist_addition", "st_cnn_affine", cell=("model.parallel=2",), moved=True),
     # Table 5, and its classifier
-    Case("classifier", "pretrain_ts", "cnn", door="stn.pretrain"),
-    Case("colocalisation", "colocalise_t", "colocaliser"),
-    Case("colocalisation", "colocalise_tc", "colocaliser"),
+    Case("classifier", "mnist_ts", "cnn", door="stn.pretrain"),
+    Case("colocalisation", "colocalisation_t", "colocalisation"),
+    Case("colocalisation", "colocalisation_tc", "colocalisation"),
     # Table 6
     Case("volumes", "volumes_60", "volume_cnn"),
     Case("volumes", "volumes_60", "volume_st", moved=True),
-    Case("volumes", "volumes_undone", "volume_undone"),
+    Case("volumes", "volumes_60", "volume_cnn", cell=("data.undo=true",)),
     # Table 7
-    Case("digits", "kernels_r", "kernel_integer"),
-    *(Case("digits", "kernels_r", f"kernel_{name}", moved=True) for name in ("bilinear", "bicubic", "learned")),
+    Case("digits", "mnist_r", "st_cnn_affine", cell=("model.sampler=integer",)),
+    Case("digits", "mnist_r", "st_cnn_affine", moved=True),
+    *(
+        Case("digits", "mnist_r", "st_cnn_affine", cell=(f"model.sampler={name}",), moved=True)
+        for name in ("bicubic", "learned")
+    ),
     # Table 8
-    Case("digits", "sizes_r", "size_cnn_2k5"),
-    Case("digits", "sizes_rts", "size_st_7k", moved=True),
+    Case("digits", "mnist_r", "cnn", cell=(*SIZES, "model.parameters=2500")),
+    Case(
+        "digits",
+        "mnist_rts",
+        "st_cnn_affine",
+        cell=(*SIZES, "model.parameters=7000", "model.localisation.filters=4", "model.localisation.features=6"),
+        moved=True,
+    ),
 )
 
 
@@ -205,7 +222,7 @@ class Workshop:
     def prepared(self, case: Case, more: Iterable[str] = (), wanted: dict | None = None) -> list[str]:
         """The settings of a case, whose data is there afterwards."""
         kind = KINDS[case.kind]
-        settings = [f"data={case.data}", f"model={case.model}", f"budget={case.budget}", *STEPS]
+        settings = [f"data={case.data}", f"model={case.model}", f"budget={case.budget}", *case.cell, *STEPS]
         settings += [*kind.settings, *case.settings, *more]
         with self._inside():
             settings += other_values(composed(settings), wanted) if wanted else []
@@ -286,7 +303,7 @@ def other_values(config: dict, wanted: dict) -> list[str]:
     return [
         f"{key}={json.dumps(theirs[key])}"
         for key in ours
-        if key in theirs and theirs[key] != ours[key] and not key.endswith((".name", ".row", ".column", ".table"))
+        if key in theirs and theirs[key] != ours[key] and not key.endswith(".name")
     ]
 
 

@@ -1,83 +1,54 @@
 """The schema of `conf/`, and the way from the command line to a checked config.
 
-Every number lives in `conf/`; the dataclasses here have no defaults. They turn a misspelt key or a value of the wrong
-kind, in a file as well as on the command line, into one line that names it.
+The dataclasses turn a misspelt key or a value of the wrong kind, in a file as well as on the command line, into one line
+that names it. Numbers live in `conf/`; a key that was added later has a default, so that older records stay valid.
 """
 
 import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stn.environment import share_cores
 from stn.errors import UserError, told
+from stn.experiments import find_configs, find_experiments, load
 
-# Where the data and the networks of a table live: modules with `source(data)` and `network(model, data)`.
-ROOMS = {
-    1: ("stn.experiments.mnist.data", "stn.experiments.mnist.networks"),
-    2: ("stn.experiments.svhn.data", "stn.experiments.svhn.networks"),
-    3: ("stn.experiments.cub.data", "stn.experiments.cub.networks"),
-    4: ("stn.experiments.addition.data", "stn.experiments.addition.networks"),
-    5: ("stn.experiments.colocalisation.data", "stn.experiments.colocalisation.networks"),
-    6: ("stn.experiments.volumes.data", "stn.experiments.volumes.networks"),
-    7: ("stn.experiments.mnist.data", "stn.experiments.mnist.networks"),
-    8: ("stn.experiments.mnist.data", "stn.experiments.mnist.networks"),
-}
 CONF = Path(__file__).parents[2] / "conf"
 LARGEST_SEED = 2**32 - 1  # that Lightning takes
 
 
-def _choice(name: str, *values: str) -> type[Enum]:
+def choice(name: str, *values: str) -> type[Enum]:
+    """The schema of a key that takes one of these values."""
     return Enum(name, {value: value for value in values})
 
 
-Kind = _choice("Kind", "pose", "projective", "elastic", "clutter")
-Source = _choice("Source", "mnist", "digits")
-Archive = _choice("Archive", "svhn", "svhn_strips")
-Train = _choice("Train", "stream", "frozen")
-Classifier = _choice("Classifier", "fcn", "cnn")
-Family = _choice("Family", "affine", "projective", "tps")
-Sampler = _choice("Sampler", "integer", "bilinear", "bicubic")
-AnySampler = _choice("AnySampler", "integer", "bilinear", "bicubic", "learned")
-Transformers = _choice("Transformers", "none", "single", "multi")
-Birds = _choice("Birds", "cub")
-HeldOut = _choice("HeldOut", "validation", "test")
-Head = _choice("Head", "linear", "bilinear")
-Optimiser = _choice("Optimiser", "sgd", "adam")
-Schedule = _choice("Schedule", "step", "one_cycle")
-Precision = _choice("Precision", "float32", "bf16")
+Optimiser = choice("Optimiser", "sgd", "adamw")
+Schedule = choice("Schedule", "step", "one_cycle")
+Precision = choice("Precision", "float32", "bf16")
 
 
-@dataclass
-class DistortionConfig:
-    kind: Kind
-    rotation: float
-    scale: tuple[float, float]
-    roam: bool
-    sigma: float
-    control_points: int
-    patches: int
-    patch_side: int
-
-
-@dataclass
+@dataclass(kw_only=True)
 class DataConfig:
-    """What data sets share; those of a table add to it."""
+    """What all data sets have; `stn.experiments.<kind>.config` says what those of a kind add to it."""
 
     name: str
-    table: int
-    column: str
+    kind: str
     part: str | None
     raw: str
     stored: str
@@ -86,213 +57,11 @@ class DataConfig:
     seed: int
 
 
-@dataclass
-class DigitsConfig(DataConfig):
-    """A data set of Table 1."""
-
-    source: Source
-    pool: int
-    train: Train
-    draws: int
-    distortion: DistortionConfig
-
-
-@dataclass
-class UndoneConfig(DigitsConfig):
-    """One whose images are undone by the true parameters of their distortion."""
-
-    undo: bool
-
-
-@dataclass
-class AugmentConfig:
-    scale: float
-    shift: float
-    contrast: float
-    blur: float
-
-
-@dataclass
-class NumbersConfig(DataConfig):
-    """A data set of Table 2."""
-
-    source: Archive
-    extra: bool
-    expand: float
-    place: tuple[float, float] | None
-    window: int | None
-    centred: bool
-    augment: AugmentConfig
-
-
-@dataclass
-class BirdsConfig(DataConfig):
-    """A data set of Table 3. `canvas` is the side of the images that a network gets."""
-
-    source: Birds
-    classes: int
-    side: int
-
-
-@dataclass
-class SumsConfig(DigitsConfig):
-    """A data set of Table 4: pairs of what a data set of Table 1 has."""
-
-
-@dataclass
-class VolumesConfig(DataConfig):
-    """A data set of Table 6. `canvas` is the side of the volumes."""
-
-    source: Source
-    thickness: int
-    rotation: float
-    scale: tuple[float, float]
-    roam: bool
-    projection: int
-    undo: bool
-
-
-@dataclass
-class ColocalisationConfig(DataConfig):
-    """A data set of Table 5."""
-
-    source: Source
-    digits: HeldOut
-    images: int
-    patches: int
-    patch_side: int
-
-
-@dataclass
+@dataclass(kw_only=True)
 class ModelConfig:
-    """What networks share; those of a table add to it."""
+    """What all networks have; `stn.experiments.<kind>.config` says what those of a kind add to it."""
 
     name: str
-    row: str
-
-
-@dataclass
-class DigitsLocalisationConfig:
-    filters: int
-    features: int
-    hidden: int
-    layers: int
-
-
-@dataclass
-class DigitsModelConfig(ModelConfig):
-    """A network of Table 1."""
-
-    classifier: Classifier
-    width: int | None
-    match_filters: int
-    transformation: Family | None
-    sampler: AnySampler
-    localisation: DigitsLocalisationConfig
-
-
-@dataclass
-class SizedModelConfig(DigitsModelConfig):
-    """One with as many `parameters` as near as its width allows, whatever the canvas."""
-
-    parameters: int
-
-
-@dataclass
-class NumbersLocalisationConfig:
-    filters: int
-    features: int
-
-
-@dataclass
-class NumbersModelConfig(ModelConfig):
-    """A network of Table 2."""
-
-    transformers: Transformers
-    width: float
-    dropout: float
-    sampler: Sampler
-    localisation: NumbersLocalisationConfig
-
-
-@dataclass
-class BirdsLocalisationConfig:
-    filters: int
-    features: int
-
-
-@dataclass
-class BirdsModelConfig(ModelConfig):
-    """A network of Table 3."""
-
-    windows: int | None
-    fixed: bool
-    size: int
-    trunk: str
-    node: str | None
-    pretrained: bool
-    frozen_norm: bool
-    shared: bool
-    head: Head
-    head_rate: float
-    dropout: float
-    localisation: BirdsLocalisationConfig
-
-
-@dataclass
-class SumsModelConfig(DigitsModelConfig):
-    """A network of Table 4."""
-
-    parallel: int
-
-
-@dataclass
-class VolumesLocalisationConfig:
-    downsample: int
-    filters: int
-    features: int
-
-
-@dataclass
-class VolumesModelConfig(ModelConfig):
-    """A network of Table 6."""
-
-    transformer: bool
-    width: int | None
-    match_filters: int
-    localisation: VolumesLocalisationConfig
-
-
-@dataclass
-class ColocalisationLocalisationConfig:
-    filters: int
-    features: int
-
-
-@dataclass
-class ColocalisationModelConfig(ModelConfig):
-    """A network of Table 5."""
-
-    crop: int
-    margin: float
-    start: float
-    smallest: float
-    layers: list[int]
-    filters: int
-    pretrained: str
-    localisation: ColocalisationLocalisationConfig
-
-
-SCHEMAS = {
-    1: (DigitsConfig, DigitsModelConfig),  # or UndoneConfig; or SizedModelConfig
-    2: (NumbersConfig, NumbersModelConfig),
-    3: (BirdsConfig, BirdsModelConfig),
-    4: (SumsConfig, SumsModelConfig),
-    5: (ColocalisationConfig, ColocalisationModelConfig),
-    6: (VolumesConfig, VolumesModelConfig),
-    7: (DigitsConfig, DigitsModelConfig),
-    8: (DigitsConfig, DigitsModelConfig),
-}
 
 
 @dataclass
@@ -392,12 +161,12 @@ def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Ca
         @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
         def run(cfg: DictConfig) -> None:
             with one_line_errors():  # inside, because Hydra would print the overrides before our line
-                cfg = checked(cfg, with_model)
+                cfg = checked(cfg, HydraConfig.get().overrides.task, with_model)
                 if cfg.trainer.devices > 1:
                     share_cores(cfg.trainer.devices)
                 work(cfg)
 
-        with one_line_errors():
+        with one_line_errors(), patch.object(sys, "argv", [*sys.argv, *_search_path()]):
             run()
 
     return main
@@ -406,17 +175,20 @@ def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Ca
 def compose(*overrides: str) -> DictConfig:
     """The checked config that `python -m stn.train <overrides>` would run."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return checked(hydra.compose("train", overrides=list(overrides)))
+        return checked(hydra.compose("train", overrides=[*_search_path(), *overrides]), overrides)
 
 
-def checked(cfg: DictConfig, with_model: bool = True) -> DictConfig:
-    """`cfg` held against the schema and resolved; raises omegaconf's errors and UserError."""
+def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = True) -> DictConfig:
+    """`cfg`, under the schedule of its data set, held against the schema and resolved.
+
+    `overrides` are those of the command line, which come after the schedule. Raises omegaconf's errors and UserError.
+    """
     if not with_model:
         cfg = OmegaConf.merge(cfg, {"model": None})
+    kind = _kind(cfg)
+    cfg = _scheduled(cfg, overrides)
     schema = OmegaConf.structured(RunConfig)
-    _table(cfg)
-    data, model = schemas(cfg)
-    schema.data, schema.model = OmegaConf.structured(data), OmegaConf.structured(model)
+    schema.data, schema.model = OmegaConf.structured(kind.DATA), OmegaConf.structured(kind.MODEL)
     cfg = OmegaConf.merge(schema, cfg)
     missing = OmegaConf.missing_keys(cfg)
     if missing:
@@ -439,13 +211,15 @@ def checked(cfg: DictConfig, with_model: bool = True) -> DictConfig:
             f"budget.warm_up={rising} of budget.steps={steps} is a single step, in which no rate can rise: "
             "take more steps, or budget.warm_up=0"
         )
-    for key, smallest in _SMALLEST.items():
+    for key, smallest in (_SMALLEST | kind.SMALLEST).items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < smallest:
             raise UserError(f"{key}={value} is too small: it must be at least {smallest}")
     if not cfg.seeds:
         raise UserError("seeds=[] names no seed: give a list of integers such as seeds=[0,1,2]")
     check_seeds(cfg.seeds)
+    if hasattr(kind, "check"):
+        kind.check(cfg)
     OmegaConf.set_readonly(cfg, True)
     return cfg
 
@@ -459,30 +233,50 @@ def check_seeds(seeds: Sequence[int]) -> None:
             raise UserError(f"seeds: {seed} is there twice: give each seed once, such as 0,1,2")
 
 
-def schemas(cfg: DictConfig) -> tuple[type, type]:
-    """The schema classes of the data and the model of a config, or of a checkpoint's."""
-    data, model = SCHEMAS[cfg.data.table]
-    if data is DigitsConfig and "undo" in cfg.data:
-        data = UndoneConfig
-    if model is DigitsModelConfig and "parameters" in (cfg.model or ()):
-        model = SizedModelConfig
-    return data, model
-
-
-def _table(cfg: DictConfig) -> int:
-    """The table of the data set, once it is sure that the network is one of its."""
-    table = cfg.data.get("table")
-    if table not in SCHEMAS:
-        raise UserError(f"data.table={table}: there is {', '.join(map(str, SCHEMAS))}")
-    keys = {table: {field.name for field in fields(model)} for table, (_, model) in SCHEMAS.items()}
-    whole = [other for other in SCHEMAS if cfg.model and keys[other] <= set(cfg.model)]
-    own = max(whole, key=lambda other: len(keys[other]), default=table)  # a network of Table 4 has all keys of Table 1
-    if keys[own] != keys[table]:
+def _kind(cfg: DictConfig) -> ModuleType:
+    """The `config` module of the experiment that the data set is of, once it is sure that the network is one of its."""
+    kinds = find_experiments()
+    if cfg.data.get("kind") not in kinds:
+        raise UserError(f"data.kind={cfg.data.get('kind')}: there is {', '.join(kinds)}")
+    own = load(cfg.data.kind, "config")
+    if cfg.model is not None and not _fits(cfg.model, own.MODEL):
+        fitting = [kind for kind in kinds if _fits(cfg.model, load(kind, "config").MODEL)]
+        network = f"a network of data.kind={' or '.join(fitting)}" if fitting else "no network of the project"
         raise UserError(
-            f"model={cfg.model.name} is a network of Table {own}, data={cfg.data.name} is of Table {table}: "
-            f"choose another of the two (`--help` lists them)"
+            f"model={cfg.model.name} is {network}, data={cfg.data.name} is of data.kind={cfg.data.kind}: "
+            "choose another of the two (`--help` lists them)"
         )
-    return table
+    return own
+
+
+def _fits(model: DictConfig, schema: type) -> bool:
+    """Whether a model config has all keys of a schema that have no default."""
+    return {field.name for field in fields(schema) if field.default is MISSING} <= set(model)
+
+
+def _scheduled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The config with what its schedule (`conf/schedule`) says of its budget, and without the schedule.
+
+    A schedule has a section for each budget, and one named `every` for all of them. A section holds keys of `budget` and
+    `model`. What the command line says of single keys comes last.
+    """
+    schedule = OmegaConf.to_container(cfg.schedule)
+    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "schedule"])
+    for section in ("every", cfg.budget.name):
+        for group, values in (schedule.get(section) or {}).items():
+            if cfg.get(group) is not None:
+                cfg[group] = OmegaConf.merge(cfg[group], values)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group, _, key = override.key_or_group.partition(".")
+        if key and group in ("budget", "model") and cfg.get(group) is not None and not override.is_delete():
+            OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=override.is_add())
+    return cfg
+
+
+def _search_path() -> list[str]:
+    """The override that has Hydra search the configs of experiments outside of the project, if there are any."""
+    folders = ",".join(f"file://{folder.resolve()}" for folder in find_configs())
+    return [f"hydra.searchpath=[{folders}]"] if folders else []
 
 
 _SMALLEST = {
@@ -491,32 +285,8 @@ _SMALLEST = {
     "budget.validate_every": 1,
     "budget.learning_rate": 0,
     "budget.localisation_rate": 0,
-    "model.head_rate": 0,
-    "model.windows": 1,
-    "model.size": 1,
-    "model.margin": 0,
-    "model.filters": 1,
-    "data.classes": 2,
-    "data.side": 1,
-    "data.images": 2,
-    "data.patches": 0,
-    "data.patch_side": 1,
-    "model.width": 0.01,  # filters and units of Table 1, a factor of them in Table 2
-    "model.match_filters": 1,
-    "model.parallel": 1,
-    "model.parameters": 1,
-    "model.localisation.filters": 1,
-    "model.localisation.features": 1,
-    "model.localisation.hidden": 1,
-    "model.localisation.layers": 1,
-    "model.localisation.downsample": 1,
     "data.canvas": 1,
-    "data.pool": 1,
-    "data.projection": 1,
-    "data.draws": 1,
     "data.validation": 1,
-    "data.expand": 0,
-    "data.window": 16,
     "logger.every": 1,
     "export.opset": 16,
     "export.calibration": 1,
@@ -535,6 +305,16 @@ def experiment(cfg: DictConfig) -> dict:
     """The part of a config that decides what is learned: data, model and budget, as primitives."""
     whole = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     return {group: whole[group] for group in ("data", "model", "budget")}
+
+
+def filled(config: Mapping) -> dict:
+    """An `experiment` of any age with the defaults of the keys that it does not have yet."""
+    kind = load(config["data"]["kind"], "config")
+    schemas = {"data": kind.DATA, "model": kind.MODEL, "budget": BudgetConfig}
+    return {
+        group: OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(schema), config[group]), enum_to_str=True)
+        for group, schema in schemas.items()
+    }
 
 
 def digest(*parts: bytes | str) -> str:

@@ -8,16 +8,18 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.config import front_door
-from stn.experiments.cub import archive
-from stn.experiments.svhn import crops
+from stn.errors import UserError
+from stn.experiments import load
 
 
 def crop(cfg: DictConfig) -> None:
-    scratch = Path(cfg.outputs) / "scratch"
-    if cfg.data.source.name == "cub":
-        about, size = archive.store(cfg.data, scratch), f"{cfg.data.side} pixels on the shorter side"
-    else:
-        about, size = crops.store(cfg.data, scratch), f"{cfg.data.canvas} pixels a side"
+    module = load(cfg.data.kind, "data")
+    if module.DOOR != "crop":
+        name = cfg.data.name
+        raise UserError(f"data={name} is distorted, not cropped: run `python -m stn.distort data={name}`")
+    about = module.store(cfg.data, Path(cfg.outputs) / "scratch")
+    side = cfg.data.get("side")
+    size = f"{side} pixels on the shorter side" if side else f"{cfg.data.canvas} pixels a side"
     for split, facts in about["sets"].items():
         print(f"{cfg.data.stored}/{split}: {facts['images']} images of {size}")
     for part, reasons in about.get("left_out", {}).items():

@@ -4,7 +4,6 @@ The file holds the whole network: localisation, grid, sampler (ONNX has one, Gri
 `stn.geometry.transforms`) and classifier. It takes images (B, C, H, W), any B, and gives what the network gives.
 """
 
-import importlib
 import io
 import json
 import logging
@@ -22,7 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from stn.config import ROOMS, experiment, schemas
+from stn import experiments
+from stn.config import experiment
 from stn.data.draws import generator
 from stn.errors import UserError
 from stn.training.learner import Learner
@@ -62,9 +62,9 @@ def deploy(cfg: DictConfig) -> dict:
     torch.set_num_threads(1)
     learner, checkpoint = opened(cfg)
     made, network = learner.cfg, learner.network.eval().requires_grad_(False)
-    own = OmegaConf.merge(OmegaConf.structured(schemas(made)[0]), made.data)
+    own = OmegaConf.merge(OmegaConf.structured(experiments.load(made.data.kind, "config").DATA), made.data)
     data = cfg.data if "data" in _asked() else own
-    source, training = (importlib.import_module(ROOMS[made.data.table][0]).source(each) for each in (data, own))
+    source, training = (experiments.load(made.data.kind, "data").source(each) for each in (data, own))
     source.load("test")
     training.load("train")
     folder = checkpoint.parent if cfg.export.folder is None else Path(cfg.export.folder)
@@ -122,7 +122,7 @@ def opened(cfg: DictConfig) -> tuple[Learner, Path]:
     made, asked = learner.cfg, _asked()
     if "model" in asked and cfg.model.name != made.model.name:
         raise UserError(f"{cfg.checkpoint} is a checkpoint of {made.model.name}, not of {cfg.model.name}: drop model=")
-    for key in ("table", "canvas") if "data" in asked else ():
+    for key in ("kind", "canvas") if "data" in asked else ():
         if cfg.data[key] != made.data[key]:
             raise UserError(
                 f"{cfg.checkpoint} was trained on {made.data.name} ({key} {made.data[key]}); "
@@ -141,7 +141,7 @@ def _finished(cfg: DictConfig) -> tuple[Learner, Path]:
             learner = load(folder / "last.ckpt")
             if OmegaConf.to_container(learner.cfg) == wanted:
                 return learner, folder / "last.ckpt"
-    mend = f"make table TABLE={cfg.data.table} FRESH=1" if cfg.record else "python -m stn.train ..."
+    mend = "make table TABLE=... FRESH=1" if cfg.record else "python -m stn.train ..."
     raise UserError(
         f"no checkpoint of {title(cfg, seed)} ({cfg.budget.name}) below {own.parent}: `{mend}` trains it, "
         "checkpoint=... names one elsewhere"

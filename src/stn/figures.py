@@ -3,9 +3,7 @@
 import argparse
 
 from stn.errors import told
-from stn.experiments import find_tables
-from stn.files import whole
-from stn.table import REPORTS, numbered, records
+from stn.table import draw, numbered, records
 
 
 def main() -> None:
@@ -14,12 +12,7 @@ def main() -> None:
     args = parser.parse_args()
     with told():
         number = numbered(args.table)
-        shown = records(number)
-        for figure in find_tables()[number].figures:
-            path = REPORTS / "figures" / figure.name
-            with whole(path) as part:
-                figure.write(shown, part)
-            print(path)
+        draw(number, records(number))
 
 
 if __name__ == "__main__":

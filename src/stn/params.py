@@ -1,9 +1,7 @@
-"""`params.yaml`, the few knobs of the pipeline, and the cells that they declare."""
+"""`params.yaml`, the few knobs of the pipeline."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -19,7 +17,6 @@ KNOBS = ("budget", "seeds", "columns", "numbers", "birds")
 BUDGETS = ("smoke", "quick", "medium", "paper")
 DEMO = "demo"  # a budget of the embedded digits alone
 TABLES = tuple(find_tables())  # their numbers
-FOLLOWED = {2: "numbers", 3: "birds"}  # the tables whose data sets a knob chooses, and which knob
 # The columns of Table 1; those that are no knob's are shown where all of their cells were run.
 COLUMNS = tuple(column.data for column in find_tables()[1].columns)
 NUMBERS = ("svhn", "svhn_strips")
@@ -88,40 +85,3 @@ def write_params(**knobs: str) -> list[str]:
             told.append(f"{PARAMS}: {knob} {old} -> {value}")
     write_texts({PARAMS: text})
     return told
-
-
-def declared(params: Params, table: int) -> dict[tuple[str, str], Path]:
-    """The cells (data, model) -> record that the pipeline brings up to date for a table."""
-    wanted = product(params.columns, params.rows) if table == 1 else _of_table(params, table, on_demand=False)
-    return _records(params, f"table{table}", wanted)
-
-
-def ceiling(params: Params) -> dict[tuple[str, str], Path]:
-    """The cells (data, model) -> record whose networks are told the true pose, for Table 1."""
-    unasked = find_tables()[1].cells(on_demand=False)
-    wanted = [cell for cell in find_tables()[1].cells() if cell not in unasked]
-    return _records(params, "ceiling", wanted)  # in a folder of its own: `dvc repro table1` trains none of it
-
-
-def cells(params: Params, table: int) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path]]:
-    """The cells (data, model) -> record that a table shows: those that must be there, and those that may."""
-    if table != 1:
-        return {}, _records(params, f"table{table}", _of_table(params, table, on_demand=True))
-    if params.source != "mnist":
-        return declared(params, table), {}
-    more = product((data for data in COLUMNS if data not in params.columns), params.rows)
-    return declared(params, table), _records(params, "table1", more) | ceiling(params)
-
-
-def _of_table(params: Params, table: int, on_demand: bool) -> list[tuple[str, str]]:
-    """The cells of a table: `on_demand` all of them, else those that the pipeline trains unasked."""
-    wanted = find_tables()[table].cells(on_demand)
-    if on_demand or table not in FOLLOWED:
-        return wanted
-    source = getattr(params, FOLLOWED[table])
-    return [(data, model) for data, model in wanted if data.rpartition("_")[0] == source]
-
-
-def _records(params: Params, name: str, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
-    folder = Path("reports/results") / params.budget / name
-    return {(data, model): folder / f"{data}-{model}.json" for data, model in wanted}

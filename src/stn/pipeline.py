@@ -10,66 +10,50 @@ import shutil
 import subprocess
 import sys
 import time
-from itertools import chain
 from pathlib import Path
 
+from stn.cells import CELLS, EXPORTED, declared, on_demand, reads_classifier, record_path, stage, write
 from stn.config import CONF
 from stn.environment import cores
 from stn.errors import UserError, told
-from stn.params import KNOBS, TABLES, Params, ceiling, declared, read_params, write_params
+from stn.params import KNOBS, TABLES, Params, read_params, write_params
 from stn.stages import Stages, gpu_is_shared
 
-# The stages of `dvc.yaml` that make what a table's cells need, and last the one that trains them. `kind` is what a
-# data set's name ends with: which distortion, or the side of the images.
-STAGES = {
-    1: ("distort@{data}", "cell@{data}-{model}-{budget}"),
-    2: ("crop", "cell2@{data}-{model}-{budget}"),
-    3: ("crop_birds", "cell3_{kind}@{data}-{model}-{budget}"),
-    4: ("distort4@{data}", "cell4@{data}-{model}-{budget}"),
-    5: ("distort_colocalisation@{data}", "classifier", "cell5@{data}-{model}-{budget}"),
-    6: ("distort_volumes", "cell6_{kind}@{data}-{model}-{budget}"),
-    7: ("distort@mnist_{kind}", "cell7@{kind}-{model}-{budget}"),
-    8: ("distort@mnist_{kind}", "cell8@{kind}-{model}-{budget}"),
-}
 DVC = (sys.executable, "-m", "dvc")  # that of this Python, whatever `dvc` is on the path
-EXPORTS = {8: "export8@{kind}-{model}-{budget}"}  # of the tables whose networks are exported
-CEILING = ("distort@mnist_{kind}", "ceiling@{kind}-{model}-{budget}")
 
 
 def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -> None:
     """Fetch, distort or crop, train what is stale, `jobs` cells at a time, and write the table and its figures.
 
-    With `oracle` the cells that are told the true pose belong to Table 1 too.
+    With `oracle` the cells of Table 1 that are trained only when asked for are trained too: the true pose.
     """
     params = read_params()
-    required = declared(params, table)
-    stages = {cell: _stages(STAGES[table], cell, params) for cell in required}
-    if oracle:
-        required = required | ceiling(params)
-        stages |= {cell: _stages(CEILING, cell, params) for cell in ceiling(params)}
-    names = [train for *_, train in stages.values()]
-    before = {cell: _seconds_and_dates(path) for cell, path in required.items()}
+    wanted = declared(params, table) + (on_demand(params, table) if oracle else [])
+    records = {f"cell@{stage(params.budget, cell)}": record_path(params.budget, cell) for cell in wanted}
+    before = {name: _seconds_and_dates(path) for name, path in records.items()}
     if fresh:
-        for path in required.values():
+        for path in records.values():
             path.unlink(missing_ok=True)
             path.with_suffix(".npz").unlink(missing_ok=True)
             path.with_name(f"{path.stem}-export.json").unlink(missing_ok=True)
             shutil.rmtree(Path("outputs/runs") / params.budget / path.stem, ignore_errors=True)
     started = time.monotonic()
     side_by_side = Stages(jobs)
-    _dvc("repro", "-q", *dict.fromkeys(chain.from_iterable(makers for *makers, _ in stages.values())))
-    took = {stages[cell][-1]: runs for cell, runs in before.items()}
-    side_by_side.repro(sorted(names, key=_longest_first(took)))
-    trained = [cell for cell, path in required.items() if _seconds_and_dates(path) != before[cell]]
+    if not CELLS.exists():  # without it DVC cannot read dvc.yaml
+        write()
+    _dvc("repro", "-q", "cells")
+    _dvc("repro", "-q", *needed(params, table))
+    side_by_side.repro(sorted(records, key=_longest_first(before)))
+    trained = [name for name, path in records.items() if _seconds_and_dates(path) != before[name]]
     exports = export_names(params, table)
     if exports:  # one after the other, since each is timed
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
-    side_by_side.repro([f"table{table}", f"figures{table}"], force=True)
+    side_by_side.repro([f"table{table}"], force=True)
     minutes = (time.monotonic() - started) / 60
-    print(f"{len(trained)} of {len(required)} cells trained here in {minutes:.1f} min", end="")
-    if len(trained) < len(required):
-        where = sorted({place for cell, path in required.items() if cell not in trained for place in _places(path)})
-        print(f"; {len(required) - len(trained)} reused, trained on {' and '.join(where)}", end="")
+    print(f"{len(trained)} of {len(records)} cells trained here in {minutes:.1f} min", end="")
+    if len(trained) < len(records):
+        where = sorted({place for name, path in records.items() if name not in trained for place in _places(path)})
+        print(f"; {len(records) - len(trained)} reused, trained on {' and '.join(where)}", end="")
         print(" (`make table FRESH=1` trains them here)", end="")
     print()
     if params.budget == "smoke":
@@ -82,25 +66,16 @@ def _way_back() -> str:
     return "unpack params.yaml, dvc.lock and reports again to take them back"
 
 
-def stage_names(params: Params, table: int) -> list[str]:
-    """The stages of `dvc.yaml` that make the stored sets of the table's cells and train them."""
-    found = [_stages(STAGES[table], cell, params) for cell in declared(params, table)]
-    if table == 1 and params.source == "mnist":
-        found += [_stages(CEILING, cell, params) for cell in ceiling(params)]
-    return list(dict.fromkeys(chain.from_iterable(found)))
+def needed(params: Params, table: int) -> list[str]:
+    """The stages of `dvc.yaml` that make what the table's cells need."""
+    cells = declared(params, table)
+    classifier = ["classifier"] if any(reads_classifier(cell) for cell in cells) else []
+    return [*(f"store@{data}" for data in dict.fromkeys(cell.data for cell in cells)), *classifier]
 
 
 def export_names(params: Params, table: int) -> list[str]:
     """The stages that export and time the networks of the table's cells; none for most tables."""
-    templates = (EXPORTS[table],) if table in EXPORTS else ()
-    return [name for cell in declared(params, table) for name in _stages(templates, cell, params)]
-
-
-def _stages(templates: tuple[str, ...], cell: tuple[str, str], params: Params) -> tuple[str, ...]:
-    """The stages of a cell: such as those that make what it needs, and the one that trains it."""
-    data, model = cell
-    names = {"data": data, "kind": data.rpartition("_")[2], "model": model, "budget": params.budget}
-    return tuple(template.format(**names) for template in templates)
+    return [f"export@{stage(params.budget, cell)}" for cell in declared(params, table)] if table in EXPORTED else []
 
 
 def demo(jobs: int) -> None:
@@ -125,6 +100,8 @@ def workspace(work: Path, root: Path, params: str) -> None:
         shutil.copytree(root / name, work / name, ignore=ignore, dirs_exist_ok=True)
     (work / "params.yaml").write_text(params, encoding="utf-8")
     subprocess.run([*DVC, "init", "--no-scm", "--quiet", "--force"], cwd=work, check=True)
+    environment = os.environ | {"PYTHONPATH": str(work / "src")}
+    subprocess.run([sys.executable, "-m", "stn.cells"], cwd=work, check=True, env=environment)
 
 
 def _dvc(*arguments: str) -> None:

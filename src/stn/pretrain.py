@@ -1,4 +1,4 @@
-"""Train a classifier that other networks build on: `python -m stn.pretrain data=pretrain_ts model=cnn budget=quick`.
+"""Train a classifier that other networks build on: `python -m stn.pretrain data=mnist_ts model=cnn budget=quick`.
 
 A run like any other, which leaves its record, and beside it `<record>.weights.npz`: the first seed's classifier.
 """
@@ -16,8 +16,8 @@ from stn.files import write_whole
 def pretrain(cfg: DictConfig) -> None:
     from stn.training.run import load, scratch, train  # loads Lightning: not before the config stands
 
-    if cfg.data.table != 1 or cfg.model.transformation is not None:
-        raise UserError(f"{cfg.data.name}/{cfg.model.name} is no digit classifier: such is data=pretrain_ts model=cnn")
+    if cfg.data.kind != "mnist" or cfg.model.transformation is not None:
+        raise UserError(f"{cfg.data.name}/{cfg.model.name} is no digit classifier: such is data=mnist_ts model=cnn")
     cell = f"{cfg.data.name}-{cfg.model.name}"
     record = Path(cfg.record or f"reports/results/{cfg.budget.name}/classifier/{cell}")
     cfg = cfg.copy()

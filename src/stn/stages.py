@@ -12,6 +12,7 @@ import runpy
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -22,7 +23,6 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 
-from stn.config import digest
 from stn.environment import share_cores
 from stn.errors import UserError, told
 
@@ -46,6 +46,7 @@ class Stages:
     def __init__(self, jobs: int):
         """Side by side: `jobs` stages. Begins to load, in the background, what they need."""
         self.jobs = jobs
+        self.telling, self.told, self.cells = threading.Lock(), {}, {}
         if jobs > 1:
             share_cores(jobs)
         self.forks = multiprocessing.get_context("forkserver")
@@ -70,10 +71,10 @@ class Stages:
             if not force:
                 with lock_repo(repo):  # `repo.status` would read dvc.yaml anew for each
                     stages = {name: stage for name, stage in stages.items() if stage.status()}
-            files = {name: _files(stage) for name, stage in stages.items()}
+            files = _files()
             finished, entered, failed = [], time.monotonic(), []
             pool = ThreadPoolExecutor(self.jobs)
-            work = [pool.submit(self._run, stages[name], files[name]) for name in names if name in stages]
+            work = [pool.submit(self._run, stages[name], files) for name in names if name in stages]
             try:
                 for future in as_completed(work):
                     try:
@@ -90,18 +91,31 @@ class Stages:
             raise failed[0]
 
     def _run(self, stage, files: str):
-        """Run one stage, unless what it depends on is no longer what `files` stands for; returns it."""
-        if _files(stage) == files:
+        """Run one stage, unless code or configs are no longer what `files` stands for; returns it."""
+        if not self._changed(stage, files):
             process = self.forks.Process(target=_module, args=(stage.cmd, self.interrupt is signal.SIG_IGN))
             process.start()
             process.join()
             if process.exitcode:
                 raise UserError(f"{stage.addressing} failed, see above; the same command resumes")
-        if _files(stage) != files:
+        if self._changed(stage, files):
             raise UserError(
                 f"{stage.addressing}: its code or config changed meanwhile; the same command runs what is stale"
             )
         return stage
+
+    def _changed(self, stage, files: dict[str, tuple[int, int]]) -> bool:
+        """Whether what decides a cell's result has changed since `cells.json` was written. Other stages decide none."""
+        now = _files()
+        if now == files or not stage.addressing.startswith("cell@"):
+            return False
+        with self.telling:
+            if now != self.told:  # told once for each state of the files: it takes seconds
+                command = [sys.executable, "-m", "stn.cells", "--print"]
+                answer = subprocess.run(command, capture_output=True, text=True)
+                self.told, self.cells = now, json.loads(answer.stdout)["cells"] if answer.returncode == 0 else {}
+        key = stage.addressing.partition("@")[2]
+        return self.cells.get(key) != json.loads(Path("cells.json").read_text(encoding="utf-8"))["cells"][key]
 
 
 @contextmanager
@@ -125,10 +139,10 @@ def gpu_is_shared() -> bool:
     return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
-def _files(stage) -> str:
-    """Stands for the contents of all files that a stage depends on, data sets apart."""
-    files = sorted(path for dep in stage.deps if (path := Path(dep.fs_path)).is_file())
-    return digest(*(path.read_bytes() for path in files))
+def _files() -> dict[str, tuple[int, int]]:
+    """When each file of code and configs was last written, in nanoseconds, and its size."""
+    files = [*Path("src").rglob("*.py"), *Path("conf").rglob("*.yaml")]
+    return {str(file): (file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()}
 
 
 def _enter(repo, finished: list) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from stn.config import CONF, compose, experiment
+from stn.cells import config, declared, record_path, shown
+from stn.config import CONF, experiment
 from stn.errors import UserError, told
 from stn.experiments import find_tables
-from stn.files import write_texts
-from stn.params import BUDGETS, COLUMNS, TABLES, cells, declared, read_params
+from stn.files import whole, write_texts
+from stn.params import BUDGETS, COLUMNS, TABLES, Params, read_params
 from stn.report import tables
 from stn.report.pages import Report, Sources, fill, find_pages
 from stn.report.records import Record
@@ -36,29 +37,31 @@ def numbered(text: str) -> int:
 
 def records(number: int) -> list[Record]:
     """The records of the table's cells that `params.yaml` declares, and of those that are optional and present."""
-    params = read_params()
-    required, optional = cells(params, number)
-    return tables.load(number, required.values(), optional.values(), _configs(required | optional, params.budget))
+    return _load(number, read_params())
 
 
 def others(number: int) -> list[list[Record]]:
     """The records of the same cells at the other budgets whose numbers mean something, as far as they are there."""
-    params, found = read_params(), []
-    for budget in COMPARED:
-        if budget != params.budget:
-            required, optional = cells(replace(params, budget=budget), number)
-            configs = _configs(required | optional, budget)
-            found.append(tables.load(number, configs, (), configs))
-    return found
+    params = read_params()
+    return [
+        _load(number, replace(params, budget=budget), all_there=False) for budget in COMPARED if budget != params.budget
+    ]
 
 
-def _configs(declared: dict[tuple[str, str], Path], budget: str) -> dict[Path, dict]:
-    """The resolved config that each of the declared cells with a record should have."""
-    return {
-        path: experiment(compose(f"data={data}", f"model={model}", f"budget={budget}"))
-        for (data, model), path in declared.items()
-        if path.exists()
-    }
+def _load(number: int, params: Params, all_there: bool = True, checked: bool = True) -> list[Record]:
+    """The records of a table at a budget.
+
+    Those that must be there are an error where they are missing, unless only those that are there are wanted. If
+    `checked`, each is held against the config that its cell has now, which takes a while.
+    """
+    required, optional = shown(params, number)
+    paths = {record_path(params.budget, cell): cell for cell in (*required, *optional)}
+    here = {path: cell for path, cell in paths.items() if path.exists()}
+    configs = {path: experiment(config(params.budget, cell)) for path, cell in here.items()} if checked else {}
+    if not all_there:
+        return tables.load(number, here, (), configs)
+    required = [record_path(params.budget, cell) for cell in required]
+    return tables.load(number, required, [path for path in paths if path not in required], configs)
 
 
 def longest_first(number: int, budgets: list[list[Record]]) -> list[list[Record]]:
@@ -71,8 +74,8 @@ def longest_first(number: int, budgets: list[list[Record]]) -> list[list[Record]
         params = read_params()
         columns = list(COLUMNS[:4]) if params.source == "mnist" else params.columns
         for budget in reversed(COMPARED):
-            paths = declared(replace(params, budget=budget, columns=columns), number).values()
-            if all(path.exists() for path in paths):
+            cells = declared(replace(params, budget=budget, columns=columns), number)
+            if all(record_path(budget, cell).exists() for cell in cells):
                 return sorted(shown, key=lambda found: found[0].budget != budget)
     return shown or budgets
 
@@ -123,11 +126,9 @@ def pages(budgets: Mapping[int, Sequence[list[Record]]]) -> dict[Path, str]:
 
 def _unchecked(number: int) -> list[list[Record]]:
     """The records of a table at each budget, as far as they are there, not held against their configs: that is slow."""
-    params, found = read_params(), []
-    for budget in dict.fromkeys((params.budget, *COMPARED)):
-        required, optional = cells(replace(params, budget=budget), number)
-        found.append(tables.load(number, [path for path in (required | optional).values() if path.exists()]))
-    return found
+    params = read_params()
+    budgets = dict.fromkeys((params.budget, *COMPARED))
+    return [_load(number, replace(params, budget=budget), all_there=False, checked=False) for budget in budgets]
 
 
 def schedules() -> dict[str, dict]:
@@ -138,6 +139,15 @@ def schedules() -> dict[str, dict]:
         bases = [settings[base] for base in own.get("defaults", ()) if base in settings]
         merged[name] = OmegaConf.to_container(OmegaConf.merge(*bases, own))
     return merged
+
+
+def draw(number: int, shown: Sequence[Record]) -> None:
+    """Draw the figures of a table from its records."""
+    for figure in find_tables()[number].figures:
+        path = REPORTS / "figures" / figure.name
+        with whole(path) as part:
+            figure.write(shown, part)
+        print(path)
 
 
 def check(numbers: tuple[int, ...]) -> None:
@@ -163,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stn.table", description=__doc__)
     parser.add_argument("--table", metavar="N", help="which: 1 if not given; with --check, all")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is not what it would be")
+    parser.add_argument("--figures", action="store_true", help="draw its figures too")
     parser.add_argument("--print", action="store_true", dest="show", help="write nothing; print the table")
     args = parser.parse_args()
     with told():
@@ -178,6 +189,8 @@ def main() -> None:
             write_texts(texts | pages({number: budgets}))
             for path in ours - set(texts):  # of a budget that the pages led with
                 path.unlink(missing_ok=True)
+        if args.figures and not args.show:
+            draw(number, budgets[0])
         found, *more = budgets
         Console(width=min(100, shutil.get_terminal_size((100, 24)).columns)).print(
             tables.to_terminal(found, number, more if _means_something(found) else [])

@@ -1,23 +1,57 @@
-"""The experiments, one folder each, and the index of their tables.
+"""The experiments, a folder each, and the index of them.
 
-A folder with a `table.py` that has `TABLES`, a tuple of `stn.report.table.Table`, is all that a table needs to be known
-to the pipeline and to every format of the report. Neither torch nor matplotlib is imported here.
+An experiment is a package with four modules: `config.py` (the schema of its data and networks), `data.py`
+(`source(data)`, and `store(data, scratch)` where sets are stored), `networks.py` (`network(model, data)`) and `table.py`
+(`TABLES`). `stn.experiments.base` says what they must offer. `data.kind` in a config is the name of the package.
+
+The environment variable `STN_EXPERIMENTS` names more folders with such packages, separated as in `PATH`; an experiment
+there may have a `conf/` of its own, which is searched after the project's. Neither torch nor matplotlib is imported here.
 """
 
+from __future__ import annotations
+
+import os
 import pkgutil
+from functools import cache
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from stn.report.table import Table
+if TYPE_CHECKING:
+    from stn.report.table import Table
+
+__path__ += list(filter(None, os.environ.get("STN_EXPERIMENTS", "").split(os.pathsep)))
 
 
+def find_experiments() -> list[str]:
+    """The names of all experiments, in alphabetical order."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
+
+
+def load(name: str, module: str) -> ModuleType:
+    """A module of an experiment, such as `load("mnist", "data")`."""
+    return import_module(f"{__name__}.{name}.{module}")
+
+
+def roots(name: str) -> tuple[str, str]:
+    """The modules that decide what an experiment's training computes, for `stn.codebase.training_digest`."""
+    return f"{__name__}.{name}.data", f"{__name__}.{name}.networks"
+
+
+def find_configs() -> list[Path]:
+    """The `conf/` folders of experiments outside of the project."""
+    here = Path(__file__).parent
+    folders = [Path(place) / name / "conf" for place in __path__ for name in find_experiments()]
+    return [folder for folder in folders if here not in folder.parents and folder.is_dir()]
+
+
+@cache
 def find_tables() -> dict[int, Table]:
     """The tables of all experiments by number, in ascending order; ValueError if two have the same number."""
     tables: dict[int, Table] = {}
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        if module.ispkg:
-            for table in import_module(f"{module.name}.table").TABLES:
-                if tables.setdefault(table.number, table) is not table:
-                    raise ValueError(
-                        f"{module.name}: there is a Table {table.number} already, {tables[table.number].title}"
-                    )
+    for name in find_experiments():
+        for table in load(name, "table").TABLES:
+            if tables.setdefault(table.number, table) is not table:
+                raise ValueError(f"{name}: there is a Table {table.number} already, {tables[table.number].title}")
     return dict(sorted(tables.items()))

@@ -3,19 +3,21 @@
 from collections.abc import Sequence
 
 from stn.codebase import is_shown, training_digest
+from stn.experiments import roots
 from stn.report.records import Record
 from stn.report.table import Table
 
 
 def describe_evidence(table: Table, records: Sequence[Record]) -> str:
     """A sentence if some cells were trained by code that is not shown to give the numbers of the code here."""
-    from stn.config import ROOMS  # loads Hydra, which those who only list tables do without
-
-    if table.number not in ROOMS:  # an experiment from elsewhere
-        return ""
     cells = {record.path: record for record in records}.values()  # rows of one record share its training
-    digest = training_digest(*ROOMS[table.number])
-    foreign = [cell for cell in cells if not is_shown({"code": cell.code, "adopted": cell.adopted}, digest)]
+    foreign = [
+        cell
+        for cell in cells
+        if not is_shown(
+            {"code": cell.code, "adopted": cell.adopted}, training_digest(*roots(cell.config["data"]["kind"]))
+        )
+    ]
     if not foreign:
         return ""
     count = f"{len(foreign)} of {len(cells)} cells were" if len(cells) > 1 else "The cell was"

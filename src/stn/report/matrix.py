@@ -53,7 +53,7 @@ def describe_absence(table: Table, row: Row, column: Column) -> str:
     """What stands where there is no record: the place is cited, could have been run, or is no cell of the table."""
     if row.cited:
         return "cited" if column in row.paper else "–"
-    if not row.data_sets(column):
+    if not row.cells(column):
         return "–"
     return row.absent if column in row.paper or table.is_ours(column) or not row.paper else "–"
 

@@ -1,7 +1,7 @@
 """Records of trained cells: `load_records` is the gate to the report.
 
-A cell leaves `<data>-<model>.json`, the arrays beside it in an NPZ (see `stn.training.record`), and perhaps what
-`stn.export` measured in `<data>-<model>-export.json`. What passes the gate is whole, is its own cell's, and adds up, so
+A cell leaves `<key>.json` (`stn.report.table.Cell.key`), the arrays beside it in an NPZ (see `stn.training.record`), and perhaps what
+`stn.export` measured in `<key>-export.json`. What passes the gate is whole, is its own cell's, and adds up, so
 comparisons and renderers take records as they are.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from stn.codebase import fault
 from stn.errors import UserError
-from stn.report.table import Cell, Column, Row, Table
+from stn.report.table import Column, Row, Table
 
 SCHEMA = 1
 Kind = TypeVar("Kind")
@@ -144,8 +144,8 @@ def load_records(
     """
     paths, optional = [Path(path) for path in required], [Path(path) for path in optional]
     loose = {path for path in optional if _is_loose(table, path)}
-    begun = {_cell(path)[0] for path in optional if path.is_file() and path not in loose}
-    paths += [path for path in optional if (path.is_file() if path in loose else _cell(path)[0] in begun)]
+    begun = {_data_set(path) for path in optional if path.is_file() and path not in loose}
+    paths += [path for path in optional if (path.is_file() if path in loose else _data_set(path) in begun)]
     absent = missing(paths)
     if absent:
         cells = "1 cell has" if len(absent) == 1 else f"{len(absent)} cells have"
@@ -185,15 +185,14 @@ def config_differences(config: Mapping, expected: Mapping, prefix: str = "") -> 
     return differences
 
 
-def _cell(path: Path) -> Cell:
-    """The data set and the model of a cell's path, `<data>-<model>.json`."""
-    data, _, model = path.stem.partition("-")
-    return data, model
+def _data_set(path: Path) -> str:
+    """The data set of a cell's path, `<data>-<model>....json`."""
+    return path.stem.partition("-")[0]
 
 
 def _is_loose(table: Table, path: Path) -> bool:
     """Whether a cell is shown only in rows that are shown where they were run."""
-    places = table.places.get(_cell(path), [])
+    places = table.places.get(path.stem, [])
     return bool(places) and all(row.shown_where_run for row, _ in places)
 
 
@@ -222,10 +221,10 @@ def _read(path: Path, table: Table) -> list[Record]:
         raise damaged(f"{wrong[0]}: {json.dumps(facts[wrong[0]])[:40]}")
     if not facts["complete"]:
         raise UserError(f"{path}: an unfinished run, not a result; `{table.make}` trains the cell to its end")
-    places = table.places.get((facts["data"], facts["model"]), [])
+    places = table.places.get(path.stem, [])
     if not places:
-        raise damaged(f"no cell of Table {table.number}: data {facts['data']}, model {facts['model']}")
-    if path.stem != f"{facts['data']}-{facts['model']}":
+        raise damaged(f"no cell of Table {table.number}: {path.stem}")
+    if not f"{path.stem}-".startswith(f"{facts['data']}-{facts['model']}-"):
         raise damaged(f"of another cell: {facts['data']}-{facts['model']}")
     if not facts["seeds"] or not facts["n_test"]:
         raise damaged("without any seed" if facts["n_test"] else "without any test image")

@@ -18,20 +18,38 @@ if TYPE_CHECKING:
     from stn.report.comparisons import Contest
     from stn.report.records import Record
 
-Cell = tuple[str, str]  # a data set and a model: conf/data/<data>.yaml, conf/model/<model>.yaml
+
+@dataclass(frozen=True)
+class Cell:
+    """What is trained and recorded once: a data set, a model, and settings such as "model.sampler=integer".
+
+    The names are those of conf/data/<data>.yaml and conf/model/<model>.yaml.
+    """
+
+    data: str
+    model: str
+    settings: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name of its record, such as "mnist_r-st_cnn_affine-sampler_integer"."""
+        settings = (setting.rpartition(".")[2].replace("=", "_") for setting in self.settings)
+        return "-".join((self.data, self.model, *settings))
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
     """A data set, as the column of a table.
 
-    `data` names its config; rows may have data sets of their own in the column (`Row.data`). The `stand_ins` are data
-    sets whose records are shown in the same column, with what they are in place of the paper's data. `description` is
-    what figures call the column, `note` a sentence below the table.
+    `data` names its config; rows may have data sets of their own in the column (`Row.data`). `settings` are what its
+    cells have otherwise than their configs say. The `stand_ins` are data sets whose records are shown in the same column,
+    with what they are in place of the paper's data. `description` is what figures call the column, `note` a sentence
+    below the table.
     """
 
     label: str
     data: str = ""
+    settings: tuple[str, ...] = ()
     note: str = ""
     description: str = ""
     stand_ins: tuple[str, ...] = ()
@@ -39,7 +57,7 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A network, as the row of a table.
+    """A network, as the row of a table: its `model` config, and the `settings` that are otherwise than there.
 
     `paper` holds the values that the paper prints; a row without any is ours. A row that is only `cited` names its
     source and is never run. `transformer` says that the network has one, so that its record must hold the table's
@@ -54,6 +72,7 @@ class Row:
 
     label: str
     model: str = ""
+    settings: tuple[str, ...] = ()
     paper: Mapping[Column, float] = field(default_factory=dict)
     baseline: Row | None = None
     control: Row | None = None
@@ -73,15 +92,16 @@ class Row:
         """What figures call the row."""
         return self.short or self.label
 
-    def data_sets(self, column: Column) -> tuple[str, ...]:
-        """The data sets whose records the row shows in a column: first its own, then stand-ins; none if it is no cell.
+    def cells(self, column: Column) -> tuple[Cell, ...]:
+        """The cells whose records the row shows in a column: first its own, then stand-ins.
 
-        A row that is only cited has none.
+        None if the row has nothing in the column, or is only cited.
         """
         data = column.data if self.data is None else self.data.get(column, "")
         if not self.model or not data:
             return ()
-        return (data, *(column.stand_ins if self.data is None else ()))
+        names = (data, *(column.stand_ins if self.data is None else ()))
+        return tuple(Cell(name, self.model, column.settings + self.settings) for name in names)
 
 
 @dataclass(frozen=True)
@@ -136,6 +156,9 @@ class Figure:
 class Table:
     """A table of the paper, or one of ours in the same form.
 
+    `folder` is where the records lie of the cells that no earlier table shows, `<folder>_on_demand` those of rows that
+    are trained only when asked for.
+
     `blocks` are the rows, from top to bottom, with a gap between blocks; `entries` is what they are. Records hold
     errors in percent; a table that prints accuracy says so by `accuracy`: `metric`, `turned` and `arrows` are all that
     follows from it. `arrays` are what the record of a row with a transformer must hold, `check` gives the reason why a
@@ -147,6 +170,7 @@ class Table:
     """
 
     number: int
+    folder: str
     title: str
     measure: str
     columns: tuple[Column, ...]
@@ -187,23 +211,25 @@ class Table:
         return tuple(chain.from_iterable(self.blocks))
 
     @cached_property
-    def places(self) -> dict[Cell, list[tuple[Row, Column]]]:
-        """Where the record of each (data, model) stands, stand-ins included: rows from top to bottom, then columns."""
-        places: dict[Cell, list[tuple[Row, Column]]] = {}
+    def places(self) -> dict[str, list[tuple[Row, Column]]]:
+        """Where the record of each cell stands, by its key, stand-ins included: rows from top to bottom, then columns."""
+        places: dict[str, list[tuple[Row, Column]]] = {}
         for row in self.rows:
             for column in self.columns:
-                for data in row.data_sets(column):
-                    places.setdefault((data, row.model), []).append((row, column))
+                for cell in row.cells(column):
+                    places.setdefault(cell.key, []).append((row, column))
         return places
 
-    def cells(self, on_demand: bool = True) -> list[Cell]:
-        """The table's cells (data, model), without stand-ins, by column and row; not those on demand if so wanted."""
-        return [
-            (sets[0], row.model)
-            for column in self.columns
-            for row in self.rows
-            if (sets := row.data_sets(column)) and (on_demand or not row.on_demand)
-        ]
+    def cells(self, on_demand: bool | None = None) -> list[Cell]:
+        """The table's cells, without stand-ins, by column and row: all, or those that are on demand or are not."""
+        return list(
+            dict.fromkeys(
+                cells[0]
+                for column in self.columns
+                for row in self.rows
+                if (cells := row.cells(column)) and on_demand in (None, row.on_demand)
+            )
+        )
 
     def row(self, label: str) -> Row:
         """The row of this label; KeyError if there is none."""

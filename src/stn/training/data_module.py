@@ -1,6 +1,5 @@
 """How any data set of the project reaches a run: one LightningDataModule."""
 
-import importlib
 from dataclasses import dataclass
 
 import lightning as L
@@ -9,8 +8,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from stn.config import ROOMS
 from stn.data.draws import generator
+from stn.experiments import load
 
 
 class DataModule(L.LightningDataModule):
@@ -22,13 +21,12 @@ class DataModule(L.LightningDataModule):
     of more than one step, a training batch is that of so many, or of those left to the next validation, at once.
 
     Attributes:
-        source: what the data room of the table makes of the config, such as `stn.experiments.mnist.data.DistortedDigits`. Its
-            `images_per_pick` says how many images of a training batch each of the picks stands for.
+        source: the experiment's `source(data)`, see `stn.experiments.base.DataSource`.
     """
 
     def __init__(self, data: DictConfig, budget: DictConfig, seed: int, parts: int = 1, block: int = 1):
         super().__init__()
-        self.source = importlib.import_module(ROOMS[data.table][0]).source(data)
+        self.source = load(data.kind, "data").source(data)
         self.budget, self.seed, self.parts, self.block = budget, seed, parts, block
 
     @property

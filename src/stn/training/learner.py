@@ -1,6 +1,5 @@
 """The one LightningModule: any network of the project, its loss, its optimiser, its test."""
 
-import importlib
 import time
 
 import lightning as L
@@ -10,23 +9,21 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
-from stn.config import ROOMS, experiment
+from stn.config import experiment
 from stn.errors import UserError
+from stn.experiments import load
 
 
 def build_network(cfg: DictConfig) -> nn.Module:
-    """The network that the model and data configs describe, by the `network(model, data)` of the table's room."""
-    return importlib.import_module(ROOMS[cfg.data.table][1]).network(cfg.model, cfg.data)
+    """The network that the model and data configs describe, by the `network(model, data)` of the experiment."""
+    return load(cfg.data.kind, "networks").network(cfg.model, cfg.data)
 
 
 class Learner(L.LightningModule):
     """Trains and tests the network of one experiment.
 
-    A network maps images to scores (B, classes) for labels (B,), or to (B, positions, classes) for labels (B,
-    positions): then the loss is the sum over positions, and an image counts as right when all of them are. One that
-    answers something else has an `objective` of its own, with the `loss` and `right` of `Classification`. Its
-    `thetas(images)` are what its transformers do, by name. Parameters whose name starts with "transformer" learn at
-    `budget.localisation_rate` times the rate; with "classifier" at `model.head_rate` times, where a model has one.
+    The network is a `stn.experiments.base.Network`. Where labels have several positions, the loss is the sum over them,
+    and an image counts as right when all of them are.
 
     Args:
         experiment: the config groups data, model and budget as primitives (`stn.config.experiment`), so that a
@@ -108,11 +105,10 @@ class Learner(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         budget = self.cfg.budget
-        factors = {"transformer": budget.localisation_rate, "classifier": self.cfg.model.get("head_rate", 1)}
+        factors = {"body": 1, "localisation": budget.localisation_rate, "head": self.cfg.model.get("head_rate", 1)}
         groups: dict[float, list[nn.Parameter]] = {1: []}  # first, because its rate is the one that is logged
-        for name, parameter in self.network.named_parameters():
-            factor = next((factor for part, factor in factors.items() if name.startswith(part)), 1)
-            groups.setdefault(factor, []).append(parameter)
+        for name, parameters in self.network.parameter_groups().items():
+            groups.setdefault(factors[name], []).extend(parameters)
         groups = [{"params": some, "lr": factor * budget.learning_rate} for factor, some in groups.items() if some]
         if budget.optimiser == "sgd":
             optimiser = torch.optim.SGD(groups, momentum=budget.momentum, weight_decay=budget.weight_decay, fused=True)

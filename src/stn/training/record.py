@@ -1,7 +1,7 @@
 """What a cell leaves behind: a JSON that explains itself and a small NPZ. The report reads nothing else.
 
 `<record>.json`
-    schema, table, budget, data, model, row, column, metric, complete, part: what was run.
+    schema, budget, data, model, metric, complete, part: what was run.
     parameters, multiply_adds (of convolutions and matrix products, one image), n_test.
     config: the groups data, model and budget, resolved.
     seeds: for each its error (%), errors, n_test, steps, images_seen (what these steps fed the network: an image is a
@@ -50,12 +50,9 @@ def write_cell(
     """Write `<record>.json` and `<record>.npz`; each appears whole or not at all. `shape` is that of one image."""
     facts = {
         "schema": SCHEMA,
-        "table": cfg.data.table,
         "budget": cfg.budget.name,
         "data": cfg.data.name,
         "model": cfg.model.name,
-        "row": cfg.model.row,
-        "column": cfg.data.column,
         "metric": "error %",
         "complete": all(result["steps"] == cfg.budget.steps for result in results),
         "part": cfg.data.part,

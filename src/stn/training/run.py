@@ -21,8 +21,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from stn.codebase import commit, training_digest
-from stn.config import ROOMS, digest, experiment
+from stn.config import digest, experiment
 from stn.errors import UserError
+from stn.experiments import load as load_module
+from stn.experiments import roots
 from stn.files import write_whole
 from stn.training.blocks import BlockLearner
 from stn.training.callbacks import Pictures, ProgressBar, Trace
@@ -77,7 +79,7 @@ def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
 def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     """Train one seed, from its last checkpoint if there is one, and test it. Returns its result and arrays."""
     L.seed_everything(seed, verbose=False)
-    code = {"digest": training_digest(*ROOMS[cfg.data.table]), "commit": commit()}  # now: a long run may outlast it
+    code = {"digest": training_digest(*roots(cfg.data.kind)), "commit": commit()}  # now: a long run may outlast it
     feed = DataModule(cfg.data, cfg.budget, seed, cfg.trainer.accumulate, block(cfg))
     feed.setup()  # a missing data set is told before anything is set up
     last = folder / "last.ckpt"
@@ -147,7 +149,7 @@ def test(cfg: DictConfig) -> tuple[DictConfig, np.ndarray]:
     asked = {override.split("=")[0] for override in HydraConfig.get().overrides.task}
     if "model" in asked and cfg.model.name != made.model.name:
         raise UserError(f"{cfg.checkpoint} is a checkpoint of {made.model.name}, not of {cfg.model.name}: drop model=")
-    for key in ("table", "canvas"):
+    for key in ("kind", "canvas"):
         if cfg.data[key] != made.data[key]:
             raise UserError(
                 f"{cfg.checkpoint} was trained on {made.data.name} ({key} {made.data[key]}); "
@@ -223,7 +225,7 @@ def make_logger(cfg: DictConfig, seed: int):
             wandb_logger = WandbLogger(
                 project=cfg.logger.project,
                 name=title(cfg, seed),
-                group=f"table{cfg.data.table}/{cfg.budget.name}",
+                group=f"{cfg.data.kind}/{cfg.budget.name}",
                 save_dir=cfg.outputs,
                 config={**experiment(cfg), "seed": seed},
             )
@@ -241,12 +243,13 @@ def make_logger(cfg: DictConfig, seed: int):
 def block(cfg: DictConfig) -> int:
     """Steps of a block, `trainer.block`, where they can be made together: else 1, which is the plain learner.
 
-    Digits are drawn on the device, and their networks draw nothing. Several processes, or parts of a batch, would have
-    to meet within a step, and the search for a NaN looks at every kernel's result.
+    The data source must be able to (`stn.experiments.base.DataSource`). Several processes, or parts of a batch, would
+    have to meet within a step, and the search for a NaN looks at every kernel's result.
     """
     alone = cfg.trainer.strategy == "auto" and cfg.trainer.devices * cfg.trainer.num_nodes == 1
-    digits = ROOMS[cfg.data.table][0] == "stn.experiments.mnist.data"
-    return cfg.trainer.block if alone and digits and cfg.trainer.accumulate == 1 and not cfg.debug.detect_anomaly else 1
+    possible = getattr(load_module(cfg.data.kind, "data"), "IN_BLOCKS", False)
+    plain = cfg.trainer.accumulate == 1 and not cfg.debug.detect_anomaly
+    return cfg.trainer.block if alone and possible and plain else 1
 
 
 def precision(cfg: DictConfig) -> str:
@@ -262,7 +265,7 @@ def precision(cfg: DictConfig) -> str:
 
 def scratch(cfg: DictConfig, seed: int) -> Path:
     """Where a seed's checkpoints lie: named by all that decides its result, so that it is never taken for another."""
-    key = digest(json.dumps(experiment(cfg), sort_keys=True), training_digest(*ROOMS[cfg.data.table]))
+    key = digest(json.dumps(experiment(cfg), sort_keys=True), training_digest(*roots(cfg.data.kind)))
     return Path(cfg.outputs) / "runs" / cfg.budget.name / f"{cfg.data.name}-{cfg.model.name}" / f"{key}-s{seed}"
 
 

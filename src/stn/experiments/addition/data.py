@@ -14,6 +14,7 @@ from stn.experiments.mnist.data import (
     StoredSet,
     distorted,
     distortion,
+    fetch,
     read_set,
     stored_folder,
     stored_splits,
@@ -21,7 +22,9 @@ from stn.experiments.mnist.data import (
     write_sets,
 )
 
-__all__ = ["Sums", "source", "store", "stored_folder"]
+DOOR = "distort"  # `python -m stn.distort` stores its sets
+
+__all__ = ["Sums", "fetch", "source", "store", "stored_folder"]
 EXAMPLES = 4  # test pairs shown
 
 

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from stn.experiments.base import group_parameters
 from stn.experiments.mnist.networks import cnn, described, fcn, n_parameters, transformer, width_for
 
 CHANNELS = 2  # the digits of a sum
@@ -53,6 +54,9 @@ class SumNetwork(nn.Module):
         """What the classifier sees: (B, 2N, side, side), both channels of the first transformer before the next's."""
         warped = torch.cat([warp(images) for warp in self.transformers], 1) if len(self.transformers) else images
         return self.pool(warped)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return group_parameters(self, localisation=self.transformers)
 
     def thetas(self, images: Tensor) -> dict[str, Tensor]:
         """`theta` (B, N, P) of the N transformers, if there are any."""

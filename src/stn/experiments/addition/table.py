@@ -5,21 +5,20 @@ from stn.report.comparisons import WITH_AND_WITHOUT
 from stn.report.table import Column, Figure, Row, Table
 
 FAMILIES = {"Aff": "affine", "Proj": "projective", "TPS": "tps"}
-RTS_RTS = Column("RTS + RTS", "mnist_sum", stand_ins=("digits_sum",))
+RTS_RTS = Column("RTS + RTS", "mnist_addition", stand_ins=("digits_addition",))
 
-FCN = Row("FCN", "sum_fcn", {RTS_RTS: 47.7})
-CNN = Row("CNN", "sum_cnn", {RTS_RTS: 14.7})
+FCN = Row("FCN", "fcn", paper={RTS_RTS: 47.7})
+CNN = Row("CNN", "cnn", paper={RTS_RTS: 14.7})
 
 
-def add_transformers(
-    classifier: Row, label: str, model: str, papers: tuple[float, ...] = (), note: str = ""
-) -> tuple[Row, ...]:
-    """The rows of a classifier behind transformers of each family; `papers` are the paper's values, if it has any."""
+def add_transformers(classifier: Row, parallel: int, papers: tuple[float, ...] = (), note: str = "") -> tuple[Row, ...]:
+    """The rows of a classifier behind one transformer, or two, of each family; `papers` are the paper's values, if any."""
     values = papers or (None,) * len(FAMILIES)
     return tuple(
         Row(
-            f"{label} {family}",
-            f"{model}_{name}",
+            f"{'2x' if parallel == 2 else ''}ST-{classifier.label} {family}",
+            f"st_{classifier.model}_{name}",
+            () if parallel == 1 else (f"model.parallel={parallel}",),
             {} if value is None else {RTS_RTS: value},
             baseline=classifier,
             transformer=True,
@@ -31,14 +30,15 @@ def add_transformers(
 
 
 # Paper, Table 4 (appendix).
-ST_FCN = add_transformers(FCN, "ST-FCN", "sum_st_fcn", (22.6, 18.5, 19.1))
-TWO_ST_FCN = add_transformers(FCN, "2xST-FCN", "sum_2st_fcn", (9.0, 5.9, 5.8))
+ST_FCN = add_transformers(FCN, 1, (22.6, 18.5, 19.1))
+TWO_ST_FCN = add_transformers(FCN, 2, (9.0, 5.9, 5.8))
 OURS = "The rows ST-CNN and 2xST-CNN are ours: the paper has transformers before the FCN alone."
-ST_CNN = add_transformers(CNN, "ST-CNN", "sum_st_cnn", note=OURS)
-TWO_ST_CNN = add_transformers(CNN, "2xST-CNN", "sum_2st_cnn", note=OURS)
+ST_CNN = add_transformers(CNN, 1, note=OURS)
+TWO_ST_CNN = add_transformers(CNN, 2, note=OURS)
 
 ADDITION = Table(
     number=4,
+    folder="addition",
     title="MNIST addition",
     measure="Test error in % (19 classes)",
     images="pairs",

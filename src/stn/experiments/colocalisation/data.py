@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from stn.data.draws import generator
 from stn.errors import UserError
-from stn.experiments.mnist.data import undistorted
+from stn.experiments.mnist.data import fetch, undistorted
 from stn.experiments.mnist.distortions import Clutter
+
+__all__ = ["DOOR", "fetch", "source", "store", "stored_folder"]
+DOOR = "distort"  # `python -m stn.distort` stores its sets
 
 CLASSES = 10
 DIGIT = 28  # pixels a side of a digit with its frame

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stn.errors import UserError
+from stn.experiments.base import group_parameters
 from stn.experiments.colocalisation.data import CLASSES, DIGIT, Views
 from stn.experiments.mnist.networks import cnn
 from stn.geometry.sampling import bilinear
@@ -231,6 +232,9 @@ class Colocaliser(nn.Module):
     def seen(self, views: Views) -> Tensor:
         """What the windows show: (B, 1, crop, crop)."""
         return bilinear(views.images, self.attention.grid(self.theta(views), (self.crop, self.crop)))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return group_parameters(self, localisation=self.transformers)
 
     def thetas(self, views: Views) -> dict[str, Tensor]:
         """`theta` (B, 3) of each image's window."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,19 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stn.data.download import why
+from stn.data.download import fetch_birds, why
 from stn.errors import UserError
-from stn.experiments.cub.archive import StoredBirds, check, open_set, recipe
+from stn.experiments.cub.archive import StoredBirds, check, fault, open_set, recipe, store
+
+DOOR = "crop"  # `python -m stn.crop` stores its sets
 
 EXAMPLES, SHOWN = 8, 128  # test images in a record, and their side in pixels
+__all__ = ["DOOR", "Birds", "fetch", "source", "store"]
+
+
+def fetch(data: DictConfig) -> list[Path]:
+    """Bring the archive of birds, or a mirror's folder, to `data.raw`. Returns it."""
+    return fetch_birds(Path(data.raw), partial(fault, classes=data.classes))
 
 
 def load_stored(data: DictConfig, split: str) -> tuple[StoredBirds, list[str], list[str]]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stn.experiments.base import group_parameters
 from stn.experiments.cub.trunks import MEAN, STD, Trunk, pretrained
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Translation
@@ -100,6 +101,9 @@ class BirdsNetwork(nn.Module):
             trunk = self.trunks[i % len(self.trunks)]
             found.append(self._descriptor(trunk(self._view(images, theta[:, i]))))
         return self.classifier(torch.cat(found, 1))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return group_parameters(self, localisation=self.transformer, head=self.classifier)
 
     def thetas(self, images: Tensor) -> dict[str, Tensor]:
         """`theta` (B, 2N): the centres (x, y) of the N windows, one after the other; nothing without windows."""

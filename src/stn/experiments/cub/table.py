@@ -13,20 +13,21 @@ AT_448 = {ALL: "cub_448", FIRST_50: "cub50_448"}
 
 FixedRow = partial(
     Row,
+    settings=("model.fixed=true",),
     transformer=True,
     shown_where_run=True,
     note="Rows named fixed are ours: windows that stay at the tiles at which the others start.",
 )
-TWO_224_FIXED = FixedRow("2xST-CNN 224 px, fixed", "cub_2st_fixed", data=AT_224, on_demand=True)
-TWO_448_FIXED = FixedRow("2xST-CNN 448 px, fixed", "cub_2st_fixed", data=AT_448)
-FOUR_448_FIXED = FixedRow("4xST-CNN 448 px, fixed", "cub_4st_fixed", data=AT_448, on_demand=True)
+TWO_224_FIXED = FixedRow("2xST-CNN 224 px, fixed", "cub_2st", data=AT_224, on_demand=True)
+TWO_448_FIXED = FixedRow("2xST-CNN 448 px, fixed", "cub_2st", data=AT_448)
+FOUR_448_FIXED = FixedRow("4xST-CNN 448 px, fixed", "cub_4st", data=AT_448, on_demand=True)
 
 # Paper, Table 3.
-CNN = Row("CNN 224 px", "cub_cnn", {ALL: 82.3}, data=AT_224)
+CNN = Row("CNN 224 px", "cub_cnn", paper={ALL: 82.3}, data=AT_224)
 StRow = partial(Row, baseline=CNN, transformer=True)
-TWO_224 = StRow("2xST-CNN 224 px", "cub_2st", {ALL: 83.1}, data=AT_224, control=TWO_224_FIXED)
-TWO_448 = StRow("2xST-CNN 448 px", "cub_2st", {ALL: 83.9}, data=AT_448, control=TWO_448_FIXED)
-FOUR_448 = StRow("4xST-CNN 448 px", "cub_4st", {ALL: 84.1}, data=AT_448, control=FOUR_448_FIXED)
+TWO_224 = StRow("2xST-CNN 224 px", "cub_2st", paper={ALL: 83.1}, data=AT_224, control=TWO_224_FIXED)
+TWO_448 = StRow("2xST-CNN 448 px", "cub_2st", paper={ALL: 83.9}, data=AT_448, control=TWO_448_FIXED)
+FOUR_448 = StRow("4xST-CNN 448 px", "cub_4st", paper={ALL: 84.1}, data=AT_448, control=FOUR_448_FIXED)
 
 BILINEAR = Row(
     "Bilinear CNN 448 px",
@@ -37,7 +38,8 @@ BILINEAR = Row(
 )
 TWO_448_SHARED = Row(
     "2xST-CNN 448 px, shared",
-    "cub_2st_shared",
+    "cub_2st",
+    ("model.shared=true",),
     transformer=True,
     data=AT_448,
     on_demand=True,
@@ -47,6 +49,7 @@ TWO_448_SHARED = Row(
 
 BIRDS = Table(
     number=3,
+    folder="cub",
     title="birds (CUB-200-2011)",
     measure="Test accuracy in %",
     accuracy=True,

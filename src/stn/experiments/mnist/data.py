@@ -20,8 +20,11 @@ from stn.errors import UserError
 from stn.experiments.mnist.distortions import POSE, Clutter, Distortion, Elastic, Pose, Projection, found_pose
 from stn.geometry.sampling import LearnableSampler
 
+DOOR = "distort"  # `python -m stn.distort` stores its sets
+
 POSES = 1000  # test images whose poses are kept for the report
 CHUNK = 250  # images distorted at a time: what they touch stays in the processor's cache
+IN_BLOCKS = True  # `DistortedDigits.train_block`; the networks of digits draw no random numbers
 
 
 @dataclass
@@ -94,6 +97,13 @@ def _embedded(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
     large = torch.nn.functional.interpolate(small, size=(20, 20), mode="bilinear", align_corners=False)
     framed = torch.nn.functional.pad(large[:, 0], (4, 4, 4, 4))
     return (framed * 255).round().to(torch.uint8).numpy(), labels, 500
+
+
+def fetch(data: DictConfig) -> list[Path]:
+    """Bring the digits to `data.raw`: MNIST's four files, or those inside scikit-learn. Returns the files."""
+    from stn.data.download import export_embedded, fetch_mnist
+
+    return {"digits": export_embedded, "mnist": fetch_mnist}[data.source.name](Path(data.raw))
 
 
 def store(data: DictConfig, scratch: Path) -> dict:
@@ -190,7 +200,7 @@ class DistortedDigits:
 
     def __init__(self, data: DictConfig):
         self.data = data
-        self.undo = data.get("undo", False)
+        self.undo = data.undo
         self.shape = (1, *[28 if self.undo else data.canvas] * 2)  # of what a network gets
         self.warp = distortion(data)
         self.sets: dict[str, StoredSet | Digits] = {}

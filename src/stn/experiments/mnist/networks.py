@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from stn.experiments.base import group_parameters
 from stn.geometry.sampling import LearnableSampler, bicubic, bilinear, integer
 from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, Transformation
 from stn.nn.localisation import FirstConvolution, Layers, convolutional, fully_connected
@@ -64,6 +65,9 @@ class DigitNetwork(nn.Module):
     def seen(self, images: Tensor) -> Tensor:
         """What the classifier sees of the images: (B, 1, side, side)."""
         return self.pool(images if self.transformer is None else self.transformer(images))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return group_parameters(self, localisation=self.transformer)
 
     def thetas(self, images: Tensor) -> dict[str, Tensor]:
         """`theta` (B, P) of the transformer, if there is one."""
@@ -141,10 +145,10 @@ def n_parameters(network: nn.Module) -> int:
 def network(model, data) -> DigitNetwork:
     """The network that a model config describes on the canvas of a data config."""
     # Undone images are as large as the digits.
-    parts = {"canvas": 28 if data.get("undo") else data.canvas, **described(model, data)}
+    parts = {"canvas": 28 if data.undo else data.canvas, **described(model, data)}
     if model.width:
         return DigitNetwork(width=model.width, **parts)
-    total = model.get("parameters") or n_parameters(DigitNetwork(parts["canvas"], "cnn", model.match_filters))
+    total = model.parameters or n_parameters(DigitNetwork(parts["canvas"], "cnn", model.match_filters))
     return DigitNetwork(width=width_for(total, **parts), **parts)
 
 

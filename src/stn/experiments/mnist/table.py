@@ -23,14 +23,15 @@ TC = Column(
 )
 
 # Paper, Table 1, and for TC the running text of section 4.1.
-FCN = Row("FCN", "fcn", {R: 2.1, RTS: 5.2, P: 3.1, E: 3.2, TC: 13.2})
-CNN = Row("CNN", "cnn", {R: 1.2, RTS: 0.8, P: 1.5, E: 1.4, TC: 3.5})
+FCN = Row("FCN", "fcn", paper={R: 2.1, RTS: 5.2, P: 3.1, E: 3.2, TC: 13.2})
+CNN = Row("CNN", "cnn", paper={R: 1.2, RTS: 0.8, P: 1.5, E: 1.4, TC: 3.5})
 StFcnRow = partial(Row, baseline=FCN, transformer=True)
 StCnnRow = partial(Row, baseline=CNN, transformer=True)
 TRUE_POSE = Row(
     "CNN, true pose",
-    "cnn_undone",
-    data={R: "undone_r", RTS: "undone_rts", P: "undone_p", E: "undone_e"},
+    "cnn",
+    ("data.undo=true",),
+    data={R: "mnist_r", RTS: "mnist_rts", P: "mnist_p", E: "mnist_e"},
     on_demand=True,
     shown_where_run=True,
     absent="–",
@@ -40,20 +41,21 @@ TRUE_POSE = Row(
 
 DISTORTED = Table(
     number=1,
+    folder="mnist",
     title="distorted MNIST",
     measure="Test error in %",
     columns=(R, RTS, P, E, TC),
     blocks=(
         (FCN, CNN),
         (
-            StFcnRow("ST-FCN Aff", "st_fcn_affine", {R: 1.2, RTS: 0.8, P: 1.5, E: 2.7, TC: 2.0}, short="Aff"),
-            StFcnRow("ST-FCN Proj", "st_fcn_projective", {R: 1.3, RTS: 0.9, P: 1.4, E: 2.6}, short="Proj"),
-            StFcnRow("ST-FCN TPS", "st_fcn_tps", {R: 1.1, RTS: 0.8, P: 1.4, E: 2.4}, short="TPS"),
+            StFcnRow("ST-FCN Aff", "st_fcn_affine", paper={R: 1.2, RTS: 0.8, P: 1.5, E: 2.7, TC: 2.0}, short="Aff"),
+            StFcnRow("ST-FCN Proj", "st_fcn_projective", paper={R: 1.3, RTS: 0.9, P: 1.4, E: 2.6}, short="Proj"),
+            StFcnRow("ST-FCN TPS", "st_fcn_tps", paper={R: 1.1, RTS: 0.8, P: 1.4, E: 2.4}, short="TPS"),
         ),
         (
-            StCnnRow("ST-CNN Aff", "st_cnn_affine", {R: 0.7, RTS: 0.5, P: 0.8, E: 1.2, TC: 1.7}, short="Aff"),
-            StCnnRow("ST-CNN Proj", "st_cnn_projective", {R: 0.8, RTS: 0.6, P: 0.8, E: 1.3}, short="Proj"),
-            StCnnRow("ST-CNN TPS", "st_cnn_tps", {R: 0.7, RTS: 0.5, P: 0.8, E: 1.1}, short="TPS"),
+            StCnnRow("ST-CNN Aff", "st_cnn_affine", paper={R: 0.7, RTS: 0.5, P: 0.8, E: 1.2, TC: 1.7}, short="Aff"),
+            StCnnRow("ST-CNN Proj", "st_cnn_projective", paper={R: 0.8, RTS: 0.6, P: 0.8, E: 1.3}, short="Proj"),
+            StCnnRow("ST-CNN TPS", "st_cnn_tps", paper={R: 0.7, RTS: 0.5, P: 0.8, E: 1.1}, short="TPS"),
         ),
         (TRUE_POSE,),
     ),
@@ -71,19 +73,29 @@ DISTORTED = Table(
 
 # ----------------------------------------------------------------------------------------------- Table 7
 
-BILINEAR = Row("ST-CNN Aff, bilinear", "kernel_bilinear", transformer=True, short="bilinear", colour="#0072B2")
-KernelRow = partial(Row, baseline=BILINEAR, transformer=True)
-LEARNED = KernelRow("ST-CNN Aff, learned", "kernel_learned", short="learned", colour="#D55E00")
+# The paper's kernel: these cells are those of Table 1's ST-CNN Aff.
+BILINEAR = Row("ST-CNN Aff, bilinear", "st_cnn_affine", transformer=True, short="bilinear", colour="#0072B2")
+
+
+def sample_with(sampler: str, colour: str) -> Row:
+    """The row of another kernel."""
+    settings = (f"model.sampler={sampler}",)
+    label = f"ST-CNN Aff, {sampler}"
+    return Row(label, "st_cnn_affine", settings, baseline=BILINEAR, transformer=True, short=sampler, colour=colour)
+
+
+LEARNED = sample_with("learned", "#D55E00")
 KERNELS = Table(
     number=7,
+    folder="kernels",
     title="sampling kernels (equation 3)",
     measure="Test error in %",
-    columns=(Column("R", "kernels_r"), Column("RTS", "kernels_rts")),
+    columns=(Column("R", "mnist_r"), Column("RTS", "mnist_rts")),
     blocks=(
         (
-            KernelRow("ST-CNN Aff, integer", "kernel_integer", short="integer", colour="#767676"),
+            sample_with("integer", "#767676"),
             BILINEAR,
-            KernelRow("ST-CNN Aff, bicubic", "kernel_bicubic", short="bicubic", colour="#009E73"),
+            sample_with("bicubic", "#009E73"),
             LEARNED,
         ),
     ),
@@ -105,27 +117,33 @@ KERNELS = Table(
 # ----------------------------------------------------------------------------------------------- Table 8
 
 
-def pair_networks(size: str, name: str) -> tuple[Row, Row]:
-    """A CNN and an ST-CNN of about as many parameters."""
-    cnn = Row(f"CNN {size}", f"size_cnn_{name}", short=size)
-    return cnn, Row(f"ST-CNN {size}", f"size_st_{name}", baseline=cnn, transformer=True, short=size)
+def pair_networks(size: str, parameters: int, filters: int, features: int) -> tuple[Row, Row]:
+    """A CNN and an ST-CNN of about as many parameters; `filters` and `features` are of the localisation network."""
+    settings = (f"model.parameters={parameters}",)
+    cnn = Row(f"CNN {size}", "cnn", settings, short=size)
+    settings += (f"model.localisation.filters={filters}", f"model.localisation.features={features}")
+    return cnn, Row(f"ST-CNN {size}", "st_cnn_affine", settings, baseline=cnn, transformer=True, short=size)
+
+
+SIZES_SCHEDULE = ("schedule=sizes",)
 
 
 SIZES = Table(
     number=8,
+    folder="sizes",
     title="tiny hardware",
     measure="Test error in %",
     columns=(
-        Column("R", "sizes_r", description=R.description),
-        Column("RTS", "sizes_rts", description=RTS.description),
+        Column("R", "mnist_r", SIZES_SCHEDULE, description=R.description),
+        Column("RTS", "mnist_rts", SIZES_SCHEDULE, description=RTS.description),
     ),
     blocks=(  # in the order of their size
-        pair_networks("2.5k", "2k5"),
-        pair_networks("7k", "7k"),
-        pair_networks("20k", "20k"),
-        pair_networks("60k", "60k"),
-        pair_networks("200k", "200k"),
-        pair_networks("400k", "400k"),
+        pair_networks("2.5k", 2500, filters=4, features=6),
+        pair_networks("7k", 7000, filters=4, features=6),
+        pair_networks("20k", 20_000, filters=6, features=6),
+        pair_networks("60k", 60_000, filters=11, features=11),
+        pair_networks("200k", 200_000, filters=20, features=20),
+        pair_networks("400k", 400_000, filters=28, features=28),
     ),
     arrays=("theta",),
     contests=(

@@ -10,13 +10,21 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stn.data.download import why
+from stn.data.download import fetch_numbers, why
 from stn.errors import UserError
-from stn.experiments.svhn.crops import KINDS, in_frame, recipe, spot
+from stn.experiments.svhn.crops import KINDS, in_frame, recipe, spot, store
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import pixel_centres
 
+DOOR = "crop"  # `python -m stn.crop` stores its sets
+
 CHUNK = 500  # images at a time where all of a set pass
+__all__ = ["DOOR", "HouseNumbers", "fetch", "source", "store"]
+
+
+def fetch(data: DictConfig) -> list[Path]:
+    """Bring the archives of house numbers, or a mirror's folders, to `data.raw`. Returns them."""
+    return fetch_numbers(Path(data.raw), data.source.name, data.extra)
 
 
 @dataclass

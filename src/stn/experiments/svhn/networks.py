@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from stn.experiments.base import group_parameters
 from stn.geometry.sampling import bicubic, bilinear, integer
 from stn.geometry.transforms import pixel_centres
 from stn.nn.transformer import SpatialTransformer
@@ -75,6 +76,9 @@ class NumbersNetwork(nn.Module):
                 maps = self.transformers[i](maps)
             maps = convolution(maps)
         return self.classifier(maps).unflatten(1, (POSITIONS, CLASSES))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return group_parameters(self, localisation=self.transformers)
 
     def thetas(self, images: Tensor) -> dict[str, Tensor]:
         """`theta1` ... of each transformer in depth, (B, 6) each."""

@@ -13,17 +13,22 @@ STRIPS_128 = Column("128 px strips", "svhn_strips_128")
 
 # Paper, Table 2.
 MAXOUT = Row("Maxout CNN (Goodfellow 2013)", paper={PX_64: 4.0}, cited="arXiv:1312.6082")
-CNN = Row("CNN", "svhn_cnn", {PX_64: 4.0, PX_128: 5.6})
+CNN = Row("CNN", "svhn_cnn", paper={PX_64: 4.0, PX_128: 5.6})
 DRAM = Row(
     "DRAM (Ba 2015)",
     paper={PX_64: 3.9, PX_128: 4.5},
     cited="arXiv:1412.7755, with model and Monte Carlo averaging",
 )
-SINGLE = Row("ST-CNN Single", "svhn_st_single", {PX_64: 3.7, PX_128: 3.9}, CNN, transformer=True, short="Single")
-MULTI = Row("ST-CNN Multi", "svhn_st_multi", {PX_64: 3.6, PX_128: 3.9}, CNN, transformer=True, short="Multi")
+SINGLE = Row(
+    "ST-CNN Single", "svhn_st_single", paper={PX_64: 3.7, PX_128: 3.9}, baseline=CNN, transformer=True, short="Single"
+)
+MULTI = Row(
+    "ST-CNN Multi", "svhn_st_multi", paper={PX_64: 3.6, PX_128: 3.9}, baseline=CNN, transformer=True, short="Multi"
+)
 
 HOUSE_NUMBERS = Table(
     number=2,
+    folder="svhn",
     title="house numbers (SVHN)",
     measure="Whole-number error in % (a number is right when all its digits are)",
     columns=(PX_64, PX_128, STRIPS_64, STRIPS_128),

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from stn.data.draws import generator
 from stn.errors import UserError
-from stn.experiments.mnist.data import undistorted
+from stn.experiments.mnist.data import fetch, undistorted
 from stn.geometry.sampling import bilinear, trilinear
 from stn.geometry.transforms import Affine3D
+
+__all__ = ["DOOR", "fetch", "source", "store", "stored_folder"]
+DOOR = "distort"  # `python -m stn.distort` stores its sets
 
 DIGIT = 28  # side of a digit: pixels, and voxels at scale 1
 SPLITS = ("validation", "test")

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from stn.errors import UserError
+from stn.experiments.base import group_parameters
 from stn.experiments.mnist.networks import cnn, n_parameters, width_for
 from stn.geometry.sampling import trilinear
 from stn.geometry.transforms import Affine3D
@@ -53,6 +54,9 @@ class VolumeNetwork(nn.Module):
     def projected(self, volumes: Tensor) -> Tensor:
         """The projection of the volumes themselves, in the same size and unit."""
         return self.pool(self.gain * volumes.mean(2))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return group_parameters(self, localisation=self.transformer)
 
     def thetas(self, volumes: Tensor) -> dict[str, Tensor]:
         """`theta` (B, 12) of the transformer, if there is one."""

@@ -14,13 +14,14 @@ CNN = Row(
 ST_CNN = Row("ST-CNN 3-D Aff", "volume_st", baseline=CNN, transformer=True, short="3-D Aff")
 TRUE_POSE = Row(
     "CNN, true pose",
-    "volume_undone",
-    data={VOXELS_60: "volumes_undone"},
+    "volume_cnn",
+    ("data.undo=true",),
     note="CNN, true pose: the CNN on volumes undone by their true pose, the ceiling for a transformer.",
 )
 
 VOLUMES = Table(
     number=6,
+    folder="volumes",
     title="digits in three dimensions",
     measure="Test error in %",
     images="volumes",

@@ -1,0 +1,189 @@
+"""The cells of the tables: what is trained, where its record lies, and what decides its result. `python -m stn.cells`.
+
+The stage `cells` of `dvc.yaml` writes `cells.json`, of which the stages that store sets, train and export are made. For
+each of them it holds the digest of the resolved config and that of the code that can change its result
+(`stn.codebase`). So DVC runs a stage again when one of these digests changes, and for no other change of code.
+"""
+
+import argparse
+import json
+from functools import cache
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from stn.codebase import digest_of, training_digest
+from stn.config import compose, digest, experiment
+from stn.errors import told
+from stn.experiments import find_tables, load, roots
+from stn.files import write_texts
+from stn.params import COLUMNS, Params, read_params
+from stn.report.table import Cell
+
+CELLS = Path("cells.json")
+RESULTS = Path("reports/results")
+FOLLOWED = {2: "numbers", 3: "birds"}  # the tables whose data sets a knob chooses, and which knob
+EXPORTED = (8,)  # the tables whose networks are exported
+CLASSIFIER = ("mnist_ts", "cnn", "quick")  # what co-localisation builds on, the same at every budget
+
+
+@cache
+def _folders() -> dict[Cell, str]:
+    """Where the records of each cell lie below a budget's folder: with the first table that shows it."""
+    folders: dict[Cell, str] = {}
+    for table in find_tables().values():
+        for row in table.rows:
+            folder = f"{table.folder}_on_demand" if row.on_demand else table.folder
+            for column in table.columns:
+                folders |= {cell: folder for cell in row.cells(column) if cell not in folders}
+    return folders
+
+
+def record_path(budget: str, cell: Cell) -> Path:
+    """The JSON of a cell's record."""
+    return RESULTS / budget / _folders()[cell] / f"{cell.key}.json"
+
+
+def declared(params: Params, table: int) -> list[Cell]:
+    """The cells that the pipeline brings up to date for a table, by column and row."""
+    return [cell for cell in _all_cells(table, on_demand=False) if _is_chosen(params, table, cell)]
+
+
+def on_demand(params: Params, table: int) -> list[Cell]:
+    """The cells of a table that are trained only when asked for."""
+    return [cell for cell in _all_cells(table, on_demand=True) if _is_chosen(params, table, cell)]
+
+
+def shown(params: Params, table: int) -> tuple[list[Cell], list[Cell]]:
+    """The cells that a table shows: those that must have a record, and those that may."""
+    if table != 1:
+        return [], find_tables()[table].cells()
+    required = declared(params, table)
+    if params.source != "mnist":
+        return required, []
+    others = [cell for cell in find_tables()[1].cells(on_demand=False) if cell.model in params.rows]
+    return required, [cell for cell in others if cell not in required] + find_tables()[1].cells(on_demand=True)
+
+
+def _all_cells(table: int, on_demand: bool) -> list[Cell]:
+    """The cells of a table with their stand-ins, by column and row."""
+    found = find_tables()[table]
+    cells = (
+        cell
+        for column in found.columns
+        for row in found.rows
+        if row.on_demand == on_demand
+        for cell in row.cells(column)
+    )
+    return list(dict.fromkeys(cells))
+
+
+def _is_chosen(params: Params, table: int, cell: Cell) -> bool:
+    """Whether `params.yaml` chooses the data set of a cell, and in Table 1 its row."""
+    if table == 1:
+        columns = [name.replace("mnist", params.source) for name in COLUMNS] if cell.settings else params.columns
+        return cell.data in columns and cell.model in params.rows
+    if table in FOLLOWED:
+        return cell.data.rpartition("_")[0] == getattr(params, FOLLOWED[table])
+    return params.source == "mnist" and cell in find_tables()[table].cells()
+
+
+def config(budget: str, cell: Cell) -> DictConfig:
+    """The resolved config of a cell."""
+    return compose(*arguments(budget, cell))
+
+
+def arguments(budget: str, cell: Cell) -> list[str]:
+    """What the command line of a cell's training says."""
+    return [f"data={cell.data}", f"model={cell.model}", f"budget={budget}", *cell.settings]
+
+
+def stage(budget: str, cell: Cell) -> str:
+    """The key of a cell in `cells.json`; `cell@<key>` is its stage."""
+    return f"{budget}-{cell.key}"
+
+
+def reads_classifier(cell: Cell) -> bool:
+    """Whether a cell builds on the classifier that the stage `classifier` trains."""
+    return cell in find_tables()[5].cells()
+
+
+def describe_cell(budget: str, cell: Cell) -> dict[str, str]:
+    """What `cells.json` says of a cell."""
+    cfg = config(budget, cell)
+    weights = cfg.model.get("pretrained")
+    return {
+        "arguments": " ".join(arguments(budget, cell)),
+        "record": str(record_path(budget, cell).with_suffix("")),
+        "stored": cfg.data.stored,
+        "reads": weights if isinstance(weights, str) else cfg.data.raw,
+        "config": digest(json.dumps(experiment(cfg), sort_keys=True)),
+        "code": training_digest(*roots(cfg.data.kind)),
+    }
+
+
+def describe_stored(name: str, cfg: DictConfig) -> dict[str, str]:
+    """What `cells.json` says of the stored sets of a data set."""
+    data, _ = roots(cfg.data.kind)
+    return {
+        "door": load(cfg.data.kind, "data").DOOR,
+        "raw": cfg.data.raw,
+        "stored": cfg.data.stored,
+        "config": digest(json.dumps(experiment(cfg)["data"], sort_keys=True)),
+        "code": digest_of(f"{data}:store"),
+    }
+
+
+def describe(params: Params) -> dict[str, dict]:
+    """The contents of `cells.json`: what each stage is made of and depends on."""
+    wanted = {table: [*declared(params, table), *on_demand(params, table)] for table in find_tables()}
+    cells = list(dict.fromkeys(cell for several in wanted.values() for cell in several))
+    exported = [cell for table in EXPORTED for cell in declared(params, table)]
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        first.setdefault(cell.data, cell)
+    configs = {name: config(params.budget, cell) for name, cell in first.items()}
+    data, model, budget = CLASSIFIER
+    classifier = compose(f"data={data}", f"model={model}", f"budget={budget}")
+    if params.source == "mnist":
+        configs[data] = classifier
+    raw = {cfg.data.raw: name for name, cfg in reversed(configs.items())}
+    export = digest_of("stn.deployment:deploy")
+    return {
+        "raw": {Path(folder).name: {"data": name, "folder": folder} for folder, name in sorted(raw.items())},
+        "stored": {name: describe_stored(name, cfg) for name, cfg in configs.items()},
+        "classifier": {
+            "config": digest(json.dumps(experiment(classifier), sort_keys=True)),
+            "code": training_digest(*roots(classifier.data.kind)),
+        },
+        "cells": {stage(params.budget, cell): describe_cell(params.budget, cell) for cell in cells},
+        "exports": {
+            stage(params.budget, cell): {
+                "arguments": " ".join(arguments(params.budget, cell)),
+                "record": str(record_path(params.budget, cell).with_suffix("")),
+                "stored": configs[cell.data].data.stored,
+                "code": export,
+            }
+            for cell in exported
+        },
+    }
+
+
+def write() -> None:
+    """Write `cells.json` for the knobs in `params.yaml`."""
+    write_texts({CELLS: json.dumps(describe(read_params()), indent=1) + "\n"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stn.cells", description=__doc__)
+    parser.add_argument("--print", action="store_true", dest="show", help="write nothing; print what would be written")
+    args = parser.parse_args()
+    with told():
+        if args.show:
+            print(json.dumps(describe(read_params())))
+        else:
+            write()
+
+
+if __name__ == "__main__":
+    main()

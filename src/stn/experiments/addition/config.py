@@ -1,0 +1,24 @@
+"""The schema of MNIST addition: `data.kind=addition`. Its networks are described as those of distorted MNIST."""
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from stn.errors import UserError
+from stn.experiments.mnist.config import SMALLEST, MnistDataConfig, MnistModelConfig
+
+__all__ = ["DATA", "MODEL", "SMALLEST", "check"]
+
+
+@dataclass(kw_only=True)
+class AdditionDataConfig(MnistDataConfig):
+    """Pairs of the digits of a set of distorted MNIST."""
+
+
+DATA, MODEL = AdditionDataConfig, MnistModelConfig
+
+
+def check(cfg: DictConfig) -> None:
+    """A UserError for what a pair of digits does not have."""
+    if cfg.data.undo:
+        raise UserError(f"data.undo=true: the digits of data={cfg.data.name} have a pose each; drop it")

@@ -1,0 +1,47 @@
+"""The schema of co-localisation: `data.kind=colocalisation`."""
+
+from dataclasses import dataclass
+
+from stn.config import DataConfig, ModelConfig, choice
+
+Source = choice("Source", "mnist", "digits")
+HeldOut = choice("HeldOut", "validation", "test")
+
+
+@dataclass(kw_only=True)
+class ColocalisationDataConfig(DataConfig):
+    source: Source
+    digits: HeldOut
+    images: int
+    patches: int
+    patch_side: int
+
+
+@dataclass
+class LocalisationConfig:
+    filters: int
+    features: int
+
+
+@dataclass(kw_only=True)
+class ColocalisationModelConfig(ModelConfig):
+    crop: int
+    margin: float
+    start: float
+    smallest: float
+    layers: list[int]
+    filters: int
+    pretrained: str
+    localisation: LocalisationConfig
+
+
+DATA, MODEL = ColocalisationDataConfig, ColocalisationModelConfig
+SMALLEST = {
+    "data.images": 2,
+    "data.patches": 0,
+    "data.patch_side": 1,
+    "model.margin": 0,
+    "model.filters": 1,
+    "model.localisation.filters": 1,
+    "model.localisation.features": 1,
+}

@@ -1,0 +1,51 @@
+"""The schema of birds: `data.kind=cub`."""
+
+from dataclasses import dataclass
+
+from stn.config import DataConfig, ModelConfig, choice
+
+Archive = choice("Archive", "cub")
+Head = choice("Head", "linear", "bilinear")
+
+
+@dataclass(kw_only=True)
+class CubDataConfig(DataConfig):
+    """`canvas` is the side of the images that a network gets, `side` the shorter one of the stored images."""
+
+    source: Archive
+    classes: int
+    side: int
+
+
+@dataclass
+class LocalisationConfig:
+    filters: int
+    features: int
+
+
+@dataclass(kw_only=True)
+class CubModelConfig(ModelConfig):
+    windows: int | None
+    fixed: bool
+    size: int
+    trunk: str
+    node: str | None
+    pretrained: bool
+    frozen_norm: bool
+    shared: bool
+    head: Head
+    head_rate: float
+    dropout: float
+    localisation: LocalisationConfig
+
+
+DATA, MODEL = CubDataConfig, CubModelConfig
+SMALLEST = {
+    "data.classes": 2,
+    "data.side": 1,
+    "model.windows": 1,
+    "model.size": 1,
+    "model.head_rate": 0,
+    "model.localisation.filters": 1,
+    "model.localisation.features": 1,
+}

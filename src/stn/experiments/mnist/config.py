@@ -1,0 +1,78 @@
+"""The schema of distorted MNIST: `data.kind=mnist`."""
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from stn.config import DataConfig, ModelConfig, choice
+from stn.errors import UserError
+
+Distortion = choice("Distortion", "pose", "projective", "elastic", "clutter")
+Source = choice("Source", "mnist", "digits")
+Train = choice("Train", "stream", "frozen")
+Classifier = choice("Classifier", "fcn", "cnn")
+Family = choice("Family", "affine", "projective", "tps")
+Sampler = choice("Sampler", "integer", "bilinear", "bicubic", "learned")
+
+
+@dataclass
+class DistortionConfig:
+    kind: Distortion
+    rotation: float
+    scale: tuple[float, float]
+    roam: bool
+    sigma: float
+    control_points: int
+    patches: int
+    patch_side: int
+
+
+@dataclass(kw_only=True)
+class MnistDataConfig(DataConfig):
+    source: Source
+    pool: int
+    train: Train
+    draws: int
+    undo: bool = False
+    distortion: DistortionConfig
+
+
+@dataclass
+class LocalisationConfig:
+    filters: int
+    features: int
+    hidden: int
+    layers: int
+
+
+@dataclass(kw_only=True)
+class MnistModelConfig(ModelConfig):
+    classifier: Classifier
+    width: int | None
+    match_filters: int
+    parameters: int | None = None
+    parallel: int = 1
+    transformation: Family | None
+    sampler: Sampler
+    localisation: LocalisationConfig
+
+
+DATA, MODEL = MnistDataConfig, MnistModelConfig
+SMALLEST = {
+    "data.pool": 1,
+    "data.draws": 1,
+    "model.width": 1,
+    "model.match_filters": 1,
+    "model.parameters": 1,
+    "model.parallel": 1,
+    "model.localisation.filters": 1,
+    "model.localisation.features": 1,
+    "model.localisation.hidden": 1,
+    "model.localisation.layers": 1,
+}
+
+
+def check(cfg: DictConfig) -> None:
+    """A UserError for several transformers side by side, which only networks of `data.kind=addition` have."""
+    if cfg.model is not None and cfg.model.parallel > 1:
+        raise UserError(f"model.parallel={cfg.model.parallel}: data={cfg.data.name} takes one transformer; drop it")

@@ -1,0 +1,46 @@
+"""The schema of digits in three dimensions: `data.kind=volumes`."""
+
+from dataclasses import dataclass
+
+from stn.config import DataConfig, ModelConfig, choice
+
+Source = choice("Source", "mnist", "digits")
+
+
+@dataclass(kw_only=True)
+class VolumesDataConfig(DataConfig):
+    """`canvas` is the side of the volumes."""
+
+    source: Source
+    thickness: int
+    rotation: float
+    scale: tuple[float, float]
+    roam: bool
+    projection: int
+    undo: bool = False
+
+
+@dataclass
+class LocalisationConfig:
+    downsample: int
+    filters: int
+    features: int
+
+
+@dataclass(kw_only=True)
+class VolumesModelConfig(ModelConfig):
+    transformer: bool
+    width: int | None
+    match_filters: int
+    localisation: LocalisationConfig
+
+
+DATA, MODEL = VolumesDataConfig, VolumesModelConfig
+SMALLEST = {
+    "data.projection": 1,
+    "model.width": 1,
+    "model.match_filters": 1,
+    "model.localisation.downsample": 1,
+    "model.localisation.filters": 1,
+    "model.localisation.features": 1,
+}
