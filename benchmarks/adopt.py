@@ -27,7 +27,6 @@ from pathlib import Path
 from stn import codebase
 from stn.codebase import digest_of, is_shown, training_digest
 from stn.errors import UserError, told
-from stn.experiments import roots
 from stn.params import TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +103,7 @@ class Curves:
 
     def _file(self, kind: str, precision: str, commit: str | None) -> Path:
         try:
-            code = training_digest(*roots(kind), read=reader(commit) if commit else None)
+            code = training_digest(kind, read=reader(commit) if commit else None)
         except ValueError as error:
             raise UserError(f"{(commit or '')[:7]} has its code in other modules: {error}") from error
         return self.folder / f"{kind}-{precision}-{code}-{'then' if commit else 'now'}.json"
@@ -235,7 +234,7 @@ def adopt(folder: Path) -> None:
     lock, groups = Lock(), defaultdict(list)
     for path, record in read_records().items():
         kind = record["config"]["data"]["kind"]
-        if not is_shown(record, training_digest(*roots(kind))):
+        if not is_shown(record, training_digest(kind)):
             gpu = bool(record["seeds"][0]["provenance"]["gpu"])
             groups[kind, record["model"], precision(record), gpu, tuple(origins(record))].append(path)
     adopted = 0
@@ -247,7 +246,7 @@ def adopt(folder: Path) -> None:
         except UserError as error:
             print(f"not adopted, {len(paths)} of {kind}, {model}: {error}", flush=True)
             continue
-        entry = {"commit": here, "digest": training_digest(*roots(kind)), "evidence": reason}
+        entry = {"commit": here, "digest": training_digest(kind), "evidence": reason}
         for path, record in zip(paths, records, strict=True):
             record.setdefault("adopted", []).append(entry)
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

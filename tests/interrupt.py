@@ -194,12 +194,12 @@ def make_small(project: Path, mirror: Path) -> None:
     download = project / "src/stn/data/download.py"
     edit(download, r"(    from torchvision.datasets import MNIST[^\n]*\n)", rf"\1    MNIST.resources = {checksums!r}\n")
     edit(download, r"(?m)^CUB_MD5, CUB_BYTES = .*$", official)
-    for name in ("mnist", "colocalise_t", "volumes_60"):
+    for name in ("mnist", "colocalisation_t", "volumes_60"):
         edit(project / f"conf/data/{name}.yaml", r"(?m)^validation: 5000", "validation: 200")
     for folder in (project / "reports/results").glob("*/*"):  # they are of the whole sets
         if folder.name != "classifier":
             shutil.rmtree(folder)
-    edit(project / "conf/data/colocalise_t.yaml", r"(?m)^images: 100", "images: 20")
+    edit(project / "conf/data/colocalisation_t.yaml", r"(?m)^images: 100", "images: 20")
     for name in ("cub50_224", "cub50_448"):
         edit(project / f"conf/data/{name}.yaml", r"(?m)^classes: 50", "classes: 4\ncolumn: 50 classes")
 

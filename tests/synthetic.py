@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates, zoom
 from sklearn.datasets import load_digits
 
-from stn.experiments import find_tables
+from stn.experiments import find_experiments, find_tables, load
 from stn.experiments.addition.table import ADDITION
 from stn.experiments.cub.parts import REGIONS
 from stn.experiments.cub.table import BIRDS
@@ -239,7 +239,9 @@ def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=
     """One record under `folder`, its NPZ beside it; `errors` has one count for each seed. Returns the JSON's path."""
     rng = np.random.default_rng(7)
     table = find_table(row, column)
-    model, (data, *_) = table.row(row).model, table.row(row).data_sets(table.column(column))
+    cell = table.row(row).cells(table.column(column))[0]
+    data, model = cell.data, cell.model
+    kind = next(kind for kind in find_experiments() if table in load(kind, "table").TABLES)
     names, arrays = [], {}
     if not table.row(row).transformer:
         pass
@@ -300,12 +302,12 @@ def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=
         "parameters": 208586 if column in ("R", "P", "E") else 135498,
         "multiply_adds": 5300000,
         "n_test": n_test,
-        "config": {"model": {"filters": 64, "localisation": {"filters": 20}}, "seeds": [0]},
+        "config": {"data": {"kind": kind}, "model": {"filters": 64, "localisation": {"filters": 20}}, "seeds": [0]},
         "seeds": seeds,
         "pose_names": names,
     }
     record.update(changes)
-    path = Path(folder) / f"{data}-{model}.json"
+    path = Path(folder) / f"{cell.key}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1))
     np.savez_compressed(path.with_suffix(".npz"), **arrays)

@@ -35,16 +35,16 @@ def place(tmp_path_factory):
     """A folder with pairs of the embedded digits."""
     folder = tmp_path_factory.mktemp("sums")
     export_embedded(folder / "data/raw/digits")
-    result = run("stn.distort", "data=digits_sum", cwd=folder)
+    result = run("stn.distort", "data=digits_addition", cwd=folder)
     assert result.returncode == 0, result.stderr
-    assert "data/distorted/digits_sum/test: 5000 images of pairs of Pose(canvas=42" in result.stdout
+    assert "data/stored/digits_addition/test: 5000 images of pairs of Pose(canvas=42" in result.stdout
     return folder
 
 
 @pytest.fixture
 def data(place, monkeypatch):
     monkeypatch.chdir(place)
-    return compose("data=digits_sum", "model=sum_fcn").data
+    return compose("data=digits_addition", "model=fcn").data
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_label_is_the_sum(source):
 
 
 def test_a_training_pair_is_a_function_of_seed_and_step(data):
-    cfg = compose("data=digits_sum", "model=sum_fcn", "budget.batch_size=16")
+    cfg = compose("data=digits_addition", "model=fcn", "budget.batch_size=16")
 
     def batch(step, seed=0, world=1, rank=0):
         feed = DataModule(cfg.data, cfg.budget, seed)
@@ -107,7 +107,7 @@ def test_a_training_pair_is_a_function_of_seed_and_step(data):
 
 
 def test_stored_pairs_have_the_same_bytes_on_every_run(data, tmp_path):
-    small = compose("data=digits_sum", "model=sum_fcn", "data.draws=1", f"data.stored={tmp_path}/stored").data
+    small = compose("data=digits_addition", "model=fcn", "data.draws=1", f"data.stored={tmp_path}/stored").data
 
     def made():
         store(small, tmp_path / "scratch")
@@ -120,19 +120,22 @@ def test_stored_pairs_have_the_same_bytes_on_every_run(data, tmp_path):
 
 def test_what_are_no_pairs_is_refused_in_one_line(place, data):
     run("stn.distort", "data=digits_rts", "data.draws=1", cwd=place)
-    train = ["stn.train", "data=digits_sum", "model=sum_fcn", "budget=smoke", "logger=none"]
-    line = one_error(run(*train, "data.stored=data/distorted/digits_rts", cwd=place))
-    assert "holds Pose(" in line and "run `python -m stn.distort data=digits_sum`" in line
+    train = ["stn.train", "data=digits_addition", "model=fcn", "budget=smoke", "logger=none"]
+    line = one_error(run(*train, "data.stored=data/stored/digits_rts", cwd=place))
+    assert "holds Pose(" in line and "run `python -m stn.distort data=digits_addition`" in line
     assert "is missing: run" in one_error(run(*train, "data.stored=nowhere", cwd=place))
 
 
 @pytest.mark.parametrize(
     "command, named",
     [
-        (["stn.train", "data=digits_sum", "model=fcn"], "model=fcn is a network of Table 1, data=digits_sum is of"),
-        (["stn.train", "data=digits_rts", "model=sum_fcn"], "model=sum_fcn is a network of Table 4"),
-        (["stn.train", "data=digits_sum", "model=sum_2st_fcn_tps", "model.parallel=0"], "model.parallel=0"),
-        (["stn.train", "data=digits_sum", "model=sum_fcn", "+data.undo=true"], "data.undo"),
+        (
+            ["stn.train", "data=digits_addition", "model=fcn"],
+            "model=fcn is a network of Table 1, data=digits_addition is of",
+        ),
+        (["stn.train", "data=digits_rts", "model=fcn"], "model=fcn is a network of Table 4"),
+        (["stn.train", "data=digits_addition", "model=sum_2st_fcn_tps", "model.parallel=0"], "model.parallel=0"),
+        (["stn.train", "data=digits_addition", "model=fcn", "+data.undo=true"], "data.undo"),
         (["stn.distort", "data=svhn_64"], "is cropped, not distorted: run `python -m stn.crop data=svhn_64`"),
     ],
 )
@@ -185,7 +188,7 @@ def test_a_transformer_reads_both_channels_and_warps_both_alike(classifier):
 
 
 def test_two_transformers_that_start_alike_part(place, data):
-    cfg = compose("data=digits_sum", "model=sum_2st_fcn_affine", "model.width=8", "budget.batch_size=32")
+    cfg = compose("data=digits_addition", "model=sum_2st_fcn_affine", "model.width=8", "budget.batch_size=32")
     torch.manual_seed(0)
     learner, feed = new_learner(cfg), DataModule(cfg.data, cfg.budget, 0)
     feed.source.load("train")
@@ -205,19 +208,19 @@ def test_two_transformers_that_start_alike_part(place, data):
 
 def test_all_networks_have_about_400k_parameters():
     models = [model for _, model in ADDITION.cells()]
-    totals = [n_parameters(build_network(compose("data=mnist_sum", f"model={model}"))) for model in models]
+    totals = [n_parameters(build_network(compose("data=mnist_addition", f"model={model}"))) for model in models]
     assert len(models) == 14 and max(totals) / min(totals) < 1.03
     assert all(370_000 < total < 400_000 for total in totals)
 
 
 def test_the_rows_are_the_papers_and_ours():
-    rows = [compose("data=mnist_sum", f"model={model}").model.row for _, model in ADDITION.cells()]
+    rows = [compose("data=mnist_addition", f"model={model}").model.row for _, model in ADDITION.cells()]
     assert rows == [row.label for row in ADDITION.rows]
 
 
 def test_a_run_leaves_what_the_report_needs_and_a_cell_depends_on_all_it_imports(place):
-    record = place / "reports/digits_sum-sum_2st_cnn_tps"
-    asked = ["data=digits_sum", "model=sum_2st_cnn_tps", "model.width=4", "budget.steps=2", f"record={record}"]
+    record = place / "reports/digits_addition-sum_2st_cnn_tps"
+    asked = ["data=digits_addition", "model=sum_2st_cnn_tps", "model.width=4", "budget.steps=2", f"record={record}"]
     assert imports(place, *asked) == dependencies("cell4")
     (cell,) = tables.load(4, [record.with_suffix(".json")])
     arrays = cell.arrays
@@ -230,9 +233,9 @@ def test_a_run_leaves_what_the_report_needs_and_a_cell_depends_on_all_it_imports
 
 @pytest.mark.parametrize("budget", ["smoke", "quick", "medium", "paper"])
 def test_sums_have_a_budget_that_can_be_overridden(budget):
-    asked = ["data=mnist_sum", "model=sum_cnn", f"budget={budget}"]
+    asked = ["data=mnist_addition", "model=cnn", f"budget={budget}"]
     assert compose(*asked).budget.name == budget and compose(*asked, "budget.steps=7").budget.steps == 7
-    assert (CONF / "budget_for" / f"mnist_sum-{budget}.yaml").is_file()  # the pipeline depends on it
+    assert (CONF / "budget_for" / f"mnist_addition-{budget}.yaml").is_file()  # the pipeline depends on it
 
 
 # Report

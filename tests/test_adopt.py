@@ -9,7 +9,6 @@ import pytest
 from benchmarks import adopt
 from conftest import ROOT
 from stn.codebase import fault, is_shown, training_digest
-from stn.config import ROOMS
 from stn.errors import UserError
 
 HERE, THERE = "1" * 40, "2" * 40
@@ -19,21 +18,27 @@ def record(**changes) -> dict:
     """A record of Table 1 that was trained by the code of a commit."""
     provenance = {"precision": "32-true", "gpu": None}
     code = {"digest": "0" * 16, "commit": THERE}
-    return {"table": 1, "model": "cnn", "seeds": [{"provenance": provenance}], "code": code, "adopted": []} | changes
+    return {
+        "config": {"data": {"kind": "mnist"}},
+        "model": "cnn",
+        "seeds": [{"provenance": provenance}],
+        "code": code,
+        "adopted": [],
+    } | changes
 
 
 class Curves:
     """Curves that are what a test says: by commit, the validation loss of each."""
 
     def __init__(self, **losses):
-        names = "mnist_r/cnn", "mnist_r/fcn"
+        names = "mnist_r-cnn", "mnist_r-fcn"
         self.reference = {name: {"rounding": {"train": [0.0], "validation": [1e-7]}} for name in names}
         self.losses = losses
 
-    def names(self, table):
-        return list(self.reference)
+    def names(self, kind, model=None):
+        return [name for name in self.reference if model is None or name.endswith(f"-{model}")]
 
-    def of(self, table, precision, commit):
+    def of(self, kind, precision, commit):
         losses = self.losses["then" if commit else "now"]
         return {
             name: {"error": "none"} if loss is None else {"train": [2.0], "validation": [loss]}
@@ -48,7 +53,7 @@ def same_gpu_code(monkeypatch):
 
 def test_equal_curves_are_evidence():
     told = adopt.evidence(Curves(now=(1.0, 3.0), then=(1.0, 3.0)), record(), [THERE])
-    assert told == "2 reference curves of Table 1 at float32 on a CPU, against 2222222: every loss equal"
+    assert told == "2 reference curves of mnist at float32 on a CPU, against 2222222: every loss equal"
     told = adopt.evidence(Curves(now=(1.0, 3.0), then=(1.0, 3.0003)), record(), [THERE, HERE])
     assert "against 2222222 and 1111111: largest relative difference of a loss 1.0e-04" in told
     assert adopt.evidence(Curves(now=(1.0, 3.0), then=(1.0, None)), record(), [THERE]).startswith("1 reference curves")
@@ -57,7 +62,7 @@ def test_equal_curves_are_evidence():
 @pytest.mark.parametrize(
     "then, changes, commits, reason",
     [
-        ((1.0, 3.01), {}, [THERE], r"curves of 2222222 at float32: mnist_r/fcn differs by 3.3e-03"),
+        ((1.0, 3.01), {}, [THERE], r"curves of 2222222 at float32: mnist_r-fcn differs by 3.3e-03"),
         ((None, 3.0), {}, [THERE], r"2222222 cannot compute the reference curves of cnn"),
         ((None, None), {"model": "st_cnn_tps"}, [THERE], r"2222222 cannot compute"),
         ((1.0, 3.0), {}, [], r"no commit is known"),
@@ -89,14 +94,14 @@ def test_a_record_says_against_which_commits_to_hold_the_present_code():
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project with two records in `dvc.lock`, of which it holds the hashes as DVC takes them."""
-    folder = tmp_path / "reports/results/quick/table1"
+    folder = tmp_path / "reports/results/quick/mnist"
     folder.mkdir(parents=True)
     for name in ("a", "b"):
         (folder / f"mnist_r-{name}.json").write_text(json.dumps(record(), indent=1) + "\n")
     (tmp_path / "reports/other.txt").write_text("as it is\n")
     monkeypatch.setattr(adopt, "ROOT", tmp_path)
     monkeypatch.setattr(adopt, "RECORDS", tmp_path / "reports/results")
-    paths = ["reports/results/quick/table1", *(f"reports/results/quick/table1/mnist_r-{name}.json" for name in "ab")]
+    paths = ["reports/results/quick/mnist", *(f"reports/results/quick/mnist/mnist_r-{name}.json" for name in "ab")]
     entries = [
         f"    - path: {path}\n      hash: md5\n      md5: {md5}\n      size: {size}\n"
         for path in paths
@@ -110,7 +115,7 @@ def project(tmp_path, monkeypatch):
 def test_the_lock_follows_what_was_changed_and_vouches_for_nothing_else(project):
     before = (project / "dvc.lock").read_text()
     lock = adopt.Lock()
-    path = project / "reports/results/quick/table1/mnist_r-a.json"
+    path = project / "reports/results/quick/mnist/mnist_r-a.json"
     path.write_text("{}\n")
     (project / "reports/other.txt").write_text("changed\n")  # and was not as the lock says before
     assert lock.follow() == 4  # hash and size, of the file and of its folder
@@ -124,7 +129,7 @@ def test_hashes_are_those_of_dvc():
     text = (ROOT / "dvc.lock").read_text()
     found = re.findall(r"- path: (reports/results/\S+)\n +hash: md5\n +md5: (\S+)\n +size: (\d+)\n", text)
     same = [path for path, md5, size in found if adopt._state(path) == (md5, int(size))]
-    assert len(same) > 0.9 * len(found) and any(path.endswith("table1") for path in same)
+    assert len(same) > 0.9 * len(found) and any(path.endswith("mnist") for path in same)
 
 
 def test_adopting_adds_to_the_records_and_changes_nothing_else(project, monkeypatch, capsys):
@@ -134,7 +139,7 @@ def test_adopting_adds_to_the_records_and_changes_nothing_else(project, monkeypa
     assert f"2 records adopted {HERE}; 6 lines of dvc.lock follow" in capsys.readouterr().out
     for found in adopt.read_records().values():
         (entry,) = found["adopted"]
-        assert entry["commit"] == HERE and fault(found) is None and is_shown(found, training_digest(*ROOMS[1]))
+        assert entry["commit"] == HERE and fault(found) is None and is_shown(found, training_digest("mnist"))
         assert found | {"adopted": []} == record() and list(found) == list(record())
     adopt.adopt(project)
     assert "0 records adopted" in capsys.readouterr().out
@@ -151,4 +156,4 @@ def test_modules_of_a_commit_are_read_as_they_were():
         pytest.skip("not a clone: no commit to read")
     read = adopt.reader("HEAD")
     assert read("stn")[1] and not read("stn.config")[1] and read("stn.absent") is None
-    assert training_digest(*ROOMS[1], read=read)
+    assert training_digest("mnist", read=read)

@@ -13,12 +13,12 @@ import pytest
 
 from conftest import ROOT
 from stn.codebase import digest_of, fault, installed, training_digest
-from stn.config import ROOMS
 from stn.errors import UserError
+from stn.experiments import find_experiments
 from stn.report import tables
 from test_tables import write_cell
 
-EXPERIMENTS = ROOMS
+EXPERIMENTS = find_experiments()
 TOY = {
     "toy": "",
     "toy.run": '''
@@ -59,7 +59,7 @@ def of(sources: dict[str, str], root: str = "toy.run:train") -> str:
     return digest_of(root, read=lambda name: (sources[name], name == "toy") if name in sources else None)
 
 
-def project(name: str, old: str, new: str) -> dict[int, str]:
+def project(name: str, old: str, new: str) -> dict[str, str]:
     """The digests of all experiments if a text of one module of the project is another."""
 
     def read(asked: str):
@@ -69,11 +69,11 @@ def project(name: str, old: str, new: str) -> dict[int, str]:
         assert old in found[0]
         return found[0].replace(old, new), found[1]
 
-    return {table: training_digest(*rooms, read=read) for table, rooms in EXPERIMENTS.items()}
+    return {kind: training_digest(kind, read=read) for kind in EXPERIMENTS}
 
 
-def plain() -> dict[int, str]:
-    return {table: training_digest(*rooms) for table, rooms in EXPERIMENTS.items()}
+def plain() -> dict[str, str]:
+    return {kind: training_digest(kind) for kind in EXPERIMENTS}
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ G = 1
 
 
 @pytest.mark.parametrize(
-    "name, old, new, tables",
+    "name, old, new, kinds",
     [
         (
             "stn.training.learner",
@@ -208,18 +208,18 @@ G = 1
             set(EXPERIMENTS),
         ),
         ("stn.geometry.transforms", "- 1", "- 1.0", set(EXPERIMENTS)),
-        ("stn.experiments.mnist.distortions", "REDRAWS = 16", "REDRAWS = 17", {1, 4, 7, 8}),
-        ("stn.experiments.svhn.data", "CHUNK = 500", "CHUNK = 501", {2}),
-        ("stn.experiments.cub.data", "mirrored < 0.5", "mirrored < 0.4", {3}),
+        ("stn.experiments.mnist.distortions", "REDRAWS = 16", "REDRAWS = 17", {"mnist", "addition"}),
+        ("stn.experiments.svhn.data", "CHUNK = 500", "CHUNK = 501", {"svhn"}),
+        ("stn.experiments.cub.data", "mirrored < 0.5", "mirrored < 0.4", {"cub"}),
         ("stn.experiments.addition.networks", "import Tensor, nn", "import Tensor, nn\n\nNEW = 1", set()),
-        ("stn.nn.convolutions", "TAPS = 32", "TAPS = 16", {1, 4, 5, 6, 7, 8}),
+        ("stn.nn.convolutions", "TAPS = 32", "TAPS = 16", {"mnist", "addition", "colocalisation", "volumes"}),
         ("stn.config", "LARGEST_SEED = 2**32 - 1", "LARGEST_SEED = 1", set()),
         ("stn.training.callbacks", "rate = ", "rate = 2 *", set()),
     ],
 )
-def test_a_change_voids_the_experiments_that_it_can_change(name, old, new, tables):
+def test_a_change_voids_the_experiments_that_it_can_change(name, old, new, kinds):
     before, after = plain(), project(name, old, new)
-    assert {table for table in EXPERIMENTS if before[table] != after[table]} == tables
+    assert {kind for kind in EXPERIMENTS if before[kind] != after[kind]} == kinds
 
 
 def test_a_room_without_its_source_or_network_is_an_error():
@@ -234,7 +234,7 @@ def front_door(*path: Path, cwd: Path) -> str:
     code = (
         "import sys, time; begun = time.process_time()\n"
         "from stn.codebase import training_digest\n"
-        f"print(training_digest(*{EXPERIMENTS[1]}), time.process_time() - begun)\n"
+        "print(training_digest('mnist'), time.process_time() - begun)\n"
         "assert not {'torch', 'hydra', 'numpy', 'stn.nn'} & set(sys.modules)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
@@ -366,7 +366,7 @@ def test_a_record_whose_code_is_malformed_is_refused_in_one_line(record, reason,
 
 
 def test_a_caption_tells_of_cells_whose_code_is_not_shown_to_give_the_same_numbers(tmp_path):
-    here = training_digest(*ROOMS[1])
+    here = training_digest("mnist")
     cells = {
         "CNN": {"code": {"digest": here, "commit": COMMIT}, "adopted": []},
         "FCN": {"code": {"digest": DIGEST, "commit": COMMIT}, "adopted": [{**ENTRY, "digest": here}]},

@@ -25,10 +25,10 @@ from stn.training.learner import build_network
 from stn.training.run import train_seed
 
 SMALL = ["data.source=digits", "data.raw=data/raw/digits", "data.images=6", "data.validation=200"]
-WEIGHTS = "reports/results/smoke/classifier/pretrain_ts-cnn.weights.npz"
+WEIGHTS = "reports/results/smoke/classifier/mnist_ts-cnn.weights.npz"
 TINY = [
     *SMALL,
-    "model=colocaliser",
+    "model=colocalisation",
     f"model.pretrained={WEIGHTS}",
     "budget=smoke",
     "budget.batch_size=3",
@@ -50,18 +50,21 @@ def folder(tmp_path_factory):
     front("stn.fetch", "data=digits_r", cwd=folder)
     for column in ("t", "tc"):
         front("stn.distort", f"data=colocalise_{column}", *SMALL, cwd=folder)
-    plain = ["data=pretrain_ts", "data.source=digits", "data.raw=data/raw/digits", "data.validation=200"]
+    plain = ["data=mnist_ts", "data.source=digits", "data.raw=data/raw/digits", "data.validation=200"]
     front("stn.distort", *plain, cwd=folder)
     front("stn.pretrain", *plain, "model=cnn", "model.width=16", "budget=smoke", "logger=none", cwd=folder)
     for column in ("t", "tc"):
-        record = f"reports/results/smoke/table5/colocalise_{column}-colocaliser"
+        record = f"reports/results/smoke/colocalisation/colocalise_{column}-colocalisation"
         front("stn.train", f"data=colocalise_{column}", *TINY, f"record={record}", cwd=folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def records(folder):
-    paths = [folder / f"reports/results/smoke/table5/colocalise_{column}-colocaliser.json" for column in ("t", "tc")]
+    paths = [
+        folder / f"reports/results/smoke/colocalisation/colocalise_{column}-colocalisation.json"
+        for column in ("t", "tc")
+    ]
     return tables.load(5, paths)
 
 
@@ -116,9 +119,9 @@ def test_images_stand_class_by_class_in_turn(folder, monkeypatch):
 
 def test_the_stored_set_is_the_same_on_every_draw(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    before = json.loads((folder / "data/distorted/colocalise_tc/sets.json").read_text())
-    front("stn.distort", "data=colocalise_tc", *SMALL, cwd=folder)
-    assert json.loads((folder / "data/distorted/colocalise_tc/sets.json").read_text()) == before
+    before = json.loads((folder / "data/stored/colocalisation_tc/sets.json").read_text())
+    front("stn.distort", "data=colocalisation_tc", *SMALL, cwd=folder)
+    assert json.loads((folder / "data/stored/colocalisation_tc/sets.json").read_text()) == before
 
 
 def test_settings_are_chosen_on_other_digits(folder, monkeypatch):
@@ -126,7 +129,7 @@ def test_settings_are_chosen_on_other_digits(folder, monkeypatch):
     from stn.experiments.mnist.data import undistorted
 
     monkeypatch.chdir(folder)
-    front("stn.distort", "data=colocalise_t", *SMALL, "data.digits=validation", cwd=folder)
+    front("stn.distort", "data=colocalisation_t", *SMALL, "data.digits=validation", cwd=folder)
     known = undistorted(config().data)
     for split, other in (("test", "validation"), ("validation", "test")):
         made = source(config("t", f"data.digits={split}").data)
@@ -147,17 +150,17 @@ def test_settings_are_chosen_on_other_digits(folder, monkeypatch):
     ],
 )
 def test_a_set_that_cannot_be_is_one_line(folder, overrides, said):
-    assert said in one_error(run("stn.distort", "data=colocalise_t", *SMALL, *overrides, cwd=folder))
+    assert said in one_error(run("stn.distort", "data=colocalisation_t", *SMALL, *overrides, cwd=folder))
 
 
 def test_a_missing_foreign_or_damaged_set_is_one_line_with_the_command_that_mends(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"is missing: run `python -m stn\.distort data=colocalise_t`"):
+    with pytest.raises(UserError, match=r"is missing: run `python -m stn\.distort data=colocalisation_t`"):
         source(config().data).load("train")
-    shutil.copytree(folder / "data/distorted/colocalise_t", "data/distorted/colocalise_t")
+    shutil.copytree(folder / "data/stored/colocalisation_t", "data/stored/colocalisation_t")
     with pytest.raises(UserError, match="which the config is not: run"):
         source(config("t", "data.seed=1").data).load("train")
-    path = tmp_path / "data/distorted/colocalise_t/test_images.npy"
+    path = tmp_path / "data/stored/colocalisation_t/test_images.npy"
     images = np.load(path)
     images[0, 0, 0] ^= 1
     np.save(path, images)
@@ -294,12 +297,12 @@ def test_a_network_that_cannot_be_is_one_line(override, said):
 
 def test_a_missing_or_foreign_classifier_is_one_line_with_the_command_that_mends(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"is missing: run `python -m stn\.pretrain data=pretrain_ts model=cnn"):
+    with pytest.raises(UserError, match=r"is missing: run `python -m stn\.pretrain data=mnist_ts model=cnn"):
         small_network().load_pretrained()
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=r"holds no classifier of model\.filters"):
         small_network(**{"model.filters": 7}).load_pretrained()
-    assert small_network().load_pretrained().startswith("pretrain_ts-cnn.weights.npz (sha256 ")
+    assert small_network().load_pretrained().startswith("mnist_ts-cnn.weights.npz (sha256 ")
 
 
 def test_only_a_digit_classifier_is_pretrained(folder):
@@ -351,15 +354,17 @@ def test_to_watch_is_not_to_learn(folder, tmp_path, monkeypatch):
 
 def test_training_moves_windows_and_leaves_the_classifier_alone(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    record = json.loads((folder / "reports/results/smoke/table5/colocalise_t-colocaliser.json").read_text())
+    record = json.loads(
+        (folder / "reports/results/smoke/colocalisation/colocalisation_t-colocalisation.json").read_text()
+    )
     curve = [loss for _, _, loss in record["seeds"][0]["validation"]]
-    assert curve[-1] < curve[0] and "pretrain_ts-cnn.weights.npz" in record["seeds"][0]["provenance"]["weights"]
-    arrays = np.load(folder / "reports/results/smoke/table5/colocalise_t-colocaliser.npz")
+    assert curve[-1] < curve[0] and "mnist_ts-cnn.weights.npz" in record["seeds"][0]["provenance"]["weights"]
+    arrays = np.load(folder / "reports/results/smoke/colocalisation/colocalisation_t-colocalisation.npz")
     assert np.ptp(arrays["trace"][-1], 0).max() > 1e-4 and not np.ptp(arrays["trace"][0], 0).any()
 
 
 def test_a_cell_depends_on_all_it_imports(folder):
-    assert imports(folder, "data=colocalise_t", *TINY, "outputs=imports") == dependencies("cell5")
+    assert imports(folder, "data=colocalisation_t", *TINY, "outputs=imports") == dependencies("cell5")
 
 
 # ------------------------------------------------------------------------------------------------- report
@@ -377,9 +382,9 @@ def test_the_table_has_a_row_for_each_class_and_their_mean(records):
 
 
 def test_a_class_counts_its_own_images(folder, tmp_path):
-    path = tmp_path / "colocalise_t-colocaliser.json"
-    record = json.loads((folder / f"reports/results/smoke/table5/{path.name}").read_text())
-    arrays = dict(np.load(folder / "reports/results/smoke/table5/colocalise_t-colocaliser.npz"))
+    path = tmp_path / "colocalisation_t-colocalisation.json"
+    record = json.loads((folder / f"reports/results/smoke/colocalisation/{path.name}").read_text())
+    arrays = dict(np.load(folder / "reports/results/smoke/colocalisation/colocalisation_t-colocalisation.npz"))
     arrays["correct_s0"] = np.isin(arrays["classes"], (4, 7))
     arrays["correct_s0"][7] = False
     record["seeds"][0] |= {"errors": 49, "error": 100 * 49 / 60}
@@ -414,8 +419,8 @@ def test_the_caption_counts_the_images_of_all_classes_and_the_summary_no_mean(re
 
 def test_a_record_that_counts_the_images_of_one_class_is_refused(folder, tmp_path):
     """As they were written once: with the images of each class for those of all ten."""
-    path = tmp_path / "colocalise_t-colocaliser.json"
-    record = json.loads((folder / f"reports/results/smoke/table5/{path.name}").read_text())
+    path = tmp_path / "colocalisation_t-colocalisation.json"
+    record = json.loads((folder / f"reports/results/smoke/colocalisation/{path.name}").read_text())
     assert record["seeds"][0]["images_seen"] == 20 * 3 * 10
     record["seeds"][0]["images_seen"] = 20 * 3
     path.write_text(json.dumps(record))
@@ -449,6 +454,6 @@ def test_figures_show_every_class_and_the_animation_every_moment(records, tmp_pa
 
 
 def test_the_paper_s_set_is_what_the_config_says():
-    data = compose("data=colocalise_tc", "model=colocaliser").data
+    data = compose("data=colocalisation_tc", "model=colocalisation").data
     warp = distortion(data)
     assert (data.canvas, data.images, warp.patches, warp.side, warp.digit) == (84, 100, 16, 6, 28)

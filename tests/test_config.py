@@ -8,58 +8,91 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conftest import one_error, run, spawn
-from stn.config import CONF, LARGEST_SEED, ROOMS, checked, compose, experiment, one_line
+from stn.cells import config
+from stn.config import CONF, LARGEST_SEED, checked, compose, experiment, filled, one_line
 from stn.errors import UserError
 from stn.experiments.mnist.networks import DigitNetwork, n_parameters
+from stn.experiments.mnist.table import SIZES
 from stn.training.learner import build_network
 
-BASES = {"mnist", "digits", "svhn", "cub", "birds", "volumes", "sums"}
+BASES = {"mnist", "digits", "svhn", "cub", "volumes"}
 DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml") if path.stem not in BASES)
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in BASES)
 BUDGETS = sorted(path.stem for path in (CONF / "budget").glob("*.yaml"))
+# By the first part of their name: the experiment of a data set, and the experiments of a network.
+KINDS = {"mnist": "mnist", "digits": "mnist", "svhn": "svhn", "cub": "cub", "cub50": "cub", "volumes": "volumes"}
+NETWORKS = {"svhn": {"svhn"}, "cub": {"cub"}, "volume": {"volumes"}, "colocalisation": {"colocalisation"}}
+OWN = {
+    "svhn": "svhn_cnn",
+    "cub": "cub_cnn",
+    "colocalisation": "colocalisation",
+    "addition": "cnn",
+    "volumes": "volume_cnn",
+}
 
 
-def table(name: str) -> int:
-    """Of a data set or a network, by its name."""
-    if name.endswith("_sum"):  # a data set
-        return 4
-    numbers = {"svhn": 2, "cub": 3, "cub50": 3, "sum": 4, "colocalise": 5, "colocaliser": 5, "volumes": 6, "volume": 6}
-    return {**numbers, "kernels": 7, "sizes": 8}.get(name.split("_")[0], 1)
+def kind(data: str) -> str:
+    """The experiment of a data set."""
+    return "addition" if data.endswith("_addition") else KINDS.get(data.split("_")[0], "colocalisation")
 
 
-SIZED = [name for name in MODELS if name.startswith("size_")]
-CLASSIFIERS = [name for name in MODELS if table(name) == 1 and name not in SIZED]
-OWN = {2: "svhn_cnn", 3: "cub_cnn", 5: "colocaliser"}
+def kinds(model: str) -> set[str]:
+    """The experiments of a network."""
+    return NETWORKS.get(model.split("_")[0], {"mnist", "addition"})
 
 
-def _first(names: list[str]) -> list[str]:
-    """One for each table."""
-    return list({table(name): name for name in reversed(names)}.values())
-
-
-# Every data set with a network of each table, and every network with a data set of each.
-PAIRS = sorted({*product(DATA, _first(MODELS)), *product(_first(DATA), MODELS)})
+CLASSIFIERS = [name for name in MODELS if "mnist" in kinds(name)]
+# Every data set with a network of each experiment, and every network with a data set of each.
+FIRST_MODELS = list({str(kinds(name)): name for name in reversed(MODELS)}.values())
+FIRST_DATA = list({kind(name): name for name in reversed(DATA)}.values())
+PAIRS = sorted({*product(DATA, FIRST_MODELS), *product(FIRST_DATA, MODELS)})
 
 
 @pytest.mark.parametrize("data, model", PAIRS)
-def test_a_data_set_composes_with_the_networks_of_its_table_and_no_others(data, model):
-    if ROOMS[table(model)] == ROOMS[table(data)]:
+def test_a_data_set_composes_with_the_networks_of_its_experiment_and_no_others(data, model):
+    if kind(data) in kinds(model):
         cfg = compose(f"data={data}", f"model={model}")
-        assert (cfg.data.name, cfg.model.name, cfg.data.table) == (data, model, table(data))
+        assert (cfg.data.name, cfg.model.name, cfg.data.kind) == (data, model, kind(data))
     else:
-        with pytest.raises(UserError, match=f"model={model} is a network of Table {table(model)}"):
+        with pytest.raises(UserError, match=f"model={model} is a network of data.kind=") as caught:
             compose(f"data={data}", f"model={model}")
+        assert all(name in str(caught.value) for name in kinds(model))
 
 
-@pytest.mark.parametrize("data", [name for name in DATA if table(name) in OWN])
+# Schedules
+
+
+@pytest.mark.parametrize("data", [name for name in DATA if kind(name) in OWN and not name.startswith("digits")])
 @pytest.mark.parametrize("budget", ["smoke", "quick", "medium", "paper"])
-def test_tables_2_to_5_have_budgets_of_their_own(data, budget):
-    model = f"model={OWN[table(data)]}"
+def test_experiments_have_a_schedule_for_each_budget_and_the_command_line_comes_last(data, budget):
+    model = f"model={OWN[kind(data)]}"
     here = compose(f"data={data}", model, f"budget={budget}")
     assert here.budget.name == budget
     assert experiment(here)["budget"] != experiment(compose(f"budget={budget}"))["budget"]
-    assert (CONF / "budget_for" / f"{data}-{budget}.yaml").is_file()  # the pipeline depends on it
-    assert compose(f"data={data}", model, f"budget={budget}", "budget.steps=7").budget.steps == 7
+    asked = compose(f"data={data}", model, f"budget={budget}", "budget.steps=7", "model.localisation.filters=5")
+    assert asked.budget.steps == 7 and asked.model.localisation.filters == 5
+
+
+def test_a_schedule_can_be_chosen():
+    assert compose("schedule=sizes").budget.steps == 1800
+    assert compose("data=svhn_64", "model=svhn_cnn", "schedule=none", "budget=smoke").model.width == 1
+
+
+def test_what_holds_for_every_budget_holds_for_each():
+    for budget in ("smoke", "quick", "medium", "paper"):
+        assert compose("data=mnist_addition", "model=cnn", f"budget={budget}").model.match_filters == 80
+
+
+def test_a_schedule_says_nothing_that_is_no_key_of_budget_or_model():
+    tree = OmegaConf.to_container(compose(), enum_to_str=True) | {"schedule": {"quick": {"budget": {"stepz": 3}}}}
+    with pytest.raises(OmegaConfBaseException) as caught:
+        checked(OmegaConf.create(tree))
+    assert "budget.stepz" in one_line(caught.value)
+
+
+def test_every_section_of_a_schedule_is_of_a_budget():
+    for path in (CONF / "schedule").glob("*.yaml"):
+        assert set(OmegaConf.load(path)) <= {*BUDGETS, "every", "defaults"}, path
 
 
 @pytest.mark.parametrize("group", ["budget", "trainer", "logger", "debug", "export"])
@@ -72,19 +105,16 @@ def test_a_config_is_named_like_its_file():
     assert all(compose(f"budget={name}").budget.name == name for name in BUDGETS)
 
 
-@pytest.mark.parametrize("data", [name for name in DATA if name.startswith("mnist") and table(name) == 1])
+@pytest.mark.parametrize("data", [name for name in DATA if name.startswith("mnist") and kind(name) == "mnist"])
 def test_networks_of_a_column_have_equal_parameters_within_3_percent(data):
     totals = [n_parameters(build_network(compose(f"data={data}", f"model={model}"))) for model in CLASSIFIERS]
     assert max(totals) / min(totals) < 1.03
 
 
-@pytest.mark.parametrize("data", ["sizes_r", "sizes_rts"])
-@pytest.mark.parametrize("model", SIZED)
-def test_a_network_of_table_8_has_the_parameters_of_its_name_within_6_percent(data, model):
-    cfg = compose(f"data={data}", f"model={model}")
-    named = 1000 * float(cfg.model.row.rpartition(" ")[2].removesuffix("k"))
-    assert named == cfg.model.parameters
-    assert abs(n_parameters(build_network(cfg)) / named - 1) < 0.06
+@pytest.mark.parametrize("cell", SIZES.cells(), ids=lambda cell: cell.key)
+def test_a_network_of_table_8_has_the_parameters_of_its_name_within_6_percent(cell):
+    cfg = config("quick", cell)
+    assert abs(n_parameters(build_network(cfg)) / cfg.model.parameters - 1) < 0.06
 
 
 def test_the_cnn_has_the_parameters_the_paper_allows():
@@ -141,7 +171,10 @@ def test_the_experiment_is_primitives_only():
         ("seeds=[2,0,2]", "2 is there twice"),
         ("data=mnist", "data.name"),
         ("export.opset=9", "export.opset=9"),
-        ("+model.parameters=0", "model.parameters=0"),
+        ("model.parameters=0", "model.parameters=0"),
+        ("model.parallel=2", "model.parallel=2: data=mnist_r takes one transformer"),
+        ("data.kind=toys", "data.kind=toys: there is addition, colocalisation"),
+        ("schedule=huge", "sizes"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_it(override, named):
@@ -151,11 +184,19 @@ def test_a_wrong_override_is_one_line_that_names_it(override, named):
     assert named in line and "\n" not in line
 
 
+def test_a_key_that_is_younger_than_a_config_has_its_default_there():
+    config = experiment(compose())
+    for group, key in (("data", "undo"), ("model", "parameters"), ("model", "parallel")):
+        older = {name: dict(values) for name, values in config.items()}
+        del older[group][key]
+        assert older != config and filled(older) == config
+
+
 def test_a_misspelt_key_in_a_file_is_one_line_that_names_it():
     tree = OmegaConf.to_container(compose(), enum_to_str=True)
     tree["model"]["localisation"]["filterz"] = 20
     with pytest.raises(OmegaConfBaseException) as caught:
-        checked(OmegaConf.create(tree))
+        checked(OmegaConf.create(tree | {"schedule": {}}))
     assert "model.localisation.filterz" in one_line(caught.value)
 
 
@@ -195,7 +236,16 @@ def test_importing_stn_loads_torch_only(tmp_path):
 
 @pytest.mark.parametrize(
     "data",
-    ["mnist_r", "mnist_sum", "svhn_64", "svhn_strips_128", "cub_224", "cub50_448", "colocalise_tc", "volumes_60"],
+    [
+        "mnist_r",
+        "mnist_addition",
+        "svhn_64",
+        "svhn_strips_128",
+        "cub_224",
+        "cub50_448",
+        "colocalisation_tc",
+        "volumes_60",
+    ],
 )
 def test_medium_is_quick_in_five_times_the_steps(data):
     models = {
@@ -203,7 +253,7 @@ def test_medium_is_quick_in_five_times_the_steps(data):
         2: "svhn_st_single",
         3: "cub_2st",
         4: "sum_2st_fcn_tps",
-        5: "colocaliser",
+        5: "colocalisation",
         6: "volume_st",
     }
     model = models[table(data)]

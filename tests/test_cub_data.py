@@ -30,7 +30,7 @@ SIDE, CANVAS = 64, 48
 SETTINGS = (f"data.classes={CLASSES}", f"data.side={SIDE}", f"data.canvas={CANVAS}", f"data.validation={VALIDATION}")
 BIRDS = ("data=cub_224", *SETTINGS)
 SETS = {"train": CLASSES * (TRAINING - VALIDATION), "validation": CLASSES * VALIDATION, "test": CLASSES * TEST}
-CUB, STORED = Path("data/raw/cub/CUB_200_2011"), Path("data/cropped/cub_224")
+CUB, STORED = Path("data/raw/cub/CUB_200_2011"), Path("data/stored/cub_224")
 CPU = torch.device("cpu")
 MIRROR = os.environ.get("STN_DATA_MIRROR", "")
 REAL = Path(MIRROR, "cub/CUB_200_2011").resolve() if MIRROR and "://" not in MIRROR else None

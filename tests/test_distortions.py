@@ -253,8 +253,8 @@ def test_sets_may_be_stored_on_another_disk_than_outputs(tmp_path, monkeypatch):
     for _ in range(2):  # a folder that is there already must go first
         result = run("stn.distort", "data=digits_r", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
-        assert sorted(path.name for path in (tmp_path / "data/distorted").iterdir()) == ["digits_r"]
-        assert len(list((tmp_path / "data/distorted/digits_r").iterdir())) == 7
+        assert sorted(path.name for path in (tmp_path / "data/stored").iterdir()) == ["digits_r"]
+        assert len(list((tmp_path / "data/stored/digits_r").iterdir())) == 7
 
 
 def test_raw_data_that_is_not_there_is_one_line(tmp_path):

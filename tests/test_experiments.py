@@ -24,7 +24,7 @@ from stn.report.comparisons import WITH_AND_WITHOUT
 from stn.report.table import Column, Figure, Grid, Row, Section, Table
 
 TOYS = Column("toys", "toys")
-CNN = Row("CNN", "toy_cnn", {TOYS: 5.0})
+CNN = Row("CNN", "toy_cnn", paper={TOYS: 5.0})
 
 
 def describe_seeds(table, records):
@@ -35,6 +35,7 @@ def describe_seeds(table, records):
 TABLES = (
     Table(
         number=90,
+        folder="toys",
         title="toys",
         measure="Test error in %",
         columns=(TOYS,),
@@ -83,11 +84,12 @@ def toys(tmp_path, monkeypatch):
 
 def test_a_new_experiment_is_a_folder_with_its_table(toys, monkeypatch):
     (toys / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    monkeypatch.setattr("stn.table.compose", lambda *overrides: None)  # its configs are not the report's matter
+    monkeypatch.setattr("stn.table.config", lambda *cell: None)  # its configs are not the report's matter
     monkeypatch.setattr(
         "stn.table.experiment",
-        lambda cfg: {"model": {"filters": 64, "localisation": {"filters": 20}}, "seeds": [0]},
+        lambda cfg: {"data": {"kind": "toys"}, "model": {"filters": 64, "localisation": {"filters": 20}}, "seeds": [0]},
     )
+    monkeypatch.setattr("stn.table.filled", dict)
     result = run("stn.table", "--table", "90", cwd=toys)
     assert result.returncode == 0 and "Table 90: toys" in result.stdout, result.stderr
     text = (toys / "reports/table90.md").read_text()
@@ -108,7 +110,7 @@ def test_two_tables_of_one_number_are_refused(toys):
 
 
 def test_a_new_row_is_one_line(tmp_path):
-    row = Row("ST-CNN Sim", "st_cnn_similarity", {R: 0.7}, baseline=CNN, transformer=True)
+    row = Row("ST-CNN Sim", "st_cnn_similarity", paper={R: 0.7}, baseline=CNN, transformer=True)
     table = replace(DISTORTED, blocks=(*DISTORTED.blocks, (row,)))
     paths = write_table(tmp_path, ["R"])
     path = write_cell(tmp_path, "ST-CNN Aff", "R", [90], model="st_cnn_similarity")
@@ -143,20 +145,21 @@ OTHER = Row("other", "cnn")
     [
         ((Row("CNN", "cnn"), Row("CNN", "fcn")), "row 'CNN' is there twice"),
         ((Row("CNN", "cnn", baseline=OTHER),), "'other' is no row of it"),
-        ((Row("CNN", "cnn", {R: 1.0}),), "row 'CNN' names a column 'R', which is not in the table"),
+        ((Row("CNN", "cnn", paper={R: 1.0}),), "row 'CNN' names a column 'R', which is not in the table"),
         ((Row("CNN"),), "row 'CNN' needs either a model or a source to cite"),
         ((Row("CNN", "cnn", cited="a paper"),), "row 'CNN' needs either a model or a source"),
     ],
 )
 def test_a_table_that_does_not_add_up_is_refused(rows, reason):
     with pytest.raises(ValueError, match=f"Table 92: {reason}"):
-        Table(92, "a table", "Test error in %", (COLUMN,), (rows,))
+        Table(92, "toys", "a table", "Test error in %", (COLUMN,), (rows,))
 
 
 def test_every_cell_of_every_table_has_its_configs_and_stands_at_one_place_for_each_of_its_rows():
     for table in find_tables().values():
-        for data, model in table.cells():
-            assert (ROOT / f"conf/data/{data}.yaml").is_file() and (ROOT / f"conf/model/{model}.yaml").is_file()
+        for cell in table.cells():
+            files = ROOT / f"conf/data/{cell.data}.yaml", ROOT / f"conf/model/{cell.model}.yaml"
+            assert all(file.is_file() for file in files)
         for places in table.places.values():
             assert len(places) == len(set(places))
 

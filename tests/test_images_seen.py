@@ -27,12 +27,12 @@ EXPERIMENTS = {  # data set: network, what makes both small
     "digits_r": ("st_cnn_affine", *DIGITS, "data.draws=1"),
     "mnist_p": ("fcn", *DIGITS, "data.train=frozen"),
     "undone_rts": ("cnn_undone", *DIGITS),
-    "pretrain_ts": ("cnn", *DIGITS),
+    "mnist_ts": ("cnn", *DIGITS),
     "svhn_64": ("svhn_cnn", "data.validation=4", "data.raw=raw/svhn", "data.augment.scale=0.2", "model.width=0.05"),
     "cub_224": ("cub_cnn", "data.classes=4", "data.raw=raw/cub", "data.side=72", "data.canvas=64"),
-    "mnist_sum": ("sum_2st_fcn_affine", *DIGITS),
-    "colocalise_t": ("colocaliser", *DIGITS, "data.images=6", "model.pretrained=classifier.npz"),
-    "colocalise_tc": ("colocaliser", *DIGITS, "data.images=9", "model.pretrained=classifier.npz"),
+    "mnist_addition": ("sum_2st_fcn_affine", *DIGITS),
+    "colocalisation_t": ("colocalisation", *DIGITS, "data.images=6", "model.pretrained=classifier.npz"),
+    "colocalisation_tc": ("colocalisation", *DIGITS, "data.images=9", "model.pretrained=classifier.npz"),
     "volumes_60": ("volume_st", *DIGITS, "data.canvas=30", "model.localisation.downsample=2"),
     "kernels_r": ("kernel_learned", *DIGITS),
     "sizes_rts": ("size_st_2k5", *DIGITS),
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     for seed, (part, n) in enumerate({"train": 9, "test": 4, "extra": 8}.items()):
         write_part(folder / part, n, seed)
         pack(folder / part, mirror / f"{part}.tar.gz")
-    weights = cnn(28, compose("data=colocalise_t", "model=colocaliser").model.filters, 10).state_dict()
+    weights = cnn(28, compose("data=colocalisation_t", "model=colocalisation").model.filters, 10).state_dict()
     np.savez(folder / "classifier.npz", **{name: weight.numpy() for name, weight in weights.items()})
     return folder
 
@@ -83,7 +83,7 @@ def test_every_table_is_among_the_experiments():
 WHOLE = [(name, 1) for name in EXPERIMENTS]
 
 
-@pytest.mark.parametrize("settings, parts", [*WHOLE, ("digits_r", 2), ("colocalise_t", 2)], indirect=["settings"])
+@pytest.mark.parametrize("settings, parts", [*WHOLE, ("digits_r", 2), ("colocalisation_t", 2)], indirect=["settings"])
 def test_images_seen_are_those_that_the_network_was_fed(settings, parts, tmp_path, monkeypatch):
     fed, build = [], learner.build_network
 

@@ -254,7 +254,7 @@ def test_what_is_cut_short_or_left_behind_is_noticed(cell, tmp_path):
     def cut(name: str):
         return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40])
 
-    record = "reports/results/smoke/table1/digits_r-st_cnn_affine"
+    record = "reports/results/smoke/mnist/digits_r-st_cnn_affine"
     interrupt.check_state(broken("sound", lambda folder: None), before, after)
     for i, name in enumerate(
         ("params.yaml", "dvc.lock", "reports/table1.csv", "README.md", f"{record}.json", f"{record}.npz")

@@ -117,7 +117,7 @@ def test_nothing_is_stale_the_second_time(tiny):
 
 
 def test_a_deleted_record_is_named_and_trained_alone(tiny):
-    record = tiny / "reports/results/smoke/table1/digits_r-cnn.json"
+    record = tiny / "reports/results/smoke/mnist/digits_r-cnn.json"
     record.unlink()
     assert "digits_r-cnn.json" in one_error(run("stn.table", cwd=tiny))
     result = spawn("stn.pipeline", "table", "--jobs", "2", cwd=tiny)
@@ -127,7 +127,7 @@ def test_a_deleted_record_is_named_and_trained_alone(tiny):
 
 def test_a_failed_cell_costs_no_other_and_is_told(tiny):
     for model in ("cnn", "st_cnn_affine"):
-        (tiny / f"reports/results/smoke/table1/digits_r-{model}.json").unlink()
+        (tiny / f"reports/results/smoke/mnist/digits_r-{model}.json").unlink()
     runs = tiny / "outputs/runs/smoke/digits_r-st_cnn_affine"
     shutil.rmtree(runs)
     runs.touch()
@@ -142,7 +142,7 @@ def test_a_failed_cell_costs_no_other_and_is_told(tiny):
 
 def test_what_is_edited_while_cells_train_is_not_taken_for_what_was_trained(tiny):
     shutil.rmtree(tiny / "outputs/runs")
-    for record in (tiny / "reports/results/smoke/table1").glob("*.json"):
+    for record in (tiny / "reports/results/smoke/mnist").glob("*.json"):
         record.unlink()
     edited = tiny / "conf/model/cnn.yaml"
     text = edited.read_text()
@@ -189,7 +189,7 @@ def test_check_finds_a_stale_readme(tiny):
 
 
 def test_the_table_refuses_a_record_of_another_config(tiny):
-    record = tiny / "reports/results/smoke/table1/digits_r-cnn.json"
+    record = tiny / "reports/results/smoke/mnist/digits_r-cnn.json"
     text = record.read_text()
     record.write_text(text.replace('"match_filters": 64', '"match_filters": 32'))
     assert "model.match_filters: 32, not 64" in one_error(run("stn.table", cwd=tiny))

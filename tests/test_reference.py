@@ -10,8 +10,7 @@ import torch
 
 import stn
 from reference import CASES, CURVES, SPLITS, Workshop, differences, tolerances
-from stn.codebase import APART, TRAINING, reached
-from stn.config import ROOMS
+from stn.codebase import APART, reached, roots
 from stn.geometry.sampling import LearnableKernel
 
 CASES_BY_NAME = {case.name: case for case in CASES}
@@ -67,9 +66,8 @@ def test_a_curve_is_the_committed_one_and_its_digest_covers_the_code_that_ran(ca
     with executed() as functions:
         curve = workshop.curve(case)
     assert not too_far(case.name, curve)
-    data, network = ROOMS[curve["config"]["data"]["table"]]
     apart = [name for name in APART if ":" in name]
-    covered = reached(f"{data}:source", f"{network}:network", TRAINING) | reached(*apart)
+    covered = reached(*roots(curve["config"]["data"]["kind"])) | reached(*apart)
     for module, name, line in functions:
         inside = any(of == module and first <= line <= last for of, first, last in covered)
         apart_from_it = {module, f"{module}:{name}"} & (APART | AROUND | {case.door})
@@ -83,26 +81,26 @@ def test_every_curve_that_is_committed_is_computed():
 @pytest.mark.parametrize(
     "name, change",
     [
-        ("mnist_r/fcn", "data.distortion.rotation=85"),
-        ("mnist_tc/st_cnn_affine", "data.distortion.patches=15"),
-        ("mnist_p/st_cnn_projective", "data.distortion.sigma=4.5"),
-        ("mnist_r/cnn", "budget.learning_rate=0.0033"),
-        ("mnist_r/cnn/paper", "budget.decay_every=4"),
-        ("mnist_p/st_cnn_projective", "budget.localisation_rate=1"),
-        ("mnist_sum/sum_cnn", "budget.momentum=0.8"),
-        ("colocalise_t/colocaliser", "model.margin=1.01"),
-        ("kernels_r/kernel_bilinear", "model.sampler=bicubic"),
+        ("mnist_r-fcn", "data.distortion.rotation=85"),
+        ("mnist_tc-st_cnn_affine", "data.distortion.patches=15"),
+        ("mnist_p-st_cnn_projective", "data.distortion.sigma=4.5"),
+        ("mnist_r-cnn", "budget.learning_rate=0.0033"),
+        ("mnist_r-cnn/paper", "budget.decay_every=4"),
+        ("mnist_p-st_cnn_projective", "budget.localisation_rate=1"),
+        ("mnist_addition-cnn", "budget.momentum=0.8"),
+        ("colocalisation_t-colocalisation", "model.margin=1.01"),
+        ("mnist_r-st_cnn_affine", "model.sampler=bicubic"),
     ],
 )
 def test_a_small_change_moves_a_curve_too_far(name, change, workshop):
-    stored = [f"data.stored=data/distorted/{name}"] if change.startswith("data.") else []
+    stored = [f"data.stored=data/stored/{name}"] if change.startswith("data.") else []
     assert too_far(name, workshop.curve(CASES_BY_NAME[name], more=[change, *stored]))
 
 
 def test_other_first_weights_or_another_kernel_move_a_curve_too_far(workshop, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.init, "kaiming_uniform_", torch.nn.init.kaiming_normal_)
-        assert too_far("mnist_r/cnn", workshop.curve(CASES_BY_NAME["mnist_r/cnn"]))
+        assert too_far("mnist_r-cnn", workshop.curve(CASES_BY_NAME["mnist_r-cnn"]))
     make = LearnableKernel.__init__
 
     def moved(kernel, *arguments, **options):
@@ -111,4 +109,6 @@ def test_other_first_weights_or_another_kernel_move_a_curve_too_far(workshop, mo
             kernel.phi[len(kernel.phi) // 2] += 0.01
 
     monkeypatch.setattr(LearnableKernel, "__init__", moved)
-    assert too_far("kernels_r/kernel_learned", workshop.curve(CASES_BY_NAME["kernels_r/kernel_learned"]))
+    assert too_far(
+        "mnist_r-st_cnn_affine-sampler_learned", workshop.curve(CASES_BY_NAME["mnist_r-st_cnn_affine-sampler_learned"])
+    )

@@ -85,7 +85,7 @@ def changed(data: DictConfig, **changes) -> DictConfig:
 
 def numbers(folder, base, **changes) -> HouseNumbers:
     """The opened sets of a folder."""
-    source = HouseNumbers(changed(base, stored=str(folder / "data/cropped/svhn_64"), **changes))
+    source = HouseNumbers(changed(base, stored=str(folder / "data/stored/svhn_64"), **changes))
     for split in ("train", "validation", "test"):
         source.load(split)
     return source
@@ -159,7 +159,7 @@ def test_extra_can_be_left_out(made, monkeypatch, tmp_path):
         result = run(command, *SVHN, "data.extra=false", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     assert sorted(contents(Path("data/raw/svhn"))) == ["test.tar.gz", "train.tar.gz"]
-    about = json.loads(Path("data/cropped/svhn_64/sets.json").read_text())
+    about = json.loads(Path("data/stored/svhn_64/sets.json").read_text())
     assert about["sets"]["train"]["images"] == COUNTS["train"] - VALIDATION
 
 
@@ -173,7 +173,7 @@ def test_folders_of_the_mirror_are_copied_whole_and_crop_alike(made, cropped, ba
         assert contents(Path("data/raw/svhn", part)) == contents(root / "parts" / part)
     assert {path.name for path in Path("data/raw/svhn").iterdir()} == set(COUNTS)
     store(base, Path("outputs/scratch"))
-    assert contents(Path("data/cropped/svhn_64")) == contents(cropped / "data/cropped/svhn_64")
+    assert contents(Path("data/stored/svhn_64")) == contents(cropped / "data/stored/svhn_64")
 
 
 def test_a_folder_of_the_mirror_without_its_boxes_is_refused(made, monkeypatch, tmp_path):
@@ -243,7 +243,7 @@ def test_each_number_is_cropped_once_with_its_label(cropped, made, base):
     _, entries = made
     source, seen = numbers(cropped, base), {}
     for split, stored in source.sets.items():
-        names = np.load(cropped / f"data/cropped/svhn_64/{split}_names.npy")
+        names = np.load(cropped / f"data/stored/svhn_64/{split}_names.npy")
         assert len(names) == source.count(split)
         for name, label, image in zip(names.tolist(), stored.labels.tolist(), stored.images, strict=True):
             assert name not in seen
@@ -292,7 +292,7 @@ def test_crops_have_the_same_bytes_whatever_the_number_of_workers(made, cropped,
     root, _ = made
     raw(root / "mirror/svhn", *(f"{part}.tar.gz" for part in COUNTS))
     store(base, Path("outputs/scratch"), workers)
-    assert contents(Path("data/cropped/svhn_64")) == contents(cropped / "data/cropped/svhn_64")
+    assert contents(Path("data/stored/svhn_64")) == contents(cropped / "data/stored/svhn_64")
 
 
 def test_an_interrupted_crop_leaves_nothing_and_ends_with_the_same_bytes(made, cropped, base, monkeypatch, tmp_path):
@@ -308,9 +308,9 @@ def test_an_interrupted_crop_leaves_nothing_and_ends_with_the_same_bytes(made, c
     with monkeypatch.context() as patch:
         patch.setattr(crops, "crop", interrupted)
         assert run("stn.crop", *SVHN, cwd=tmp_path).returncode == 130
-    assert not Path("data/cropped").exists()
+    assert not Path("data/stored").exists()
     assert run("stn.crop", *SVHN, cwd=tmp_path).returncode == 0
-    assert contents(Path("data/cropped/svhn_64")) == contents(cropped / "data/cropped/svhn_64")
+    assert contents(Path("data/stored/svhn_64")) == contents(cropped / "data/stored/svhn_64")
 
 
 def test_the_boxes_are_read_once_and_again_when_the_archive_changes(made, base, monkeypatch):
@@ -368,7 +368,7 @@ def test_what_cannot_be_cropped_is_named_counted_and_left_out(made, base, tmp_pa
         shutil.move(tmp_path / "train", "data/raw/svhn/train")
     result = run("stn.crop", *SVHN, "data.extra=false", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    about = json.loads(Path("data/cropped/svhn_64/sets.json").read_text())
+    about = json.loads(Path("data/stored/svhn_64/sets.json").read_text())
     expected = {}
     for name, reason in BAD.items():
         expected.setdefault(reason, []).append(f"train/{name}")
@@ -399,7 +399,7 @@ def test_a_truncated_archive_is_named(made, tmp_path):
     (folder / "extra.tar.gz").write_bytes((folder / "extra.tar.gz").read_bytes()[:-3000])
     line = one_error(run("stn.crop", *SVHN, cwd=tmp_path))
     assert "data/raw/svhn/extra.tar.gz is no whole tar.gz (Compressed file ended" in line
-    assert "delete it and run `python -m stn.fetch` again" in line and not Path("data/cropped").exists()
+    assert "delete it and run `python -m stn.fetch` again" in line and not Path("data/stored").exists()
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -447,14 +447,14 @@ def test_a_placed_number_stands_whole_on_the_canvas_at_a_random_place(made, base
     raw(root / "parts", *COUNTS)
     place = {"place": [0.3, 0.7], "canvas": 128}
     for folder in ("once", "again"):
-        store(changed(base, **place, stored=f"{folder}/data/cropped/svhn_64"), Path("outputs/scratch"))
-    assert contents(Path("once/data/cropped/svhn_64")) == contents(Path("again/data/cropped/svhn_64"))
+        store(changed(base, **place, stored=f"{folder}/data/stored/svhn_64"), Path("outputs/scratch"))
+    assert contents(Path("once/data/stored/svhn_64")) == contents(Path("again/data/stored/svhn_64"))
     source = numbers(Path("once"), base, **place)
     names, images, boxes = named(source, "train")
     shares = (boxes[:, 2:] - boxes[:, :2]).max(1) / 2
     assert (shares > 0.28).all() and (shares < 0.72).all() and shares.std() > 0.05
     assert (np.abs(boxes) <= 1 + 1e-6).all() and (((boxes[:, :2] + boxes[:, 2:]) / 2).std(0) > 0.15).all()
-    parts = [name.split("/")[0] for name in np.load("once/data/cropped/svhn_64/train_names.npy").tolist()]
+    parts = [name.split("/")[0] for name in np.load("once/data/stored/svhn_64/train_names.npy").tolist()]
     for part, name, image, box in zip(parts, names, images, boxes, strict=True):
         digits = np.array(dict(entries[part])[name])
         x0, x1 = digits[:, 0].min(), (digits[:, 0] + digits[:, 2]).max()
@@ -469,7 +469,7 @@ def test_a_placed_number_stands_whole_on_the_canvas_at_a_random_place(made, base
 
 
 def test_crops_that_are_missing_damaged_or_of_another_config_name_the_command(cropped, base):
-    folder = Path("data/cropped/svhn_64")
+    folder = Path("data/stored/svhn_64")
     mend = "run `python -m stn.crop data=svhn_64`"
 
     def refused(**changes) -> str:
@@ -478,19 +478,19 @@ def test_crops_that_are_missing_damaged_or_of_another_config_name_the_command(cr
         assert mend in str(caught.value) and "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "data/cropped/svhn_64/sets.json is missing" in refused()
+    assert "data/stored/svhn_64/sets.json is missing" in refused()
     shutil.copytree(cropped / folder, folder)
     assert "was cropped with expand=0.3 (not 1.0), validation=6 (not 7)" in refused(expand=1.0, validation=7)
     images = folder / "train_images.npy"
     whole = images.read_bytes()
     images.write_bytes(whole[:-100])
-    assert "data/cropped/svhn_64 is damaged" in refused()
+    assert "data/stored/svhn_64 is damaged" in refused()
     images.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
     assert "train_images.npy is not what was written there" in refused()
     images.unlink()
     assert "train_images.npy is missing" in refused()
     (folder / "sets.json").write_text("{")
-    assert "data/cropped/svhn_64 is damaged" in refused()
+    assert "data/stored/svhn_64 is damaged" in refused()
 
 
 def test_a_window_larger_than_the_crop_is_refused(base):

@@ -10,10 +10,11 @@ from rich.console import Console
 
 import stn.table
 from conftest import one_error, run
+from stn.cells import declared, record_path
 from stn.config import CONF, compose, experiment
 from stn.errors import UserError
 from stn.experiments import find_tables
-from stn.params import cells, read_params
+from stn.params import read_params
 from stn.report import tables
 from synthetic import STRIPS, check_tex, write_cell, write_table
 
@@ -77,7 +78,7 @@ def test_budgets_stand_side_by_side_and_what_is_not_run_is_a_dash(records, tmp_p
 def test_a_record_of_another_budget_must_have_its_own_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text((CONF.parent / "params.yaml").read_text())
-    folder = tmp_path / "reports/results/medium/table1"
+    folder = tmp_path / "reports/results/medium/mnist"
     folder.mkdir(parents=True)
     config = experiment(compose("data=mnist_r", "model=st_cnn_affine", "budget=medium"))
     write_cell(folder, "ST-CNN Aff", "R", [66], budget="medium", config=config)
@@ -103,7 +104,7 @@ def test_the_readme_leads_with_the_longest_budget_that_is_whole(records, tmp_pat
 
     assert leading() == "quick"  # none of its records is where the pipeline has them
     for budget in longer:
-        for path in cells(replace(read_params(), budget=budget), 1)[0].values():
+        for path in [record_path(budget, cell) for cell in declared(read_params(), 1)]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         assert leading() == budget

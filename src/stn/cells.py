@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from stn.codebase import digest_of, training_digest
 from stn.config import compose, digest, experiment
 from stn.errors import told
-from stn.experiments import find_tables, load, roots
+from stn.experiments import find_tables, load
 from stn.files import write_texts
 from stn.params import COLUMNS, Params, read_params
 from stn.report.table import Cell
@@ -118,19 +118,18 @@ def describe_cell(budget: str, cell: Cell) -> dict[str, str]:
         "stored": cfg.data.stored,
         "reads": weights if isinstance(weights, str) else cfg.data.raw,
         "config": digest(json.dumps(experiment(cfg), sort_keys=True)),
-        "code": training_digest(*roots(cfg.data.kind)),
+        "code": training_digest(cfg.data.kind),
     }
 
 
 def describe_stored(name: str, cfg: DictConfig) -> dict[str, str]:
     """What `cells.json` says of the stored sets of a data set."""
-    data, _ = roots(cfg.data.kind)
     return {
         "door": load(cfg.data.kind, "data").DOOR,
         "raw": cfg.data.raw,
         "stored": cfg.data.stored,
         "config": digest(json.dumps(experiment(cfg)["data"], sort_keys=True)),
-        "code": digest_of(f"{data}:store"),
+        "code": digest_of(f"stn.experiments.{cfg.data.kind}.data:store"),
     }
 
 
@@ -154,7 +153,7 @@ def describe(params: Params) -> dict[str, dict]:
         "stored": {name: describe_stored(name, cfg) for name, cfg in configs.items()},
         "classifier": {
             "config": digest(json.dumps(experiment(classifier), sort_keys=True)),
-            "code": training_digest(*roots(classifier.data.kind)),
+            "code": training_digest(classifier.data.kind),
         },
         "cells": {stage(params.budget, cell): describe_cell(params.budget, cell) for cell in cells},
         "exports": {

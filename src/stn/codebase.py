@@ -45,15 +45,17 @@ Reader = Callable[[str], tuple[str, bool] | None]
 Key = tuple[str, int]  # a statement: its module, and its place there
 
 
-def training_digest(data: str, network: str, read: Reader | None = None) -> str:
-    """The digest of the code that trains an experiment: sixteen hexadecimal digits.
+def training_digest(kind: str, read: Reader | None = None) -> str:
+    """The digest of the code that trains an experiment, such as "mnist": sixteen hexadecimal digits.
 
-    Args:
-        data: the module with `source(data)`, such as "stn.experiments.mnist.data".
-        network: the module with `network(model, data)`, such as "stn.experiments.mnist.networks".
-        read: reads the modules; the installed ones if None.
+    `read` reads the modules; the installed ones if None.
     """
-    return digest_of(f"{data}:source", f"{network}:network", TRAINING, read=read)
+    return digest_of(*roots(kind), read=read)
+
+
+def roots(kind: str) -> tuple[str, str, str]:
+    """Where the training of an experiment starts: its data source, its network, and the training loop."""
+    return f"stn.experiments.{kind}.data:source", f"stn.experiments.{kind}.networks:network", TRAINING
 
 
 def digest_of(*roots: str, read: Reader | None = None) -> str:

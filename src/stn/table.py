@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from stn.cells import config, declared, record_path, shown
-from stn.config import CONF, experiment
+from stn.config import CONF, experiment, filled
 from stn.errors import UserError, told
 from stn.experiments import find_tables
 from stn.files import whole, write_texts
@@ -59,9 +59,9 @@ def _load(number: int, params: Params, all_there: bool = True, checked: bool = T
     here = {path: cell for path, cell in paths.items() if path.exists()}
     configs = {path: experiment(config(params.budget, cell)) for path, cell in here.items()} if checked else {}
     if not all_there:
-        return tables.load(number, here, (), configs)
+        return tables.load(number, here, (), configs, filled)
     required = [record_path(params.budget, cell) for cell in required]
-    return tables.load(number, required, [path for path in paths if path not in required], configs)
+    return tables.load(number, required, [path for path in paths if path not in required], configs, filled)
 
 
 def longest_first(number: int, budgets: list[list[Record]]) -> list[list[Record]]:

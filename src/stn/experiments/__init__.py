@@ -34,11 +34,6 @@ def load(name: str, module: str) -> ModuleType:
     return import_module(f"{__name__}.{name}.{module}")
 
 
-def roots(name: str) -> tuple[str, str]:
-    """The modules that decide what an experiment's training computes, for `stn.codebase.training_digest`."""
-    return f"{__name__}.{name}.data", f"{__name__}.{name}.networks"
-
-
 def find_configs() -> list[Path]:
     """The `conf/` folders of experiments outside of the project."""
     here = Path(__file__).parent

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from stn.codebase import is_shown, training_digest
-from stn.experiments import roots
 from stn.report.records import Record
 from stn.report.table import Table
 
@@ -14,9 +13,7 @@ def describe_evidence(table: Table, records: Sequence[Record]) -> str:
     foreign = [
         cell
         for cell in cells
-        if not is_shown(
-            {"code": cell.code, "adopted": cell.adopted}, training_digest(*roots(cell.config["data"]["kind"]))
-        )
+        if not is_shown({"code": cell.code, "adopted": cell.adopted}, training_digest(cell.config["data"]["kind"]))
     ]
     if not foreign:
         return ""

@@ -8,7 +8,7 @@ comparisons and renderers take records as they are.
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
@@ -133,12 +133,14 @@ def load_records(
     required: Iterable[Path],
     optional: Iterable[Path] = (),
     configs: Mapping[Path, Mapping] | None = None,
+    fill: Callable[[Mapping], Mapping] = dict,
 ) -> list[Record]:
     """The records of the declared cells of one table, by row and column.
 
     Optional cells of one data set are all or nothing: absent as a whole they are skipped, and once one of them has a
     record the others are required; but cells of rows that are `shown_where_run` may be absent one by one. `configs`
-    gives, for any of the paths, the resolved config that this cell is declared to have. Raises UserError, one line that
+    gives, for any of the paths, the resolved config that this cell is declared to have, and `fill` adds to a record's
+    config the defaults of keys that are younger than it. Raises UserError, one line that
     names the files, for a required cell without record, a damaged or unfinished record, one whose config is not its
     cell's, or records of several budgets.
     """
@@ -153,7 +155,9 @@ def load_records(
     cells = [_read(path, table) for path in paths]
     records = [record for cell in cells for record in cell]
     for record in records:
-        differences = config_differences(record.config, (configs or {}).get(record.path, record.config))
+        differences = (
+            config_differences(fill(record.config), configs[record.path]) if record.path in (configs or {}) else []
+        )
         if differences:
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise UserError(

@@ -1,6 +1,6 @@
 """The report by the number of a table: records in, Markdown, CSV, LaTeX and a grid for the terminal out."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group
@@ -21,9 +21,10 @@ def load(
     required: Iterable[Path],
     optional: Iterable[Path] = (),
     configs: Mapping[Path, Mapping] | None = None,
+    fill: Callable[[Mapping], Mapping] = dict,
 ) -> list[Record]:
     """The records of the table's declared cells: see `stn.report.records.load_records`."""
-    return load_records(find_tables()[number], required, optional, configs)
+    return load_records(find_tables()[number], required, optional, configs, fill)
 
 
 def to_markdown(records: Sequence[Record], number: int, others: Sequence[Sequence[Record]] = ()) -> str:

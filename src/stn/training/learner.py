@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
-from stn.config import experiment
+from stn.config import experiment, filled
 from stn.errors import UserError
 from stn.experiments import load
 
@@ -33,7 +33,7 @@ class Learner(L.LightningModule):
     def __init__(self, experiment: dict, log_every: int = 50):
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.cfg = OmegaConf.create(experiment)
+        self.cfg = OmegaConf.create(filled(experiment))
         self.log_every = log_every
         self.network = build_network(self.cfg)
         for parameter in self.network.parameters():

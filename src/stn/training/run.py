@@ -24,7 +24,6 @@ from stn.codebase import commit, training_digest
 from stn.config import digest, experiment
 from stn.errors import UserError
 from stn.experiments import load as load_module
-from stn.experiments import roots
 from stn.files import write_whole
 from stn.training.blocks import BlockLearner
 from stn.training.callbacks import Pictures, ProgressBar, Trace
@@ -79,7 +78,7 @@ def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
 def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     """Train one seed, from its last checkpoint if there is one, and test it. Returns its result and arrays."""
     L.seed_everything(seed, verbose=False)
-    code = {"digest": training_digest(*roots(cfg.data.kind)), "commit": commit()}  # now: a long run may outlast it
+    code = {"digest": training_digest(cfg.data.kind), "commit": commit()}  # now: a long run may outlast it
     feed = DataModule(cfg.data, cfg.budget, seed, cfg.trainer.accumulate, block(cfg))
     feed.setup()  # a missing data set is told before anything is set up
     last = folder / "last.ckpt"
@@ -265,7 +264,7 @@ def precision(cfg: DictConfig) -> str:
 
 def scratch(cfg: DictConfig, seed: int) -> Path:
     """Where a seed's checkpoints lie: named by all that decides its result, so that it is never taken for another."""
-    key = digest(json.dumps(experiment(cfg), sort_keys=True), training_digest(*roots(cfg.data.kind)))
+    key = digest(json.dumps(experiment(cfg), sort_keys=True), training_digest(cfg.data.kind))
     return Path(cfg.outputs) / "runs" / cfg.budget.name / f"{cfg.data.name}-{cfg.model.name}" / f"{key}-s{seed}"
 
 

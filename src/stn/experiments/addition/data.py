@@ -15,7 +15,7 @@ from stn.experiments.mnist.data import (
     distorted,
     distortion,
     fetch,
-    read_set,
+    read_distorted,
     stored_folder,
     stored_splits,
     undistorted,
@@ -72,7 +72,7 @@ class Sums:
         if split not in self.sets:
             stored = split != "train" or self.data.train.name == "frozen"
             self.sets[split] = (
-                read_set(self.data, _recipe(self.data), split) if stored else undistorted(self.data)["train"]
+                read_distorted(self.data, _recipe(self.data), split) if stored else undistorted(self.data)["train"]
             )
 
     def count(self, split: str) -> int:

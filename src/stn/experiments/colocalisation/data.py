@@ -5,8 +5,6 @@ stand class by class in turn: image i is of class i mod 10. Their digits are MNI
 of the project is trained on; with `data.digits=validation` they are digits held out, on which settings are chosen.
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from stn.data.draws import generator
+from stn.data.stored import read_set, sha256, writing_sets
 from stn.errors import UserError
 from stn.experiments.mnist.data import fetch, undistorted
 from stn.experiments.mnist.distortions import Clutter
@@ -64,8 +63,6 @@ def store(data: DictConfig, scratch: Path) -> dict:
     Drawn in float64 on the CPU and rounded to uint8, so the bytes are the same on every machine. Written to `scratch`
     and moved in when whole.
     """
-    from stn.data.download import put_whole
-
     split, warp = data.digits.name, distortion(data)
     digits = undistorted(data)[split]
     order = torch.randperm(len(digits.labels), generator=generator(data.seed, f"{split} digits"))
@@ -82,12 +79,11 @@ def store(data: DictConfig, scratch: Path) -> dict:
         "columns": warp.names,
         "seed": data.seed,
         "part": data.part,
-        "sets": {split: {"images": len(images), "sha256": _sha256(images, parameters.numpy())}},
+        "sets": {split: {"images": len(images), "sha256": sha256(images, parameters.numpy())}},
     }
-    with put_whole(stored_folder(data), scratch) as work:
+    with writing_sets(stored_folder(data), scratch, about) as work:
         np.save(work / f"{split}_images.npy", images)
         np.save(work / f"{split}_parameters.npy", parameters.numpy())
-        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 
 
@@ -98,24 +94,23 @@ def stored_folder(data: DictConfig) -> Path:
 
 def load_stored(data: DictConfig) -> tuple[Tensor, Tensor]:
     """The stored images (n, canvas, canvas) uint8 and parameters (n, D); UserError names the command that mends."""
-    folder, split, warp = stored_folder(data), data.digits.name, distortion(data)
+    folder, split = stored_folder(data), data.digits.name
     other = "" if split == "test" else f" data.digits={split}"
-    mend = f"run `python -m stn.distort data={data.name}{other}`"
-    try:
-        about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
-        images, parameters = (np.load(folder / f"{split}_{name}.npy") for name in ("images", "parameters"))
-        written, facts = (about["distortion"], about["seed"]), about["sets"][split]
-        count, digest = facts["images"], facts["sha256"]
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: {mend}") from None
-    except (KeyError, TypeError, ValueError, EOFError, OSError) as error:
-        raise UserError(f"{folder} is damaged ({error}): {mend}") from None
-    if written != (repr(warp), data.seed) or count != CLASSES * data.images:
-        raise UserError(
-            f"{folder} holds {count} images of {written[0]}, seed {written[1]}, which the config is not: {mend}"
-        )
-    if _sha256(images, parameters) != digest:
-        raise UserError(f"{folder / f'{split}_images.npy'} is not what was written there: {mend}")
+    count = CLASSES * data.images
+
+    def load(about: dict, facts: dict) -> list[np.ndarray]:
+        if facts["images"] != count:
+            raise ValueError(f"it holds {facts['images']} images, not {count}")
+        return [np.load(folder / f"{split}_{name}.npy") for name in ("images", "parameters")]
+
+    images, parameters = read_set(
+        folder,
+        split,
+        {"distortion": repr(distortion(data)), "seed": data.seed},
+        f"python -m stn.distort data={data.name}{other}",
+        load,
+        lambda stored, facts: sha256(*stored) == facts["sha256"],
+    )
     return torch.from_numpy(images), torch.from_numpy(parameters)
 
 
@@ -190,10 +185,3 @@ def source(data: DictConfig) -> Colocalisation:
 
 def _places(n: int, draws: torch.Generator) -> Tensor:
     return 2 * torch.rand(n, 2, generator=draws, device=draws.device) - 1
-
-
-def _sha256(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()

@@ -6,7 +6,6 @@ Frame of every stored part and box: [-1, 1] spans the image from outer edge to o
 
 import hashlib
 import itertools
-import json
 import shutil
 import struct
 from collections import deque
@@ -21,7 +20,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from stn.data.download import CUB, archive, progress, put_whole, why, writing
+from stn.data.download import CUB, archive, progress, why, writing
+from stn.data.stored import writing_sets
 from stn.environment import cores
 from stn.errors import UserError
 from stn.experiments.svhn.archive import AGAIN, whole
@@ -187,11 +187,11 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
     Written to `scratch` and moved to `data.stored` when whole.
     """
     check(data)
-    with unpacked(data, scratch) as (source, folder), put_whole(Path(data.stored), scratch) as work:
+    about: dict = {"recipe": recipe(data), "part": data.part, "sets": {}}
+    with unpacked(data, scratch) as (source, folder), writing_sets(Path(data.stored), scratch, about) as work:
         try:
             table = table_of(folder, data.classes)
             sets = _sets(data, table)
-            about = {"recipe": recipe(data), "part": data.part, "sets": {}}
             about |= {"classes": table.classes, "part_names": table.part_names}
             names, resized = table.names[np.concatenate(list(sets.values()))], partial(_resized, folder, side=data.side)
             with (
@@ -202,7 +202,6 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
                     about["sets"][split] = _write(work, split, table, members, itertools.islice(images, len(members)))
         except Unfit as error:
             raise UserError(f"{source} {error}; {AGAIN}") from None
-        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 
 

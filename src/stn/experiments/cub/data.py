@@ -1,8 +1,6 @@
 """Birds as a run feeds on them: the stored images, and batches of crops of them (paper, section 4.3)."""
 
 import hashlib
-import json
-import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +10,8 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stn.data.download import fetch_birds, why
-from stn.errors import UserError
+from stn.data.download import fetch_birds
+from stn.data.stored import read_set
 from stn.experiments.cub.archive import StoredBirds, check, fault, open_set, recipe, store
 
 DOOR = "crop"  # `python -m stn.crop` stores its sets
@@ -32,31 +30,21 @@ def load_stored(data: DictConfig, split: str) -> tuple[StoredBirds, list[str], l
 
     A missing or damaged one is a UserError that names the command that makes it.
     """
-    folder, mend = Path(data.stored), f"run `python -m stn.crop data={data.name}`"
-    try:
-        about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
-        made, facts = about["recipe"], about["sets"][split]
-        stored = open_set(folder, split)
-        whole = (
-            len(stored.pixels) == facts["bytes"] == stored.sizes.prod(1).sum() * 3
-            and hashlib.sha256((folder / f"{split}.npz").read_bytes()).hexdigest() == facts["facts"]
-            and stored.spot() == facts["spot"]
-        )
+    folder = Path(data.stored)
+
+    def load(about: dict, facts: dict) -> tuple[StoredBirds, list[str], list[str]]:
         classes = [name.partition(".")[2].replace("_", " ") for name in about["classes"]]
-        part_names = list(about["part_names"])
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: {mend}") from None
-    except (ValueError, EOFError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder} is damaged ({why(error)}): {mend}") from None
-    wanted = recipe(data)
-    if made != wanted:
-        other = ", ".join(
-            f"{key}={made.get(key)} (not {wanted[key]})" for key in wanted if made.get(key) != wanted[key]
+        return open_set(folder, split), classes, list(about["part_names"])
+
+    def is_whole(stored: tuple[StoredBirds, list[str], list[str]], facts: dict) -> bool:
+        birds = stored[0]
+        return (
+            len(birds.pixels) == facts["bytes"] == birds.sizes.prod(1).sum() * 3
+            and hashlib.sha256((folder / f"{split}.npz").read_bytes()).hexdigest() == facts["facts"]
+            and birds.spot() == facts["spot"]
         )
-        raise UserError(f"{folder} was stored with {other}: {mend}, or set data.stored elsewhere")
-    if not whole:
-        raise UserError(f"{folder / f'{split}_images.bin'} or its .npz is not what was written there: {mend}")
-    return stored, classes, part_names
+
+    return read_set(folder, split, recipe(data), f"python -m stn.crop data={data.name}", load, is_whole)
 
 
 class Birds:

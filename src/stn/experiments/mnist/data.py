@@ -4,8 +4,6 @@
 rest is the same code.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from stn.data.draws import generator
+from stn.data.stored import read_set, sha256, writing_sets
 from stn.errors import UserError
 from stn.experiments.mnist.distortions import POSE, Clutter, Distortion, Elastic, Pose, Projection, found_pose
 from stn.geometry.sampling import LearnableSampler
@@ -134,18 +133,15 @@ def write_sets(
     `recipe` says what they are, for `read_set` to know them by; `columns` what their parameters are. Returns what
     `sets.json` says of them; a UserError if they cannot be written.
     """
-    from stn.data.download import put_whole
-
     about = {"distortion": recipe, "columns": columns, "seed": data.seed, "part": data.part, "sets": {}}
-    with put_whole(stored_folder(data), scratch) as work:
+    with writing_sets(stored_folder(data), scratch, about) as work:
         for split, stored in made:
             for name in ("images", "labels", "parameters"):
                 np.save(work / f"{split}_{name}.npy", getattr(stored, name).numpy())
-            about["sets"][split] = {"images": len(stored.images), "sha256": _sha256(stored.images.numpy())}
+            about["sets"][split] = {"images": len(stored.images), "sha256": sha256(stored.images.numpy())}
             if "redraws" in columns:
                 redraws = stored.parameters[..., columns.index("redraws")]
                 about["sets"][split]["redrawn"] = int((redraws > 0).sum())
-        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 
 
@@ -167,26 +163,26 @@ def stored_folder(data: DictConfig) -> Path:
 
 def load_stored(data: DictConfig, split: str) -> StoredSet:
     """One of the stored sets; a missing or damaged one is a UserError that names the command that makes it."""
-    return read_set(data, repr(distortion(data)), split)
+    return read_distorted(data, repr(distortion(data)), split)
 
 
-def read_set(data: DictConfig, recipe: str, split: str) -> StoredSet:
-    """One of the sets that `write_sets` left; one of another recipe, too, is a UserError."""
-    folder = stored_folder(data)
+def read_distorted(data: DictConfig, recipe: str, split: str) -> StoredSet:
+    """One of the sets that `write_sets` left; a missing or damaged one, or one of another recipe, is a UserError."""
     frozen = " data.train=frozen" if data.train.name == "frozen" else ""
-    mend = f"run `python -m stn.distort data={data.name}{frozen}`"
-    try:
-        about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
-        parts = [np.load(folder / f"{split}_{name}.npy") for name in ("images", "labels", "parameters")]
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: {mend}") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{folder} is damaged ({error}): {mend}") from None
-    if about["distortion"] != recipe or about["seed"] != data.seed:
-        raise UserError(f"{folder} holds {about['distortion']}, seed {about['seed']}, which the config is not: {mend}")
-    if _sha256(parts[0]) != about["sets"][split]["sha256"]:
-        raise UserError(f"{folder / f'{split}_images.npy'} is not what was written there: {mend}")
-    return StoredSet(*map(torch.from_numpy, parts))
+    folder = stored_folder(data)
+
+    def load(about: dict, facts: dict) -> StoredSet:
+        arrays = (np.load(folder / f"{split}_{name}.npy") for name in ("images", "labels", "parameters"))
+        return StoredSet(*map(torch.from_numpy, arrays))
+
+    return read_set(
+        folder,
+        split,
+        {"distortion": recipe, "seed": data.seed},
+        f"python -m stn.distort data={data.name}{frozen}",
+        load,
+        lambda stored, facts: sha256(stored.images.numpy()) == facts["sha256"],
+    )
 
 
 class DistortedDigits:
@@ -303,7 +299,3 @@ class DistortedDigits:
 def source(data: DictConfig) -> DistortedDigits:
     """What the learner of Table 1 feeds on."""
     return DistortedDigits(data)
-
-
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()

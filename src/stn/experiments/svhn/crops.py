@@ -8,7 +8,6 @@ canvas from outer edge to outer edge, as in `stn.geometry.transforms`.
 import hashlib
 import io
 import itertools
-import json
 import math
 import multiprocessing
 import shutil
@@ -26,7 +25,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageFilter
 
-from stn.data.download import DIGITS, archive, progress, put_whole
+from stn.data.download import DIGITS, archive, progress
+from stn.data.stored import writing_sets
 from stn.environment import cores
 from stn.errors import UserError
 from stn.experiments.svhn.archive import Table, table_of, whole
@@ -82,7 +82,8 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
     # The legacy generator's streams are frozen for good, so the split is too.
     pool = [pool[i] for i in np.random.RandomState(data.seed).permutation(len(pool))]
     sets = {"train": pool[data.validation :], "validation": pool[: data.validation], "test": numbers["test"]}
-    with put_whole(Path(data.stored), scratch) as work:
+    about: dict = {"recipe": recipe(data), "part": data.part, "sets": {}, "left_out": {}}
+    with writing_sets(Path(data.stored), scratch, about) as work:
         needed, room = sum(map(len, sets.values())) * data.canvas**2 * 3, shutil.disk_usage(work).free
         if needed > room:  # else the kernel ends a process that writes to a mapped file on a full disk, without a word
             raise UserError(f"the crops need {needed / 1e9:.1f} GB, {work.parent} has {room / 1e9:.1f} GB: make room")
@@ -102,7 +103,6 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
                         left_out[name].setdefault(box, []).append(number.name)
                     else:
                         boxes[number.split][number.row] = box
-        about = {"recipe": recipe(data), "part": data.part, "sets": {}, "left_out": {}}
         for split, members in sets.items():
             kept = ~np.isnan(boxes[split][:, 0])
             members = [member for member, stays in zip(members, kept, strict=True) if stays]
@@ -120,7 +120,6 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
             about["sets"][split] = {"images": len(members), "sha256": whole, "spot": digest_of_some}
         for name, reasons in left_out.items():
             about["left_out"][name] = {reason: sorted(reasons[reason]) for reason in sorted(reasons)}
-        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 
 

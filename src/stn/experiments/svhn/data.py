@@ -1,6 +1,5 @@
 """House numbers as a run feeds on them: the stored crops, and batches of them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stn.data.download import fetch_numbers, why
+from stn.data.download import fetch_numbers
+from stn.data.stored import read_set
 from stn.errors import UserError
 from stn.experiments.svhn.crops import KINDS, in_frame, recipe, spot, store
 from stn.geometry.sampling import bilinear
@@ -38,24 +38,16 @@ class StoredNumbers:
 
 def load_stored(data: DictConfig, split: str) -> StoredNumbers:
     """One of the stored sets; a missing or damaged one is a UserError that names the command that makes it."""
-    folder, mend = Path(data.stored), f"run `python -m stn.crop data={data.name}`"
-    try:
-        about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
+    folder = Path(data.stored)
+    images, labels, boxes = read_set(
+        folder,
+        split,
+        recipe(data),
+        f"python -m stn.crop data={data.name}",
         # Copy on write, because torch warns of what it must not write to; nothing is written.
-        images, labels, boxes = (np.load(folder / f"{split}_{kind}.npy", mmap_mode="c") for kind in KINDS)
-        made, facts = about["recipe"], about["sets"][split]
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: {mend}") from None
-    except (ValueError, EOFError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is damaged ({why(error)}): {mend}") from None
-    wanted = recipe(data)
-    if made != wanted:
-        other = ", ".join(
-            f"{key}={made.get(key)} (not {wanted[key]})" for key in wanted if made.get(key) != wanted[key]
-        )
-        raise UserError(f"{folder} was cropped with {other}: {mend}, or set data.stored elsewhere")
-    if len(images) != facts["images"] or spot(images, labels, boxes) != facts["spot"]:
-        raise UserError(f"{folder / f'{split}_images.npy'} is not what was written there: {mend}")
+        lambda about, facts: [np.load(folder / f"{split}_{kind}.npy", mmap_mode="c") for kind in KINDS],
+        lambda stored, facts: len(stored[0]) == facts["images"] and spot(*stored) == facts["spot"],
+    )
     return StoredNumbers(images, torch.from_numpy(labels.astype(np.int64)), np.asarray(boxes))
 
 

@@ -5,8 +5,6 @@ A set of volumes is stored as the poses that made it: 10,000 volumes of 60 voxel
 and a volume follows from its digit and its pose. Frames as in `stn.geometry.transforms`; lengths are in voxels.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from stn.data.draws import generator
+from stn.data.stored import read_set, sha256, writing_sets
 from stn.errors import UserError
 from stn.experiments.mnist.data import fetch, undistorted
 from stn.geometry.sampling import bilinear, trilinear
@@ -123,17 +122,14 @@ def store(data: DictConfig, scratch: Path) -> dict:
 
     Drawn in float64 on the CPU and rounded to float32. Written to `scratch` and moved to `data.stored` when whole.
     """
-    from stn.data.download import put_whole
-
     splits, poses = undistorted(data), pose(data)
     about = {"distortion": repr(poses), "columns": poses.names, "seed": data.seed, "part": data.part, "sets": {}}
-    with put_whole(stored_folder(data), scratch) as work:
+    with writing_sets(stored_folder(data), scratch, about) as work:
         for split in SPLITS:
             count = len(splits[split].labels)
             drawn = poses.draw(count, generator(data.seed, split), torch.float64).numpy()
             np.save(work / f"{split}_parameters.npy", drawn)
-            about["sets"][split] = {"images": count, "sha256": _sha256(drawn)}
-        (work / "sets.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            about["sets"][split] = {"images": count, "sha256": sha256(drawn)}
     return about
 
 
@@ -144,20 +140,15 @@ def stored_folder(data: DictConfig) -> Path:
 
 def load_poses(data: DictConfig, split: str) -> Tensor:
     """The stored poses (n, 7) of a split; missing or damaged ones are a UserError that names the command."""
-    folder, poses = stored_folder(data), pose(data)
-    mend = f"run `python -m stn.distort data={data.name}`"
-    try:
-        about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
-        drawn = np.load(folder / f"{split}_parameters.npy")
-        written, digest = (about["distortion"], about["seed"]), about["sets"][split]["sha256"]
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: {mend}") from None
-    except (KeyError, ValueError, EOFError, OSError) as error:
-        raise UserError(f"{folder} is damaged ({error}): {mend}") from None
-    if written != (repr(poses), data.seed):
-        raise UserError(f"{folder} holds {written[0]}, seed {written[1]}, which the config is not: {mend}")
-    if _sha256(drawn) != digest:
-        raise UserError(f"{folder / f'{split}_parameters.npy'} is not what was written there: {mend}")
+    folder = stored_folder(data)
+    drawn = read_set(
+        folder,
+        split,
+        {"distortion": repr(pose(data)), "seed": data.seed},
+        f"python -m stn.distort data={data.name}",
+        lambda about, facts: np.load(folder / f"{split}_parameters.npy"),
+        lambda stored, facts: sha256(stored) == facts["sha256"],
+    )
     return torch.from_numpy(drawn)
 
 
@@ -244,7 +235,3 @@ class Volumes:
 def source(data: DictConfig) -> Volumes:
     """What the learner of Table 6 feeds on."""
     return Volumes(data)
-
-
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
