@@ -32,7 +32,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The name of its record, such as "mnist_r-st_cnn_affine-sampler_integer"."""
+        """The name of its record, `<data>-<model>`, and each setting as `-<key>_<value>`."""
         settings = (setting.rpartition(".")[2].replace("=", "_") for setting in self.settings)
         return "-".join((self.data, self.model, *settings))
 
