@@ -64,8 +64,8 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
 
 def _way_back() -> str:
     if Path(".git").exists():
-        return "`git checkout params.yaml dvc.lock reports` takes them back"
-    return "unpack params.yaml, dvc.lock and reports again to take them back"
+        return "`git checkout params.yaml cells.json dvc.lock reports` takes them back"
+    return "unpack params.yaml, cells.json, dvc.lock and reports again to take them back"
 
 
 def needed(params: Params, table: int) -> list[str]:
