@@ -176,8 +176,13 @@ def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Ca
 
 def compose(*overrides: str) -> DictConfig:
     """The checked config that `python -m stn.train <overrides>` would run."""
+    return checked(read(*overrides), overrides)
+
+
+def read(*overrides: str) -> DictConfig:
+    """What Hydra makes of `conf/` and these overrides: not yet under its schedule, and unchecked."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return checked(hydra.compose("train", overrides=[*_search_path(), *overrides]), overrides)
+        return hydra.compose("train", overrides=[*_search_path(), *overrides])
 
 
 def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = True) -> DictConfig:
@@ -270,7 +275,7 @@ def _scheduled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
                 cfg[group] = OmegaConf.merge(cfg[group], values)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         group, _, key = override.key_or_group.partition(".")
-        if key and group in ("budget", "model") and cfg.get(group) is not None and not override.is_delete():
+        if key and group in ("data", "budget", "model") and cfg.get(group) is not None and not override.is_delete():
             OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=override.is_add())
     return cfg
 
