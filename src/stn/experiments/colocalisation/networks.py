@@ -158,7 +158,7 @@ class Colocaliser(nn.Module):
     def load_pretrained(self) -> str:
         """Read the classifier's weights. Returns what the record says of them; UserError if they are not there."""
         path = Path(self.pretrained)
-        mend = "run `python -m stn.pretrain data=pretrain_ts model=cnn budget=quick`"
+        mend = "run `python -m stn.pretrain data=mnist_ts model=cnn budget=quick`"
         try:
             raw = path.read_bytes()
             with np.load(path) as arrays:
