@@ -22,9 +22,9 @@ from stn.experiments.mnist.networks import n_parameters
 from stn.experiments.volumes.data import DIGIT, SolidPose, Volumes, load_poses, pose, rotation, store
 from stn.experiments.volumes.figures import draw_volumes
 from stn.experiments.volumes.poses import pose_left, solid_pose
+from stn.experiments.volumes.table import VOLUMES
 from stn.geometry.sampling import trilinear
 from stn.geometry.transforms import Affine3D, pixel_centres
-from stn.experiments.volumes.table import VOLUMES
 from stn.report import tables
 from stn.training.learner import Learner, build_network
 
