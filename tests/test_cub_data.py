@@ -555,10 +555,8 @@ def test_real_images_are_fetched_and_stored(monkeypatch, tmp_path):
 
 
 def test_a_run_leaves_a_record_with_windows_and_parts(stored, tmp_path):
-    record, small = (
-        tmp_path / "cub_224-cub_2st",
-        ("model.trunk=squeezenet1_1", "model.pretrained=false", "model.size=32"),
-    )
+    record = tmp_path / "cub_224-cub_2st"
+    small = ("model.trunk=squeezenet1_1", "model.pretrained=false", "model.size=32")
     steps = ("budget=smoke", "budget.steps=2", "budget.batch_size=4", "budget.validate_every=2")
     places = ("logger=none", f"record={record}", f"outputs={tmp_path}")
     result = run("stn.train", *BIRDS, "model=cub_2st", *small, *steps, *places, cwd=stored)

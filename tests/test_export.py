@@ -15,13 +15,15 @@ from stn.errors import UserError
 from stn.geometry import constants
 from stn.geometry.sampling import LearnableSampler
 from stn.nn.transformer import SpatialTransformer
+from stn.report.table import Cell
 
 NETWORKS = ["fcn", "cnn", *(f"st_{kind}_{warp}" for kind in ("fcn", "cnn") for warp in ("affine", "projective", "tps"))]
-CELL = (  # of Table 8, on the embedded digits
-    *("data=digits_r", "model=st_cnn_affine", "schedule=sizes", "model.parameters=7000"),
-    *("model.localisation.filters=4", "model.localisation.features=6"),
-    *("budget=smoke", "budget.steps=150", "outputs=exporting"),
+SIZE = Cell(  # of Table 8
+    "mnist_r",
+    "st_cnn_affine",
+    ("schedule=sizes", "model.parameters=7000", "model.localisation.filters=4", "model.localisation.features=6"),
 )
+CELL = ("data=digits_r", f"model={SIZE.model}", *SIZE.settings, "budget=smoke", "budget.steps=150", "outputs=exporting")
 QUICK = ("export.calibration=20", "export.timed=20", "export.warm_up=1", "export.batch=500")
 
 
@@ -182,8 +184,9 @@ def test_without_a_checkpoint_it_is_that_of_the_finished_cell(workplace, exporte
     assert (folder / "float32.onnx").read_bytes() == (exported[2] / "float32.onnx").read_bytes()
     line = one_error(run("stn.export", *CELL, "budget.steps=21", cwd=workplace))
     assert "no checkpoint of digits_r/st_cnn_affine/s0" in line and "stn.train" in line
-    line = one_error(run("stn.export", *CELL, "seed=5", "record=x", cwd=workplace))
-    assert "make table TABLE=1 FRESH=1" in line
+    for cell, command in (("mnist_r-cnn", "make table FRESH=1"), (SIZE.key, "make table TABLE=8 FRESH=1")):
+        line = one_error(run("stn.export", *CELL, "seed=5", f"record=records/{cell}-export", cwd=workplace))
+        assert f"`{command}` trains it" in line
 
 
 @pytest.mark.parametrize(
