@@ -238,7 +238,7 @@ def test_a_missing_or_damaged_set_names_the_command_that_makes_it(data, tmp_path
     sets = tmp_path / "stored" / "sets.json"
     sets.write_text(json.dumps(json.loads(sets.read_text()) | {"seed": 1}))
     with pytest.raises(
-        UserError, match=r"was stored with seed=1 \(not 2015\): run `python -m stn\.distort data=digits_p`"
+        UserError, match=r"with seed=1 \(not 2015\): run `python -m stn\.distort data=digits_p`"
     ):
         load_stored(data, "test")
 
