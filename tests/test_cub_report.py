@@ -16,7 +16,7 @@ from synthetic import check_tex, write_cell
 
 N = 400
 PART = "the first 50 of the 200 classes"
-CONFIG = {"model": {"trunk": "squeezenet1_1", "pretrained": True}, "data": {"part": PART}}
+CONFIG = {"model": {"trunk": "squeezenet1_1", "pretrained": True}, "data": {"kind": "cub", "part": PART}}
 # The last step of the paper's order is one down; the second is too small to be significant.
 ERRORS = {"CNN 224 px": 120, "2xST-CNN 224 px": 80, "2xST-CNN 448 px": 76, "4xST-CNN 448 px": 110}
 OTHERS = {"Bilinear CNN 448 px": 60, "2xST-CNN 448 px, fixed": 100, "4xST-CNN 448 px, fixed": 90}
@@ -63,7 +63,7 @@ def test_a_row_on_demand_may_be_absent_and_nothing_else(paths, tmp_path):
 def test_a_control_alone_asks_for_nothing(paths, tmp_path):
     (control,) = write_birds(tmp_path, {"2xST-CNN 448 px, fixed": 100})
     assert len(tables.load(3, [], [tmp_path / path.name for path in paths])) == 1
-    assert control.name == "cub50_448-cub_2st_fixed.json"
+    assert control.name == "cub50_448-cub_2st-fixed_true.json"
 
 
 def test_a_network_with_windows_must_have_kept_them(tmp_path):

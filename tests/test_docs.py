@@ -97,7 +97,7 @@ def check_overrides(module: str, arguments: list[str]) -> None:
         choices.append([f"{key}={choice}" for choice in values])
     for choice in product(*choices):
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            checked(hydra.compose("train", overrides=list(choice)), module not in WITHOUT_MODEL)
+            checked(hydra.compose("train", overrides=list(choice)), list(choice), module not in WITHOUT_MODEL)
 
 
 def headings(page: Path) -> set[str]:

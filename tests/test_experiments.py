@@ -1,13 +1,14 @@
 """Promises of tables as objects: what a new table, row or column takes, and what report/ does not know."""
 
-import importlib
+import json
 import re
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
-import stn.experiments
 from conftest import ROOT, one_error, run, spawn
 from stn.errors import UserError
 from stn.experiments import find_tables
@@ -17,19 +18,140 @@ from stn.report.records import load_records
 from stn.report.table import Column, Row, Table
 from synthetic import write_cell, write_table
 
-TABLE = '''
-"""Table 90: a toy."""
+TOY = {
+    "__init__.py": "",
+    "config.py": '''
+"""The schema of toys: vectors of which the largest number is to be found."""
+
+from dataclasses import dataclass
+
+from stn.config import DataConfig, ModelConfig
+
+
+@dataclass(kw_only=True)
+class ToyDataConfig(DataConfig):
+    images: int
+
+
+@dataclass(kw_only=True)
+class ToyModelConfig(ModelConfig):
+    units: int
+    twice: bool
+
+
+DATA, MODEL = ToyDataConfig, ToyModelConfig
+SMALLEST = {"model.units": 1}
+''',
+    "data.py": '''
+"""Toys: drawn once, and stored."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stn.data.stored import read_set, sha256, writing_sets
+
+DOOR = "distort"
+
+
+def fetch(data):
+    raw = Path(data.raw)
+    raw.mkdir(parents=True, exist_ok=True)
+    (raw / "toys.txt").write_text("made here")
+    return [raw / "toys.txt"]
+
+
+def stored_folder(data):
+    return Path(data.stored)
+
+
+def store(data, scratch):
+    about = {"distortion": "numbers", "seed": data.seed, "sets": {}}
+    draws = np.random.RandomState(data.seed)
+    with writing_sets(Path(data.stored), scratch, about) as work:
+        for split in ("train", "validation", "test"):
+            numbers = draws.rand(data.images, data.canvas).astype(np.float32)
+            np.save(work / f"{split}.npy", numbers)
+            about["sets"][split] = {"images": data.images, "sha256": sha256(numbers)}
+    return about
+
+
+class Toys:
+    images_per_pick, chunk = 1, 50
+
+    def __init__(self, data):
+        self.data, self.shape, self.sets = data, (data.canvas,), {}
+
+    def load(self, split):
+        folder = Path(self.data.stored)
+        self.sets[split] = torch.from_numpy(
+            read_set(
+                folder,
+                split,
+                {"seed": self.data.seed},
+                f"python -m stn.distort data={self.data.name}",
+                lambda about, facts: np.load(folder / f"{split}.npy"),
+                lambda numbers, facts: sha256(numbers) == facts["sha256"],
+            )
+        )
+
+    def count(self, split):
+        return len(self.sets[split])
+
+    def batch(self, split, index, device):
+        numbers = self.sets[split][index].to(device)
+        return numbers, numbers.argmax(1)
+
+    def train_batch(self, index, draws, size, part, device):
+        return self.batch("train", index, device)
+
+    def evidence(self, network, arrays):
+        return {}
+
+
+source = Toys
+''',
+    "networks.py": '''
+"""A network of one hidden layer."""
+
+from torch import nn
+
+from stn.experiments.base import group_parameters
+
+
+class ToyNetwork(nn.Module):
+    def __init__(self, numbers, units):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(numbers, units), nn.ReLU(), nn.Linear(units, numbers))
+
+    def forward(self, numbers):
+        return self.layers(numbers)
+
+    def thetas(self, numbers):
+        return {}
+
+    def parameter_groups(self):
+        return group_parameters(self)
+
+
+def network(model, data):
+    return ToyNetwork(data.canvas, model.units * (2 if model.twice else 1))
+''',
+    "table.py": '''
+"""Table 90: toys."""
 
 from stn.report.comparisons import WITH_AND_WITHOUT
 from stn.report.table import Column, Figure, Grid, Row, Section, Table
 
 TOYS = Column("toys", "toys")
-CNN = Row("CNN", "toy_cnn", paper={TOYS: 5.0})
+SMALL = Row("small", "toy", paper={TOYS: 5.0})
+LARGE = Row("large", "toy", ("model.twice=true",), baseline=SMALL)
 
 
 def describe_seeds(table, records):
     body = [[record.row.label, str(len(record.seeds))] for record in records]
-    return Section("Seeds of the toy", ["How many.", Grid(["model", "seeds"], body, "lr")]) if body else None
+    return Section("Seeds of the toys", ["How many.", Grid(["model", "seeds"], body, "lr")]) if body else None
 
 
 TABLES = (
@@ -39,15 +161,16 @@ TABLES = (
         title="toys",
         measure="Test error in %",
         columns=(TOYS,),
-        blocks=((CNN, Row("ST-CNN", "toy_st", baseline=CNN, transformer=True)),),
-        arrays=("theta",),
+        blocks=((SMALL, LARGE),),
         contests=(WITH_AND_WITHOUT,),
         sections=(describe_seeds,),
         figures=(Figure("table90.png", "stn.experiments.toys.figures:draw_errors"),),
     ),
 )
-'''
-FIGURES = """
+''',
+    "figures.py": '''
+"""The figure of toys."""
+
 from stn.experiments.toys.table import TABLES
 from stn.report.drawing import assign_colours, open_sheet, select
 
@@ -59,54 +182,72 @@ def draw_errors(records):
         for (row, _), record in shown.records.items():
             axes.bar([row.name], [record.error], color=colours[row])
     return sheet
-"""
+''',
+    "conf/data/toys.yaml": """
+name: toys
+kind: toys
+part: null
+raw: data/raw/toys
+stored: data/stored/toys
+canvas: 5
+validation: 1
+seed: 1
+images: 200
+""",
+    "conf/model/toy.yaml": "name: toy\nunits: 8\ntwice: false\n",
+}
 
 
 @pytest.fixture
 def toys(tmp_path, monkeypatch):
-    """An experiment in a folder of its own, with records of both of its cells."""
-    folder = tmp_path / "experiments" / "toys"
-    folder.mkdir(parents=True)
-    (folder / "__init__.py").touch()
-    (folder / "table.py").write_text(TABLE)
-    (folder / "figures.py").write_text(FIGURES)
-    monkeypatch.setattr(stn.experiments, "__path__", [*stn.experiments.__path__, str(folder.parent)])
-    importlib.invalidate_caches()
-    known = set(sys.modules)
-    records = tmp_path / "reports/results/quick/table90"
-    write_cell(records, "CNN", "toys", [200, 210])
-    write_cell(records, "ST-CNN", "toys", [100, 90])
-    yield tmp_path
-    for name in set(sys.modules) - known:
-        if name.startswith("stn.experiments."):
-            del sys.modules[name]
+    """An experiment in a folder of its own, which the environment names, and a workspace with a Table 90 of two cells."""
+    folder = tmp_path / "experiments"
+    for name, text in TOY.items():
+        path = folder / "toys" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setenv("STN_EXPERIMENTS", str(folder))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    return work
 
 
-def test_a_new_experiment_is_a_folder_with_its_table(toys, monkeypatch):
-    (toys / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    monkeypatch.setattr("stn.table.config", lambda *cell: None)  # its configs are not the report's matter
-    monkeypatch.setattr(
-        "stn.table.experiment",
-        lambda cfg: {"data": {"kind": "toys"}, "model": {"filters": 64, "localisation": {"filters": 20}}, "seeds": [0]},
-    )
-    monkeypatch.setattr("stn.table.filled", dict)
-    result = run("stn.table", "--table", "90", cwd=toys)
+def test_an_experiment_runs_from_its_config_to_its_table_without_a_change_of_the_project(toys):
+    for door in ("stn.fetch", "stn.distort"):
+        assert spawn(door, "data=toys", cwd=toys).returncode == 0
+    settings = ["data=toys", "model=toy", "budget=smoke", "budget.steps=20", "budget.validate_every=10", "logger=none"]
+    for cell, key in (([], "toys-toy"), (["model.twice=true"], "toys-toy-twice_true")):
+        result = spawn("stn.train", *settings, *cell, f"record=reports/results/smoke/toys/{key}", cwd=toys)
+        assert result.returncode == 0, result.stderr
+    record = json.loads((toys / "reports/results/smoke/toys/toys-toy.json").read_text())
+    assert record["parameters"] == 5 * 8 + 8 + 8 * 5 + 5 and re.fullmatch("[0-9a-f]{16}", record["code"]["digest"])
+    text = (toys / "params.yaml").read_text()
+    (toys / "params.yaml").write_text(re.sub(r"(?m)^budget: \w+", "budget: smoke", text))
+    result = spawn("stn.table", "--table", "90", cwd=toys)
     assert result.returncode == 0 and "Table 90: toys" in result.stdout, result.stderr
+
+
+def test_the_cells_of_an_experiment_are_trained_by_the_pipeline(toys):
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, toys)
+    for name in ("src", "conf"):
+        shutil.copytree(ROOT / name, toys / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=toys, check=True)
+    result = spawn("stn.pipeline", "table", "--table", "90", "--budget", "smoke", "--jobs", "1", cwd=toys)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Table 90: toys" in result.stdout and "2 of 2 cells trained here" in result.stdout
     text = (toys / "reports/table90.md").read_text()
-    assert "An ST network beats its baseline in 1 of 1 cells." in text
-    assert "## Seeds of the toy" in text and re.search(r"\| CNN +\| \*\*2\.05\*\* \(5\.0\) ↓ \|", text)
+    assert "## Seeds of the toys" in text and "| large" in text
     assert (toys / "reports/table90.csv").read_text().count("\n") == 3 and (toys / "reports/table90.tex").exists()
-    result = run("stn.figures", "--table", "90", cwd=toys)
-    assert result.returncode == 0 and (toys / "reports/figures/table90.png").stat().st_size > 1000, result.stderr
+    assert (toys / "reports/figures/table90.png").stat().st_size > 1000
 
 
 def test_two_tables_of_one_number_are_refused(toys):
-    again = toys / "experiments/toys_again"
-    again.mkdir()
-    for name in ("__init__.py", "table.py"):
-        (again / name).write_text((toys / "experiments/toys" / name).read_text())
-    with pytest.raises(ValueError, match="toys_again: there is a Table 90 already, toys"):
-        find_tables()
+    experiments = toys.parent / "experiments"
+    shutil.copytree(experiments / "toys", experiments / "toys_again")
+    assert "toys_again: there is a Table 90 already, toys" in spawn("stn.table", "--table", "90", cwd=toys).stderr
 
 
 def test_a_new_row_is_one_line(tmp_path):

@@ -62,7 +62,7 @@ def test_a_learned_kernel_without_its_weights_is_refused(tmp_path):
     with np.load(path.with_suffix(".npz")) as archive:
         arrays = {name: archive[name] for name in archive.files if name != "phi_y"}
     np.savez(path.with_suffix(".npz"), **arrays)
-    with pytest.raises(UserError, match=r"kernels_r-kernel_learned\.npz without phi_x and phi_y"):
+    with pytest.raises(UserError, match=r"mnist_r-st_cnn_affine-sampler_learned\.npz without phi_x and phi_y"):
         load_records(KERNELS, [path])
 
 

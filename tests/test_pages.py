@@ -45,7 +45,7 @@ def project(tmp_path):
     return tmp_path, Sources(lambda number: Report(budgets, f"table{number}"), {}, tmp_path), budgets
 
 
-def test_the_index_has_the_best_of_each_column_at_the_longest_budget_that_has_any(project):
+def test_the_index_has_the_best_of_each_column_at_the_longest_budget_that_has_half_of_the_cells(project):
     _, sources, budgets = project
     head, line = lines(make_block("index", Path("README.md"), sources))
     assert head == ["experiment", "best of ours", "the paper", "data", "budget"]
@@ -58,6 +58,8 @@ def test_the_index_has_the_best_of_each_column_at_the_longest_budget_that_has_an
     assert line[1].startswith(f"R **{best['R'][0]:.2f}** ST-CNN Aff<br>P ") and line[2] == "0.7<br>0.8"
     assert line[3:] == ["whole, 3 of 4 cells", "`medium`, 1 seed"]
     assert "](digits.md)" in make_block("index", PAGE, sources)  # a link is relative to its page
+    budgets[1][1:] = []  # 1 of 4 cells
+    assert lines(make_block("index", Path("README.md"), sources))[1][3:] == ["whole", "`quick`, 1 seed"]
 
 
 def test_a_stand_in_for_the_papers_data_is_not_held_against_the_paper(project):

@@ -53,9 +53,9 @@ def test_unfinished_record_is_refused_by_name(tmp_path):
 
 def test_record_of_another_config_is_refused(tmp_path):
     path = write_cell(tmp_path, "CNN", "R", [120])
-    right = {"model": {"filters": 64, "localisation": {"filters": 20}}, "seeds": [0]}
+    right = {"data": {"kind": "mnist"}, "model": {"filters": 64, "localisation": {"filters": 20}}, "seeds": [0]}
     assert len(load_records(DISTORTED, [path], configs={path: right})) == 1
-    wrong = {"model": {"filters": 32, "localisation": {"filters": 20}}, "seeds": [0]}
+    wrong = {"data": {"kind": "mnist"}, "model": {"filters": 32, "localisation": {"filters": 20}}, "seeds": [0]}
     with pytest.raises(UserError, match=r"mnist_r-cnn\.json: .*model\.filters: 64, not 32"):
         load_records(DISTORTED, [path], configs={path: wrong})
 
@@ -132,7 +132,7 @@ def test_record_under_another_cells_name_is_refused(tmp_path):
 
 def test_record_of_another_table_is_refused(tmp_path):
     path = write_cell(tmp_path, "CNN", "64 px", [120])
-    with pytest.raises(UserError, match=r"svhn_64-svhn_cnn\.json: .*no cell of Table 1: data svhn_64, model svhn_cnn"):
+    with pytest.raises(UserError, match=r"svhn_64-svhn_cnn\.json: .*no cell of Table 1: svhn_64-svhn_cnn"):
         load_records(DISTORTED, [path])
 
 
@@ -224,7 +224,10 @@ def test_a_seed_that_cannot_be_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "changes, reason",
     [
-        ({"trained": {"seed": 0, "date": "2024-12-31", "errors": 2000}}, "training that sizes_r-size_cnn_2k5"),
+        (
+            {"trained": {"seed": 0, "date": "2024-12-31", "errors": 2000}},
+            "training that mnist_r-cnn-schedule_sizes-parameters_2500",
+        ),
         ({"config": {}}, "not of the training"),
         ({"tested": "sizes_rts"}, "tested on other images"),
         ({"runs": {}}, "without runs.torch"),

@@ -7,7 +7,6 @@ each of them it holds the digest of the resolved config and that of the code tha
 
 import argparse
 import json
-from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -27,7 +26,6 @@ EXPORTED = (8,)  # the tables whose networks are exported
 CLASSIFIER = ("mnist_ts", "cnn", "quick")  # what co-localisation builds on, the same at every budget
 
 
-@cache
 def _folders() -> dict[Cell, str]:
     """Where the records of each cell lie below a budget's folder: with the first table that shows it."""
     folders: dict[Cell, str] = {}

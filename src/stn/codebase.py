@@ -26,6 +26,7 @@ from pathlib import Path
 from stn.errors import UserError
 
 TRAINING = "stn.training.run:train"
+EXPERIMENTS = "stn.experiments"
 # What training reaches and no number depends on: modules, or definitions in them.
 APART = {
     "stn.config",  # the schema; the values are in conf/, and resolved in every record
@@ -55,7 +56,7 @@ def training_digest(kind: str, read: Reader | None = None) -> str:
 
 def roots(kind: str) -> tuple[str, str, str]:
     """Where the training of an experiment starts: its data source, its network, and the training loop."""
-    return f"stn.experiments.{kind}.data:source", f"stn.experiments.{kind}.networks:network", TRAINING
+    return f"{EXPERIMENTS}.{kind}.data:source", f"{EXPERIMENTS}.{kind}.networks:network", TRAINING
 
 
 def digest_of(*roots: str, read: Reader | None = None) -> str:
@@ -147,8 +148,10 @@ def _spec(name: str) -> ModuleSpec | None:
     if not package:
         return find_spec(name)
     parent = _spec(package)
-    folders = parent.submodule_search_locations if parent else None
-    return PathFinder.find_spec(name, list(folders)) if folders else None
+    folders = list((parent and parent.submodule_search_locations) or ())
+    if package == EXPERIMENTS:  # as that package searches them
+        folders += filter(None, os.environ.get("STN_EXPERIMENTS", "").split(os.pathsep))
+    return PathFinder.find_spec(name, folders) if folders else None
 
 
 @cache

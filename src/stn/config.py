@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from stn.environment import share_cores
 from stn.errors import UserError, told
 from stn.experiments import find_configs, find_experiments, load
+from stn.report.table import Cell
 
 CONF = Path(__file__).parents[2] / "conf"
 LARGEST_SEED = 2**32 - 1  # that Lightning takes
@@ -119,8 +120,9 @@ class ExportConfig:
 
 @dataclass
 class RunConfig:
-    """What `stn.train` and the other front doors of a cell take."""
+    """What `stn.train` and the other front doors of a cell take. `name` is made of the command line."""
 
+    name: str
     data: DataConfig
     model: ModelConfig | None
     budget: BudgetConfig
@@ -189,7 +191,7 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
     cfg = _scheduled(cfg, overrides)
     schema = OmegaConf.structured(RunConfig)
     schema.data, schema.model = OmegaConf.structured(kind.DATA), OmegaConf.structured(kind.MODEL)
-    cfg = OmegaConf.merge(schema, cfg)
+    cfg = OmegaConf.merge(schema, cfg, {"name": _cell(cfg, overrides).key})
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise UserError(f"no value for {', '.join(sorted(missing))}: set it in conf/ or on the command line")
@@ -271,6 +273,15 @@ def _scheduled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         if key and group in ("budget", "model") and cfg.get(group) is not None and not override.is_delete():
             OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=override.is_add())
     return cfg
+
+
+def _cell(cfg: DictConfig, overrides: Sequence[str]) -> Cell:
+    """The cell that a command line describes: its data set, its network, and what it has otherwise than their configs."""
+    groups = ("data", "model", "schedule")
+    settings = [one.lstrip("+~") for one in overrides]
+    settings = [one for one in settings if one.split(".")[0] in groups[:2] or one.startswith("schedule=")]
+    settings = [one for one in settings if "=" in one and one.split("=")[0] not in groups[:2]]
+    return Cell(str(cfg.data.name), str(cfg.model.name if cfg.model else "none"), tuple(settings))
 
 
 def _search_path() -> list[str]:

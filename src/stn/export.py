@@ -1,6 +1,6 @@
 """Export a network to ONNX, float32 and int8, test and time it: `python -m stn.export checkpoint=.../last.ckpt`.
 
-Without a checkpoint it is that of the finished cell: `python -m stn.export data=mnist_r model=st_cnn_affine budget=quick`.
+Without a checkpoint it is that of the finished cell: `python -m stn.export data=mnist_r model=st_cnn_tps budget=quick`.
 """
 
 from omegaconf import DictConfig

@@ -41,14 +41,16 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     side_by_side = Stages(jobs)
     if not CELLS.exists():  # without it DVC cannot read dvc.yaml
         write()
-    _dvc("repro", "-q", "cells")
+    outside = ["--force"] if os.environ.get("STN_EXPERIMENTS") else []  # DVC does not see what lies outside
+    _dvc("repro", "-q", *outside, "cells")
     _dvc("repro", "-q", *needed(params, table))
     side_by_side.repro(sorted(records, key=_longest_first(before)))
     trained = [name for name, path in records.items() if _seconds_and_dates(path) != before[name]]
     exports = export_names(params, table)
     if exports:  # one after the other, since each is timed
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
-    side_by_side.repro([f"table{table}"], force=True)
+    if not side_by_side.repro([f"table{table}"], force=True):  # the table of an experiment outside of the project
+        subprocess.run([sys.executable, "-m", "stn.table", "--table", str(table), "--figures"], check=True)
     minutes = (time.monotonic() - started) / 60
     print(f"{len(trained)} of {len(records)} cells trained here in {minutes:.1f} min", end="")
     if len(trained) < len(records):
@@ -62,8 +64,8 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
 
 def _way_back() -> str:
     if Path(".git").exists():
-        return "`git checkout params.yaml dvc.lock reports` takes them back"
-    return "unpack params.yaml, dvc.lock and reports again to take them back"
+        return "`git checkout params.yaml cells.json dvc.lock reports` takes them back"
+    return "unpack params.yaml, cells.json, dvc.lock and reports again to take them back"
 
 
 def needed(params: Params, table: int) -> list[str]:

@@ -56,9 +56,10 @@ class Stages:
             forkserver.ensure_running()
         signal.signal(signal.SIGINT, self.interrupt)
 
-    def repro(self, names: list[str], force: bool = False) -> None:
+    def repro(self, names: list[str], force: bool = False) -> bool:
         """Run these stages, none of which needs another, in this order: those that are stale, or all.
 
+        Returns whether there are any of these in `dvc.yaml`.
         A stage that fails costs no other; the UserError of the first is raised at the end. What is finished is entered
         in `dvc.lock`, after an interrupt too.
         """
@@ -68,6 +69,7 @@ class Stages:
         _survive_kills()
         with _told_by_dvc(), Repo(_wait_for_lock=True) as repo:  # as `dvc --wait-for-lock`
             stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in set(names)}
+            known = bool(stages)
             if not force:
                 with lock_repo(repo):  # `repo.status` would read dvc.yaml anew for each
                     stages = {name: stage for name, stage in stages.items() if stage.status()}
@@ -89,6 +91,7 @@ class Stages:
                 _enter(repo, finished)
         if failed:
             raise failed[0]
+        return known
 
     def _run(self, stage, files: str):
         """Run one stage, unless code or configs are no longer what `files` stands for; returns it."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import pkgutil
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -41,7 +40,6 @@ def find_configs() -> list[Path]:
     return [folder for folder in folders if here not in folder.parents and folder.is_dir()]
 
 
-@cache
 def find_tables() -> dict[int, Table]:
     """The tables of all experiments by number, in ascending order; ValueError if two have the same number."""
     tables: dict[int, Table] = {}

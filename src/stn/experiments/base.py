@@ -60,7 +60,8 @@ class Network(Protocol):
     A call maps images to scores (B, classes) for labels (B,), or to (B, positions, classes) for labels (B, positions).
     A network that answers something else has an `objective`, with `loss` and `right` of
     `stn.training.learner.Classification`. One whose model config has `pretrained` has `load_pretrained()`, which loads
-    its first weights and returns what they are.
+    its first weights and returns what they are. For pictures in wandb, `seen(images)` is what the classifier sees
+    (n, C, H, W), and `projected(images)` what it would see without a transformer, where images are volumes.
     """
 
     def __call__(self, images: Any) -> Tensor: ...

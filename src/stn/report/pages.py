@@ -261,14 +261,15 @@ def index_block(page: Path, sources: Sources) -> str:
 
 
 def _index_line(experiment: Experiment, report: Report, link: str) -> list[str]:
-    """A line of the index: of each column the best cell at the longest budget that has any of the line's cells."""
+    """A line of the index: of each column the best cell at the longest budget that has half of its cells."""
     name = f"[{experiment.title}]({link}{f'#{experiment.anchor}' if experiment.anchor else ''})"
     budgets = [[record for record in records if experiment.includes(record)] for records in report.budgets]
     budgets = [_on_papers_data(records) for records in budgets if records]
     if not budgets:
         return [name, "not run", "–", "–", "–"]
-    longest = max(budgets, key=lambda records: max(seed.steps for seed in records[0].seeds))
     wanted = {(record.row.label, record.column.label) for records in budgets for record in records}
+    mostly = [records for records in budgets if 2 * len(records) >= len(wanted)] or budgets
+    longest = max(mostly, key=lambda records: max(seed.steps for seed in records[0].seeds))
     table = _values(longest)
     known = [cell for records in budgets for cell in _values(records)]
     best, theirs = [], []

@@ -6,6 +6,7 @@ light to import: what the pipeline trains is read from the tables too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,9 +33,10 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The name of its record, such as "mnist_r-st_cnn_affine-sampler_integer"."""
-        settings = (setting.rpartition(".")[2].replace("=", "_") for setting in self.settings)
-        return "-".join((self.data, self.model, *settings))
+        """The name of its record, `<data>-<model>`, and each setting as `-<key>_<value>`."""
+        settings = (setting.partition("=") for setting in self.settings)
+        names = (f"{key.rpartition('.')[2]}_{re.sub('[^A-Za-z0-9_.]+', '_', value)}" for key, _, value in settings)
+        return "-".join((self.data, self.model, *names))
 
 
 @dataclass(frozen=True, eq=False)

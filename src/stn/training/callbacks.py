@@ -62,16 +62,17 @@ class Pictures(Callback):
         self.n = n
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        network = learner.network
+        if trainer.sanity_checking or not trainer.is_global_zero or not hasattr(network, "seen"):
             return
         import wandb
 
         images, _ = trainer.datamodule.examples(self.n)
         with torch.inference_mode():
-            seen = learner.network.seen(images)
+            seen = network.seen(images)
             images = getattr(images, "images", images)  # where a batch holds more than these
-            if images.ndim == 5:  # volumes: as the classifier would see them without a transformer
-                images = learner.network.projected(images)
+            if hasattr(network, "projected"):
+                images = network.projected(images)
         seen = torch.nn.functional.interpolate(seen, size=images.shape[2:], mode="nearest")
         strip = torch.cat([self._strip(images), self._strip(seen)]).cpu().numpy()
         strip = strip - min(strip.min(), 0)  # of images whose mean is subtracted

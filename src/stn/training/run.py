@@ -265,12 +265,13 @@ def precision(cfg: DictConfig) -> str:
 def scratch(cfg: DictConfig, seed: int) -> Path:
     """Where a seed's checkpoints lie: named by all that decides its result, so that it is never taken for another."""
     key = digest(json.dumps(experiment(cfg), sort_keys=True), training_digest(cfg.data.kind))
-    return Path(cfg.outputs) / "runs" / cfg.budget.name / f"{cfg.data.name}-{cfg.model.name}" / f"{key}-s{seed}"
+    return Path(cfg.outputs) / "runs" / cfg.budget.name / cfg.name / f"{key}-s{seed}"
 
 
 def title(cfg: DictConfig, seed: int | None = None) -> str:
-    """`<data>/<model>` or `<data>/<model>/s<seed>`, as runs are named everywhere."""
-    return f"{cfg.data.name}/{cfg.model.name}" + ("" if seed is None else f"/s{seed}")
+    """`<data>/<model>` or `<data>/<model>/s<seed>`, as runs are named everywhere; settings follow the model."""
+    model = cfg.name.removeprefix(f"{cfg.data.name}-")
+    return f"{cfg.data.name}/{model}" + ("" if seed is None else f"/s{seed}")
 
 
 def keep_memory() -> None:
