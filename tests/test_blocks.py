@@ -140,7 +140,7 @@ def test_where_steps_cannot_be_made_together_they_are_made_one_by_one():
     def block(*overrides):
         return runs.block(compose("trainer=gpu", *overrides))
 
-    assert block() == 50 and block("data=undone_r", "model=cnn_undone") == 50 and block("trainer=cpu") == 8
+    assert block() == 50 and block("model=cnn", "data.undo=true") == 50 and block("trainer=cpu") == 8
     assert block("trainer.accumulate=2") == block("trainer=ddp", "trainer.block=50") == block("debug=anomaly") == 1
     assert block("data=svhn_64", "model=svhn_cnn") == block("data=cub_224", "model=cub_cnn") == 1
 
@@ -349,7 +349,7 @@ def test_every_network_of_the_table_can_be_captured(model, distorted, monkeypatc
 
 
 @GPU
-@pytest.mark.parametrize("model", ["kernel_integer", "kernel_bicubic", "kernel_learned"])
-def test_every_sampling_kernel_can_be_captured(model, distorted, monkeypatch):
+@pytest.mark.parametrize("sampler", ["integer", "bicubic", "learned"])
+def test_every_sampling_kernel_can_be_captured(sampler, distorted, monkeypatch):
     monkeypatch.chdir(distorted)
-    fit(5, "trainer=gpu", "data=digits_r", f"model={model}")
+    fit(5, "trainer=gpu", "data=digits_r", "model=st_cnn_affine", f"model.sampler={sampler}")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import nn
 
-from conftest import dependencies, imports, one_error, run
+from conftest import one_error, run
 from cub_archive import PARTS, pack, ramp, write_cub
 from stn.config import compose
 from stn.data import download
@@ -23,6 +23,8 @@ from stn.errors import UserError
 from stn.experiments.cub import archive as cub
 from stn.experiments.cub.archive import store
 from stn.experiments.cub.data import Birds
+from stn.experiments.cub.table import BIRDS as TABLE
+from stn.report.records import load_records
 from stn.training.data_module import DataModule
 
 CLASSES, TRAINING, TEST, VALIDATION = 4, 5, 3, 2
@@ -380,7 +382,7 @@ def test_sets_that_are_missing_damaged_or_of_another_config_name_the_command(sto
         for harmed in (whole[:-100], whole[:500] + bytes([whole[500] ^ 1]) + whole[501:], b""):
             path.write_bytes(harmed)
             told = refused()
-            assert "or its .npz is not what was written there" in told or f"{STORED} is damaged (" in told
+            assert f"{STORED}: its train set is not what was written there" in told or f"{STORED} is damaged (" in told
         path.unlink()
         assert f"{name} is missing" in refused()
         path.write_bytes(whole)
@@ -553,18 +555,15 @@ def test_real_images_are_fetched_and_stored(monkeypatch, tmp_path):
 
 
 def test_a_run_leaves_a_record_with_windows_and_parts(stored, tmp_path):
-    record, small = tmp_path / "record", ("model.trunk=squeezenet1_1", "model.pretrained=false", "model.size=32")
+    record = tmp_path / "cub_224-cub_2st"
+    small = ("model.trunk=squeezenet1_1", "model.pretrained=false", "model.size=32")
     steps = ("budget=smoke", "budget.steps=2", "budget.batch_size=4", "budget.validate_every=2")
     places = ("logger=none", f"record={record}", f"outputs={tmp_path}")
     result = run("stn.train", *BIRDS, "model=cub_2st", *small, *steps, *places, cwd=stored)
     assert result.returncode == 0, result.stderr
     facts, arrays = json.loads(record.with_suffix(".json").read_text()), np.load(record.with_suffix(".npz"))
-    assert (facts["table"], facts["column"], facts["n_test"]) == (3, "4 classes", SETS["test"])
+    (shown,) = load_records(TABLE, [record.with_suffix(".json")])
+    assert (shown.row.label, shown.column.label) == ("2xST-CNN 224 px", "200 classes")
+    assert facts["config"]["data"]["classes"] == CLASSES and facts["n_test"] == SETS["test"]
     assert arrays["window_all"].shape == (SETS["test"], 2, 4, 2)
     assert arrays["parts"].shape == (SETS["test"], 15, 2) and arrays["part_names"].tolist() == PARTS
-
-
-@pytest.mark.parametrize("stage", ["cell3_224", "cell3_448"])
-def test_a_cell_depends_on_all_it_imports(stored, tmp_path, stage):
-    small = ("model=cub_2st", "model.size=32", "budget.steps=1", "budget.batch_size=2", f"outputs={tmp_path}")
-    assert imports(stored, *BIRDS, *small) == dependencies(stage)

@@ -23,8 +23,11 @@ from stn.training.data_module import DataModule
 from stn.training.learner import Learner, build_network, new_learner
 
 LOCALISATION = {"filters": 4, "features": 6}
-ST = ["cub_1st", "cub_2st", "cub_2st_fixed", "cub_2st_shared", "cub_4st", "cub_4st_fixed"]
-MODELS = ["cub_cnn", *ST, "cub_bilinear"]
+MODELS = [
+    *(("cub_cnn",), ("cub_bilinear",), ("cub_2st", "model.windows=1")),
+    *((name, *settings) for name in ("cub_2st", "cub_4st") for settings in ((), ("model.fixed=true",))),
+    ("cub_2st", "model.shared=true"),
+]
 MIRROR = os.environ.get("STN_DATA_MIRROR", "")
 with_mirror = pytest.mark.skipif(
     not (Path(MIRROR) / "weights").is_dir() or not MIRROR, reason="STN_DATA_MIRROR names no folder with weights"
@@ -61,10 +64,11 @@ def offline(monkeypatch, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", MODELS, ids="-".join)
 @pytest.mark.parametrize("data", ["cub_224", "cub50_448"])
 def test_scores_are_for_the_classes_of_the_data(model, data):
-    cfg = compose(f"data={data}", f"model={model}", "budget=smoke")
+    name, *settings = model
+    cfg = compose(f"data={data}", f"model={name}", *settings, "budget=smoke")
     network = build_network(cfg)
     images = torch.rand(1, 3, cfg.data.canvas, cfg.data.canvas)
     assert network(images).shape == (1, cfg.data.classes)
@@ -436,7 +440,7 @@ def test_first_weights_do_not_depend_on_what_was_built_before():
     one, other = small(2), small(2)
     assert all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters(), strict=True))
     fresh = (
-        "import torch; from test_birds_network import small; print(sum(p.sum().item() for p in small(2).parameters()))"
+        "import torch; from test_cub_networks import small; print(sum(p.sum().item() for p in small(2).parameters()))"
     )
     command = [sys.executable, "-c", fresh]
     result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)

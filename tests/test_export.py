@@ -15,9 +15,15 @@ from stn.errors import UserError
 from stn.geometry import constants
 from stn.geometry.sampling import LearnableSampler
 from stn.nn.transformer import SpatialTransformer
+from stn.report.table import Cell
 
 NETWORKS = ["fcn", "cnn", *(f"st_{kind}_{warp}" for kind in ("fcn", "cnn") for warp in ("affine", "projective", "tps"))]
-CELL = ("data=digits_r", "model=size_st_7k", "budget=smoke", "budget.steps=150", "outputs=exporting")
+SIZE = Cell(  # of Table 8
+    "mnist_r",
+    "st_cnn_affine",
+    ("schedule=sizes", "model.parameters=7000", "model.localisation.filters=4", "model.localisation.features=6"),
+)
+CELL = ("data=digits_r", f"model={SIZE.model}", *SIZE.settings, "budget=smoke", "budget.steps=150", "outputs=exporting")
 QUICK = ("export.calibration=20", "export.timed=20", "export.warm_up=1", "export.batch=500")
 
 
@@ -26,7 +32,7 @@ def checkpoint(workplace):
     """Of a small ST-CNN, trained for a moment on the embedded digits."""
     result = run("stn.train", *CELL, "logger=none", cwd=workplace)
     assert result.returncode == 0, result.stderr
-    (path,) = (workplace / "exporting").glob("runs/smoke/digits_r-size_st_7k/*-s0/last.ckpt")
+    (path,) = (workplace / "exporting").glob("runs/smoke/digits_r-st_cnn_affine/*-s0/last.ckpt")
     return path
 
 
@@ -155,7 +161,7 @@ def test_a_file_is_little_more_than_its_weights(exported):
 
 def test_an_export_says_what_it_found(workplace, checkpoint, exported):
     said, record, folder = exported
-    assert (record["model"], record["tested"], record["n_test"]) == ("size_st_7k", "digits_r", 5000)
+    assert (record["model"], record["tested"], record["n_test"]) == ("st_cnn_affine", "digits_r", 5000)
     runs, trained = record["runs"], json.loads((folder / "result.json").read_text())
     assert runs["torch"]["errors"] == runs["float32"]["errors"] and runs["float32"]["agreement"] == 100
     assert runs["torch"]["error"] == 100 * runs["torch"]["errors"] / 5000
@@ -177,9 +183,10 @@ def test_without_a_checkpoint_it_is_that_of_the_finished_cell(workplace, exporte
     assert result.returncode == 0, result.stderr
     assert (folder / "float32.onnx").read_bytes() == (exported[2] / "float32.onnx").read_bytes()
     line = one_error(run("stn.export", *CELL, "budget.steps=21", cwd=workplace))
-    assert "no checkpoint of digits_r/size_st_7k/s0" in line and "stn.train" in line
-    line = one_error(run("stn.export", *CELL, "seed=5", "record=x", cwd=workplace))
-    assert "make table TABLE=1 FRESH=1" in line
+    assert "no checkpoint of digits_r/st_cnn_affine/s0" in line and "stn.train" in line
+    for cell, command in (("mnist_r-cnn", "make table FRESH=1"), (SIZE.key, "make table TABLE=8 FRESH=1")):
+        line = one_error(run("stn.export", *CELL, "seed=5", f"record=records/{cell}-export", cwd=workplace))
+        assert f"`{command}` trains it" in line
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from cub_archive import write_cub
 from stn.config import compose
 from stn.data import download
 from stn.data.download import export_embedded
-from stn.experiments import find_tables
+from stn.experiments import find_experiments, find_tables, load
 from stn.experiments.mnist.networks import cnn
-from stn.params import TABLES
+from stn.report.table import Cell
 from stn.training import learner
 from stn.training.data_module import DataModule
 from stn.training.run import train_seed
@@ -23,20 +23,23 @@ BATCH, STEPS = 8, 5
 # Stretches and blocks that do not come out even.
 SHORT = (f"budget.batch_size={BATCH}", f"budget.steps={STEPS}", "budget.validate_every=3", "trainer.block=2")
 DIGITS = ("data.source=digits", "data.raw=raw/digits", "data.validation=200")
-EXPERIMENTS = {  # data set: network, what makes both small
-    "digits_r": ("st_cnn_affine", *DIGITS, "data.draws=1"),
-    "mnist_p": ("fcn", *DIGITS, "data.train=frozen"),
-    "undone_rts": ("cnn_undone", *DIGITS),
-    "mnist_ts": ("cnn", *DIGITS),
-    "svhn_64": ("svhn_cnn", "data.validation=4", "data.raw=raw/svhn", "data.augment.scale=0.2", "model.width=0.05"),
-    "cub_224": ("cub_cnn", "data.classes=4", "data.raw=raw/cub", "data.side=72", "data.canvas=64"),
-    "mnist_addition": ("sum_2st_fcn_affine", *DIGITS),
-    "colocalisation_t": ("colocalisation", *DIGITS, "data.images=6", "model.pretrained=classifier.npz"),
-    "colocalisation_tc": ("colocalisation", *DIGITS, "data.images=9", "model.pretrained=classifier.npz"),
-    "volumes_60": ("volume_st", *DIGITS, "data.canvas=30", "model.localisation.downsample=2"),
-    "kernels_r": ("kernel_learned", *DIGITS),
-    "sizes_rts": ("size_st_2k5", *DIGITS),
+TINY = ("model.localisation.filters=4", "model.localisation.features=6")
+SVHN = ("data.validation=4", "data.raw=raw/svhn", "data.augment.scale=0.2", "model.width=0.05")
+SMALL = {  # cell: what makes it small
+    Cell("digits_r", "st_cnn_affine"): (*DIGITS, "data.draws=1"),
+    Cell("mnist_p", "fcn"): (*DIGITS, "data.train=frozen"),
+    Cell("mnist_rts", "cnn", ("data.undo=true",)): DIGITS,
+    Cell("mnist_ts", "cnn"): DIGITS,
+    Cell("svhn_64", "svhn_cnn"): SVHN,
+    Cell("cub_224", "cub_cnn"): ("data.classes=4", "data.raw=raw/cub", "data.side=72", "data.canvas=64"),
+    Cell("mnist_addition", "st_fcn_affine", ("model.parallel=2",)): DIGITS,
+    Cell("colocalisation_t", "colocalisation"): (*DIGITS, "data.images=6", "model.pretrained=classifier.npz"),
+    Cell("colocalisation_tc", "colocalisation"): (*DIGITS, "data.images=9", "model.pretrained=classifier.npz"),
+    Cell("volumes_60", "volume_st"): (*DIGITS, "data.canvas=30", "model.localisation.downsample=2"),
+    Cell("mnist_r", "st_cnn_affine", ("model.sampler=learned",)): DIGITS,
+    Cell("mnist_rts", "st_cnn_affine", ("schedule=sizes", "model.parameters=2500", *TINY)): DIGITS,
 }
+EXPERIMENTS = {cell.key: (cell, small) for cell, small in SMALL.items()}
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +59,18 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def settings(folder, request, monkeypatch):
-    """Overrides for an experiment, whose sets are stored."""
-    name, (model, *small) = request.param, EXPERIMENTS[request.param]
+    """Overrides for a cell, whose sets are stored."""
+    name, (cell, small) = request.param, EXPERIMENTS[request.param]
     monkeypatch.chdir(folder)
     monkeypatch.setenv("STN_DATA_MIRROR", str(folder / "mirror"))
     sizes = {path.name.partition(".")[0]: path.stat().st_size for path in (folder / "mirror/svhn").glob("*.gz")}
     monkeypatch.setattr(download, "SVHN_BYTES", sizes)
-    small = [f"data={name}", f"data.stored=stored/{name}", *small]
-    doors = {"svhn_64": ("fetch", "crop"), "cub_224": ("crop",)}.get(name, ("distort",))
+    small = [f"data={cell.data}", f"data.stored=stored/{name}", *cell.settings, *small]
+    doors = {"svhn_64": ("fetch", "crop"), "cub_224": ("crop",)}.get(cell.data, ("distort",))
     for door in doors if not (folder / "stored" / name).exists() else ():
         result = run(f"stn.{door}", *(setting for setting in small if setting.startswith("data")), cwd=folder)
         assert result.returncode == 0, result.stderr
-    return [*small, f"model={model}", "budget=smoke", "logger=none", *SHORT]
+    return [*small, f"model={cell.model}", "budget=smoke", "logger=none", *SHORT]
 
 
 def count(batch) -> int:
@@ -75,15 +78,17 @@ def count(batch) -> int:
     return len(getattr(batch, "images", batch))
 
 
-def test_every_table_is_among_the_experiments():
-    cells = [compose(f"data={name}", f"model={model}") for name, (model, *_) in EXPERIMENTS.items()]
-    assert {cell.data.table for cell in cells} == {*TABLES}
+def test_a_cell_of_every_experiment_and_of_every_table_is_among_them():
+    assert {compose(f"data={cell.data}", f"model={cell.model}").data.kind for cell in SMALL} == {*find_experiments()}
+    for table in find_tables().values():
+        assert EXPERIMENTS.keys() & table.places.keys(), table.title
 
 
 WHOLE = [(name, 1) for name in EXPERIMENTS]
+PARTS = [("digits_r-st_cnn_affine", 2), ("colocalisation_t-colocalisation", 2)]
 
 
-@pytest.mark.parametrize("settings, parts", [*WHOLE, ("digits_r", 2), ("colocalisation_t", 2)], indirect=["settings"])
+@pytest.mark.parametrize("settings, parts", [*WHOLE, *PARTS], indirect=["settings"])
 def test_images_seen_are_those_that_the_network_was_fed(settings, parts, tmp_path, monkeypatch):
     fed, build = [], learner.build_network
 
@@ -96,7 +101,9 @@ def test_images_seen_are_those_that_the_network_was_fed(settings, parts, tmp_pat
     cfg = compose(*settings, f"trainer.accumulate={parts}")
     result, _ = train_seed(cfg, 0, tmp_path / "run")
     assert result["steps"] == STEPS and result["images_seen"] == sum(fed) > 0
-    assert len(fed) == STEPS * parts and result["images_seen"] == STEPS * BATCH * find_tables()[cfg.data.table].classes
+    assert len(fed) == STEPS * parts
+    for table in load(cfg.data.kind, "table").TABLES:  # by which records are judged
+        assert result["images_seen"] == STEPS * BATCH * table.classes
 
 
 @pytest.mark.parametrize("settings", EXPERIMENTS, indirect=True)

@@ -306,8 +306,8 @@ def test_the_installed_library_may_be_used_anywhere(tmp_path):
 def test_dvc_works_in_an_unpacked_archive(project, python):
     """In a folder without git, whatever repository is around it, and without the program."""
     (project / ".git").rmdir()
-    shutil.copy(ROOT / "dvc.yaml", project)
-    shutil.copy(ROOT / "params.yaml", project)
+    for name in ("dvc.yaml", "cells.json", "params.yaml"):
+        shutil.copy(ROOT / name, project)
     Repo.init(str(project.parent))
     (project.parent / ".gitignore").write_text("*\n")
     assert setup(project).returncode == 0

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.ndimage import uniform_filter
 from torch import nn
 
-from conftest import dependencies, imports, one_error, run
+from conftest import one_error, run
 from stn.config import compose
 from stn.data import download
 from stn.data.draws import generator
@@ -480,13 +480,13 @@ def test_crops_that_are_missing_damaged_or_of_another_config_name_the_command(cr
 
     assert "data/stored/svhn_64/sets.json is missing" in refused()
     shutil.copytree(cropped / folder, folder)
-    assert "was cropped with expand=0.3 (not 1.0), validation=6 (not 7)" in refused(expand=1.0, validation=7)
+    assert "was stored with expand=0.3 (not 1.0), validation=6 (not 7)" in refused(expand=1.0, validation=7)
     images = folder / "train_images.npy"
     whole = images.read_bytes()
     images.write_bytes(whole[:-100])
     assert "data/stored/svhn_64 is damaged" in refused()
     images.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
-    assert "train_images.npy is not what was written there" in refused()
+    assert "data/stored/svhn_64: its train set is not what was written there" in refused()
     images.unlink()
     assert "train_images.npy is missing" in refused()
     (folder / "sets.json").write_text("{")
@@ -709,7 +709,8 @@ def test_a_run_leaves_a_record_with_windows(cropped, tmp_path, model, transforme
     result = run("stn.train", *command, *sizes, cwd=cropped)
     assert result.returncode == 0, result.stderr
     facts, arrays = json.loads(record.with_suffix(".json").read_text()), np.load(record.with_suffix(".npz"))
-    assert (facts["table"], facts["row"], facts["column"]) == (2, compose(*command[:3]).model.row, "64 px")
+    (shown,) = load_records(HOUSE_NUMBERS, [record.with_suffix(".json")])
+    assert (shown.row.model, shown.column.label) == (model, "64 px")
     assert facts["n_test"] == COUNTS["test"] and facts["multiply_adds"] > 0
     np.testing.assert_array_equal(arrays["positions"].all(1), arrays["correct_s0"])
     assert [name for name in arrays.files if name.startswith("theta")] == [
@@ -718,13 +719,8 @@ def test_a_run_leaves_a_record_with_windows(cropped, tmp_path, model, transforme
     if transformers:
         assert arrays["window_all"].shape == (COUNTS["test"], transformers, 4, 2)
         assert arrays["box"].shape == (COUNTS["test"], 4) and arrays["example_seen"].shape[1:] == (64, 64, 3)
-        draw_windows(load_records(HOUSE_NUMBERS, [record.with_suffix(".json")])).save(tmp_path / "table2.png")
+        draw_windows([shown]).save(tmp_path / "table2.png")
         assert (tmp_path / "table2.png").stat().st_size > 1000
-
-
-def test_a_cell_depends_on_all_it_imports(cropped, tmp_path):
-    found = imports(cropped, *SVHN[::2], "model=svhn_st_multi", "model.width=0.05", f"outputs={tmp_path}")
-    assert found == dependencies("cell2")
 
 
 def test_data_needs_no_network_of_its_table(tmp_path):

@@ -51,10 +51,7 @@ def test_a_run_leaves_a_record_that_explains_itself(workplace, tmp_path):
         assert seed["errors"] == wrong and seed["error"] == pytest.approx(100 * wrong / 5000)
         assert [step for step, _, _ in seed["validation"]] == [10, 20] and seed["images_seen"] == 20 * 64
         assert {"cpu", "cores", "threads", "gpu", "precision", "torch"} <= set(seed["provenance"])
-    assert record["code"] == {
-        "digest": training_digest("stn.experiments.mnist.data", "stn.experiments.mnist.networks"),
-        "commit": commit(),
-    }
+    assert record["code"] == {"digest": training_digest("mnist"), "commit": commit()}
     assert record["adopted"] == [] and fault(record) is None and not any("code" in seed for seed in record["seeds"])
     assert record["seeds"][0]["error"] != record["seeds"][1]["error"]
     assert arrays["theta"].shape == (5000, 32) and arrays["cloud_after"].shape == (1000, 9, 2)
@@ -259,7 +256,7 @@ def test_scratch_is_named_by_all_that_decides_the_result():
 
 def test_a_change_of_code_that_can_change_a_result_has_a_scratch_folder_of_its_own(monkeypatch):
     before = runs.scratch(compose(), 0)
-    monkeypatch.setattr(runs, "training_digest", lambda data, network: f"other code of {data}")
+    monkeypatch.setattr(runs, "training_digest", lambda kind: f"other code of {kind}")
     assert runs.scratch(compose(), 0) != before
 
 

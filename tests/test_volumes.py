@@ -7,12 +7,14 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 
-from conftest import dependencies, imports, one_error, run
+from conftest import one_error, run
 from stn import SpatialTransformer
+from stn.cells import config
 from stn.config import CONF, compose
 from stn.data.draws import generator
 from stn.errors import UserError
@@ -20,6 +22,7 @@ from stn.experiments.mnist.networks import n_parameters
 from stn.experiments.volumes.data import DIGIT, SolidPose, Volumes, load_poses, pose, rotation, store
 from stn.experiments.volumes.figures import draw_volumes
 from stn.experiments.volumes.poses import pose_left, solid_pose
+from stn.experiments.volumes.table import VOLUMES
 from stn.geometry.sampling import trilinear
 from stn.geometry.transforms import Affine3D, pixel_centres
 from stn.report import tables
@@ -247,9 +250,8 @@ def test_undone_volumes_are_the_same_ones_seen_in_one_pose(small):
 
 
 def test_networks_have_equal_parameters_within_3_percent():
-    cells = (("volumes_60", "volume_cnn"), ("volumes_60", "volume_st"), ("volumes_undone", "volume_undone"))
-    totals = [n_parameters(build_network(compose(f"data={data}", f"model={model}"))) for data, model in cells]
-    assert max(totals) / min(totals) < 1.03
+    totals = [n_parameters(build_network(config("quick", cell))) for cell in VOLUMES.cells()]
+    assert len(totals) == 3 and max(totals) / min(totals) < 1.03
 
 
 def test_what_is_seen_is_one_where_a_digit_faces_the_viewer():
@@ -296,11 +298,12 @@ def test_sizes_that_do_not_fit_are_one_line_that_names_them(override):
 
 
 def test_volumes_have_budgets_of_their_own():
-    for data, model in (("volumes_60", "volume_st"), ("volumes_undone", "volume_undone")):
-        for budget in ("smoke", "quick", "medium", "paper"):
-            assert (CONF / "budget_for" / f"{data}-{budget}.yaml").is_file()  # the pipeline depends on it
-            cfg = compose(f"data={data}", f"model={model}", f"budget={budget}")
-            assert cfg.budget == compose("data=volumes_60", "model=volume_cnn", f"budget={budget}").budget
+    schedule = OmegaConf.load(CONF / "schedule/volumes.yaml")
+    for budget in ("smoke", "quick", "medium", "paper"):
+        own = schedule[budget].budget
+        first, *others = (config(budget, cell).budget for cell in VOLUMES.cells())
+        assert own and {key: first[key] for key in own} == own and len(others) == 2
+        assert all(other == first for other in others)
 
 
 # ------------------------------------------------------------------------------------------------- report
@@ -337,11 +340,12 @@ def trained(small, workplace):
     command = ("data=volumes_60", *EMBEDDED, "data.canvas=30", f"data.raw={small.data.raw}")
     assert run("stn.distort", *command, f"data.stored={where_stored}", cwd=workplace).returncode == 0
     paths = []
-    for data, model in (("volumes_60", "volume_cnn"), ("volumes_60", "volume_st"), ("volumes_undone", "volume_undone")):
-        record = workplace / f"solid_records/{data}-{model}"
+    for cell in VOLUMES.cells():
+        record = workplace / f"solid_records/{cell.key}"
         where = (f"data.stored={where_stored}", *EMBEDDED, *LITTLE, f"data.raw={small.data.raw}", f"record={record}")
         tiny = ("budget=smoke", "budget.steps=2", "budget.batch_size=4", "budget.validate_every=2", "logger=none")
-        result = run("stn.train", f"data={data}", f"model={model}", *where, *tiny, cwd=workplace)
+        what = (f"data={cell.data}", f"model={cell.model}", *cell.settings)
+        result = run("stn.train", *what, *where, *tiny, cwd=workplace)
         assert result.returncode == 0, result.stderr
         paths.append(record.with_suffix(".json"))
     return tables.load(6, paths)
@@ -376,10 +380,3 @@ def test_a_broken_theta_does_not_stop_the_figure(trained, tmp_path):
     arrays["theta"][:], arrays["example_theta"][:] = np.nan, np.nan
     draw_volumes([replace(record, arrays=arrays)]).save(tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 1000
-
-
-def test_a_cell_depends_on_all_it_imports(trained, small, workplace):
-    stored = f"data.stored={workplace}/solid_30"
-    where = (stored, *EMBEDDED, *LITTLE, f"data.raw={small.data.raw}", "outputs=imports6")
-    tiny = ("budget.steps=1", "budget.batch_size=2", "budget.validate_every=1")
-    assert imports(workplace, "data=volumes_60", "model=volume_st", *where, *tiny) == dependencies("cell6_60")

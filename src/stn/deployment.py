@@ -141,11 +141,17 @@ def _finished(cfg: DictConfig) -> tuple[Learner, Path]:
             learner = load(folder / "last.ckpt")
             if OmegaConf.to_container(learner.cfg) == wanted:
                 return learner, folder / "last.ckpt"
-    mend = "make table TABLE=... FRESH=1" if cfg.record else "python -m stn.train ..."
     raise UserError(
-        f"no checkpoint of {title(cfg, seed)} ({cfg.budget.name}) below {own.parent}: `{mend}` trains it, "
+        f"no checkpoint of {title(cfg, seed)} ({cfg.budget.name}) below {own.parent}: `{_training_of(cfg)}` trains it, "
         "checkpoint=... names one elsewhere"
     )
+
+
+def _training_of(cfg: DictConfig) -> str:
+    """The command that trains the cell of an export: that of its table, where the record is one of a table's."""
+    cell = Path(cfg.record or "").name.removesuffix("-export")
+    commands = [table.make for table in experiments.find_tables().values() if cell in table.places]
+    return f"{commands[0]} FRESH=1" if commands else "python -m stn.train ..."
 
 
 def to_onnx(network: nn.Module, images: Tensor, path: Path, opset: int) -> None:
