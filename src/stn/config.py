@@ -1,7 +1,7 @@
 """The schema of `conf/`, and the way from the command line to a checked config.
 
-The dataclasses turn a misspelt key or a value of the wrong kind, in a file as well as on the command line, into one line
-that names it. Numbers live in `conf/`; a key that was added later has a default, so that older records stay valid.
+The dataclasses turn a misspelt key or a value of the wrong kind, in a file as well as on the command line, into one
+line that names it. Numbers live in `conf/`; a key that was added later has a default, so that older records stay valid.
 """
 
 import hashlib
@@ -264,8 +264,8 @@ def _fits(model: DictConfig, schema: type) -> bool:
 def _scheduled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The config with what its schedule (`conf/schedule`) says of its budget, and without the schedule.
 
-    A schedule has a section for each budget, and one named `every` for all of them. A section holds keys of `budget` and
-    `model`. What the command line says of single keys comes last.
+    A schedule has a section for each budget, and one named `every` for all of them. A section holds keys of `budget`
+    and `model`. What the command line says of single keys comes last.
     """
     schedule = OmegaConf.to_container(cfg.schedule)
     cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "schedule"])
@@ -281,7 +281,7 @@ def _scheduled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def _cell(cfg: DictConfig, overrides: Sequence[str]) -> Cell:
-    """The cell that a command line describes: its data set, its network, and what it has otherwise than their configs."""
+    """The cell that a command line describes: data set, network, and what it has otherwise than their configs."""
     groups = ("data", "model", "schedule")
     settings = [one.lstrip("+~") for one in overrides]
     settings = [one for one in settings if one.split(".")[0] in groups[:2] or one.startswith("schedule=")]
