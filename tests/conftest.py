@@ -11,30 +11,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import yaml
 
 ROOT = Path(__file__).parents[1]
-# What a cell imports and does not depend on: none of it can change a result.
-HARMLESS = {
-    "stn/__init__.py",
-    "stn/train.py",  # the front door
-    "stn/errors.py",  # how errors are told
-    "stn/checkout.py",  # which copy of the project runs
-    "stn/environment.py",  # cores, folders for caches, encoding of the output
-    "stn/codebase.py",  # names the code
-    "stn/files.py",  # how files are moved into place
-    "stn/config.py",  # the schema; the values are in conf/, which is a dependency
-    "stn/training/callbacks.py",  # watches
-    "stn/training/__init__.py",
-    "stn/nn/__init__.py",
-    "stn/experiments/__init__.py",
-    "stn/report/table.py",
-    "stn/data/__init__.py",
-    "stn/data/download.py",  # reads files whose bytes are checked
-    "stn/experiments/svhn/archive.py",  # makes the crops, which are a dependency
-    "stn/geometry/__init__.py",
-    "stn/geometry/inverses.py",  # the way back, which no training takes
-}
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["PYTHONPATH"] = str(ROOT / "src")  # what the tests start runs the code beside them, whatever is installed
 os.environ["STN_HERE"] = "1"  # front doors work in the folders of the tests
@@ -87,25 +65,6 @@ def one_error(result: subprocess.CompletedProcess) -> str:
     lines = [line for line in result.stderr.splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
     return lines[0]
-
-
-def imports(folder: Path, *overrides: str) -> set[str]:
-    """The project's files that a training run imports, here or on a GPU, and that can change its result."""
-    code = (
-        "import sys; from stn.train import main; main()\n"
-        "if 'stn.nn.localisation' in sys.modules: import stn.nn.convolutions\n"
-        "print(*[m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'stn'], sep='\\n')"
-    )
-    command = [sys.executable, "-c", code, *overrides, "budget=smoke", "logger=none"]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return {f"stn/{line.split('/stn/')[-1]}" for line in result.stdout.splitlines() if line.endswith(".py")} - HARMLESS
-
-
-def dependencies(stage: str) -> set[str]:
-    """The project's files that a stage of dvc.yaml depends on."""
-    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
-    return {path.removeprefix("src/") for path in declared if path.startswith("src/")}
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -32,7 +33,7 @@ def checkpoint(workplace):
     """Of a small ST-CNN, trained for a moment on the embedded digits."""
     result = run("stn.train", *CELL, "logger=none", cwd=workplace)
     assert result.returncode == 0, result.stderr
-    (path,) = (workplace / "exporting").glob("runs/smoke/digits_r-st_cnn_affine/*-s0/last.ckpt")
+    (path,) = (workplace / "exporting").glob(f"runs/smoke/{replace(SIZE, data='digits_r').key}/*-s0/last.ckpt")
     return path
 
 
@@ -183,7 +184,7 @@ def test_without_a_checkpoint_it_is_that_of_the_finished_cell(workplace, exporte
     assert result.returncode == 0, result.stderr
     assert (folder / "float32.onnx").read_bytes() == (exported[2] / "float32.onnx").read_bytes()
     line = one_error(run("stn.export", *CELL, "budget.steps=21", cwd=workplace))
-    assert "no checkpoint of digits_r/st_cnn_affine/s0" in line and "stn.train" in line
+    assert f"no checkpoint of {SIZE.key.replace('mnist_r-', 'digits_r/')}/s0" in line and "stn.train" in line
     for cell, command in (("mnist_r-cnn", "make table FRESH=1"), (SIZE.key, "make table TABLE=8 FRESH=1")):
         line = one_error(run("stn.export", *CELL, "seed=5", f"record=records/{cell}-export", cwd=workplace))
         assert f"`{command}` trains it" in line

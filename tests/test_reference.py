@@ -11,13 +11,17 @@ import torch
 import stn
 from reference import CASES, CURVES, SPLITS, Workshop, differences, tolerances
 from stn.codebase import APART, reached, roots
+from stn.experiments import find_experiments
 from stn.geometry.sampling import LearnableKernel
 
 CASES_BY_NAME = {case.name: case for case in CASES}
 COMMITTED = json.loads(CURVES.read_text())["curves"]
 PACKAGE = Path(stn.__file__).parent
-# What settles the environment, moves files into place or opens a finished checkpoint: it decides no number.
+# What settles the environment, checks a config, names a run, moves files into place, opens a finished checkpoint or
+# lists the experiments, of which the config names one: it decides no number.
 AROUND = {"stn.environment", "stn.files", "stn.checkout", "stn.training.run:load"}
+AROUND |= {f"stn.experiments.{name}.config" for name in find_experiments()}
+AROUND |= {"stn.experiments:find_experiments", "stn.experiments:find_configs", "stn.report.table:Cell.key"}
 OPTIMISED = 0x1  # the flag of a function's code; that of a module or class, which runs at import, lacks it
 
 
@@ -56,8 +60,8 @@ def executed():
     for code in codes:
         path = Path(code.co_filename)
         if code.co_flags & OPTIMISED and path.is_relative_to(PACKAGE):
-            module = ".".join(["stn", *path.relative_to(PACKAGE).with_suffix("").parts])
-            found.add((module, code.co_qualname, code.co_firstlineno))
+            module = ".".join(["stn", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+            found.add((module, code.co_qualname.partition(".<locals>")[0], code.co_firstlineno))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
