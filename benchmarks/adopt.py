@@ -1,10 +1,10 @@
 """Let records adopt the code that is checked out, once a commit has left numbers alone: `python -m benchmarks.adopt`.
 
 A record that the present code did not train names code that it was shown to agree with: the commit that trained it, or
-the last that it adopted. The reference curves of its experiment are computed with that commit's sources and configs, and
-with those that are checked out, on this machine and at the precision at which the record was trained. Where each loss
-agrees as far as rounding lets it (`tests/reference.py`), the record gets an entry in `adopted`. Where one does not, or
-the older code cannot compute them, it gets none, its table's caption says so, and this command says why.
+the last that it adopted. The reference curves of its experiment are computed with that commit's sources and configs,
+and with those that are checked out, on this machine and at the precision at which the record was trained. Where each
+loss agrees as far as rounding lets it (`tests/reference.py`), the record gets an entry in `adopted`. Where one does
+not, or the older code cannot compute them, it gets none, its table's caption says so, and this command says why.
 
 The curves are of a CPU. What a GPU alone runs is compared as code: a record that was trained on one adopts nothing
 while that differs.

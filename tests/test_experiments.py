@@ -200,7 +200,7 @@ images: 200
 
 @pytest.fixture
 def toys(tmp_path, monkeypatch):
-    """An experiment in a folder of its own, which the environment names, and a workspace with a Table 90 of two cells."""
+    """A workspace, and an experiment in a folder of its own, which the environment names."""
     folder = tmp_path / "experiments"
     for name, text in TOY.items():
         path = folder / "toys" / name

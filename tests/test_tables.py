@@ -16,6 +16,7 @@ from stn.errors import UserError
 from stn.experiments import find_tables
 from stn.params import read_params
 from stn.report import tables
+from stn.report.metrics import render_curves, render_metrics
 from synthetic import STRIPS, check_tex, write_cell, write_table
 
 
@@ -113,7 +114,7 @@ def test_the_readme_leads_with_the_longest_budget_that_is_whole(records, tmp_pat
     files = stn.table.written(1, budgets)
     assert {path.name for path in files} == {
         f"table1{of}.{kind}" for of in ("", "-medium") for kind in ("md", "csv", "tex")
-    }
+    } | {"table1.json"}
     assert (
         "budget `quick`" in files[Path("reports/table1.md")]
         and "budget `medium`" in files[Path("reports/table1-medium.md")]
@@ -280,3 +281,16 @@ def test_print_writes_nothing_and_an_unknown_table_is_one_line(workplace):
     result = run("stn.table", "--table", "2", "--print", cwd=folder)
     assert "not run" in result.stdout and not (folder / "reports").exists()
     assert "--table 70: there is 1, 2" in one_error(run("stn.table", "--table", "70", cwd=folder))
+
+
+# For DVC
+
+
+def test_dvc_shows_the_values_of_every_budget_and_the_curves_of_every_cell(records):
+    table = find_tables()[1]
+    values = json.loads(render_metrics(table, [records, [replace(record, budget="medium") for record in records[:1]]]))
+    assert values["quick"]["CNN"] == {"R": 2.0, "RTS": 2.0, "P": 2.0, "E": 2.0}
+    assert values["medium"] == {"FCN": {"R": 4.0}}
+    lines = render_curves(records).splitlines()
+    assert lines[:2] == ["cell,step,error", "mnist_r-fcn,1000,3.0"] and len(lines) == 1 + 2 * len(records)
+    assert list(json.loads(render_metrics(find_tables()[3], [])).items()) == []

@@ -1,7 +1,7 @@
 """The schema of `conf/`, and the way from the command line to a checked config.
 
-The dataclasses turn a misspelt key or a value of the wrong kind, in a file as well as on the command line, into one line
-that names it. Numbers live in `conf/`; a key that was added later has a default, so that older records stay valid.
+The dataclasses turn a misspelt key or a value of the wrong kind, in a file as well as on the command line, into one
+line that names it. Numbers live in `conf/`; a key that was added later has a default, so that older records stay valid.
 """
 
 import hashlib
@@ -176,8 +176,13 @@ def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Ca
 
 def compose(*overrides: str) -> DictConfig:
     """The checked config that `python -m stn.train <overrides>` would run."""
+    return checked(read(*overrides), overrides)
+
+
+def read(*overrides: str) -> DictConfig:
+    """What Hydra makes of `conf/` and these overrides: not yet under its schedule, and unchecked."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return checked(hydra.compose("train", overrides=[*_search_path(), *overrides]), overrides)
+        return hydra.compose("train", overrides=[*_search_path(), *overrides])
 
 
 def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = True) -> DictConfig:
@@ -259,8 +264,8 @@ def _fits(model: DictConfig, schema: type) -> bool:
 def _scheduled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The config with what its schedule (`conf/schedule`) says of its budget, and without the schedule.
 
-    A schedule has a section for each budget, and one named `every` for all of them. A section holds keys of `budget` and
-    `model`. What the command line says of single keys comes last.
+    A schedule has a section for each budget, and one named `every` for all of them. A section holds keys of `budget`
+    and `model`. What the command line says of single keys comes last.
     """
     schedule = OmegaConf.to_container(cfg.schedule)
     cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "schedule"])
@@ -270,13 +275,13 @@ def _scheduled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
                 cfg[group] = OmegaConf.merge(cfg[group], values)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         group, _, key = override.key_or_group.partition(".")
-        if key and group in ("budget", "model") and cfg.get(group) is not None and not override.is_delete():
+        if key and group in ("data", "budget", "model") and cfg.get(group) is not None and not override.is_delete():
             OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=override.is_add())
     return cfg
 
 
 def _cell(cfg: DictConfig, overrides: Sequence[str]) -> Cell:
-    """The cell that a command line describes: its data set, its network, and what it has otherwise than their configs."""
+    """The cell that a command line describes: data set, network, and what it has otherwise than their configs."""
     groups = ("data", "model", "schedule")
     settings = [one.lstrip("+~") for one in overrides]
     settings = [one for one in settings if one.split(".")[0] in groups[:2] or one.startswith("schedule=")]

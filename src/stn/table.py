@@ -20,6 +20,7 @@ from stn.experiments import find_tables
 from stn.files import whole, write_texts
 from stn.params import BUDGETS, COLUMNS, TABLES, Params, read_params
 from stn.report import tables
+from stn.report.metrics import render_curves, render_metrics
 from stn.report.pages import Report, Sources, fill, find_pages
 from stn.report.records import Record
 
@@ -87,6 +88,8 @@ def written(number: int, budgets: list[list[Record]]) -> dict[Path, str]:
     """
     found, *more = budgets
     texts = _files(f"table{number}", number, found, more if _means_something(found) else [])
+    texts[REPORTS / "metrics" / f"table{number}.json"] = render_metrics(find_tables()[number], budgets)
+    texts[REPORTS / "curves" / f"table{number}.csv"] = render_curves(found)
     first, *rest = longest_first(number, budgets)
     return texts | ({} if first is found else _files(_stem(number, first), number, first, rest))
 

@@ -1,11 +1,12 @@
 """The experiments, a folder each, and the index of them.
 
-An experiment is a package with four modules: `config.py` (the schema of its data and networks), `data.py`
-(`source(data)`, and `store(data, scratch)` where sets are stored), `networks.py` (`network(model, data)`) and `table.py`
-(`TABLES`). `stn.experiments.base` says what they must offer. `data.kind` in a config is the name of the package.
+An experiment is a package with four modules: `config.py` (the schema of its data and networks), `data.py` (`source`,
+`fetch`, `store` and `DOOR`), `networks.py` (`network`) and `table.py` (`TABLES`). `stn.experiments.base` says what they
+offer. `data.kind` in a config is the name of the package.
 
 The environment variable `STN_EXPERIMENTS` names more folders with such packages, separated as in `PATH`; an experiment
-there may have a `conf/` of its own, which is searched after the project's. Neither torch nor matplotlib is imported here.
+there may have a `conf/` of its own, which is searched after the project's. Neither torch nor matplotlib is imported
+here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,11 @@
-"""What an experiment offers: the contracts between its data, its networks, the training loop and the reports."""
+"""What an experiment offers: the contracts between its data, its networks, the training loop and the reports.
+
+Its `data.py` has `source(data)`, which returns a `DataSource`; `fetch(data)`, which brings the raw data to `data.raw`
+and returns the files; `store(data, scratch)`, which writes the stored sets to `data.stored` (`stn.data.stored`) and
+returns what `sets.json` says of them; and `DOOR`, "distort" or "crop": the front door that calls `store`. "distort"
+asks for `stored_folder(data)` too, where the sets lie. Its `networks.py` has `network(model, data)`, which returns a
+`Network`.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -14,10 +21,10 @@ class DataSource(Protocol):
     The splits are "train", "validation" and "test". An image is what the network takes at once: in addition a pair of
     digits, in three dimensions a volume; B is a number of images.
 
-    Two more are optional. `traced` (a Tensor of image numbers) has the theta of these images recorded along the training,
-    for figures. `train_block(index, draws, device)`, for picks (K, B) and a generator for each of K steps, returns the
-    batches of K steps at once, (K, B, ...); a module that has it says so by `IN_BLOCKS = True`, and its networks must
-    draw no random numbers.
+    Two more are optional. `traced` is a number n: the theta of the first n validation images is recorded along the
+    training, for figures. `train_block(index, draws, device)`, for picks (K, B) and a generator for each of K steps,
+    returns the batches of K steps at once, (K, B, ...); a module that has it says so by `IN_BLOCKS = True`, and its
+    networks must draw no random numbers.
 
     Attributes:
         shape: of one image, without B.

@@ -47,7 +47,7 @@ class Layers(nn.Sequential):
     """`nn.Sequential`. A GPU makes the same of its convolutions with kernels of their own, `stn.nn.convolutions`."""
 
     def forward(self, images: Tensor) -> Tensor:
-        # Not of a fake tensor, which has no values, and whose mode would be told for good that there are no convolutions.
+        # Not of a fake tensor, which has no values, and whose mode would be told for good that there are none.
         plain = type(images) is Tensor and not torch.compiler.is_exporting()
         if TRITON and plain and images.is_cuda and images.dtype == torch.float32:
             from stn.nn import convolutions

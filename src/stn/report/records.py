@@ -1,8 +1,8 @@
 """Records of trained cells: `load_records` is the gate to the report.
 
-A cell leaves `<key>.json` (`stn.report.table.Cell.key`), the arrays beside it in an NPZ (see `stn.training.record`), and perhaps what
-`stn.export` measured in `<key>-export.json`. What passes the gate is whole, is its own cell's, and adds up, so
-comparisons and renderers take records as they are.
+A cell leaves `<key>.json` (`stn.report.table.Cell.key`), the arrays beside it in an NPZ (see `stn.training.record`),
+and perhaps what `stn.export` measured in `<key>-export.json`. What passes the gate is whole, is its own cell's, and
+adds up, so comparisons and renderers take records as they are.
 """
 
 import json

@@ -44,9 +44,9 @@ class Column:
     """A data set, as the column of a table.
 
     `data` names its config; rows may have data sets of their own in the column (`Row.data`). `settings` are what its
-    cells have otherwise than their configs say. The `stand_ins` are data sets whose records are shown in the same column,
-    with what they are in place of the paper's data. `description` is what figures call the column, `note` a sentence
-    below the table.
+    cells have otherwise than their configs say. The `stand_ins` are data sets whose records are shown in the same
+    column, with what they are in place of the paper's data. `description` is what figures call the column, `note` a
+    sentence below the table.
     """
 
     label: str
@@ -214,7 +214,7 @@ class Table:
 
     @cached_property
     def places(self) -> dict[str, list[tuple[Row, Column]]]:
-        """Where the record of each cell stands, by its key, stand-ins included: rows from top to bottom, then columns."""
+        """Where the record of each cell stands, by its key, stand-ins included: by row, then by column."""
         places: dict[str, list[tuple[Row, Column]]] = {}
         for row in self.rows:
             for column in self.columns:

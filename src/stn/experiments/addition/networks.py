@@ -21,9 +21,9 @@ class SumNetwork(nn.Module):
     networks start with different random weights.
 
     Args:
-        canvas, classifier, width, transformation, sampler, pool, localisation: of `stn.experiments.mnist.networks.DigitNetwork`.
-            Paper: pools what the classifier sees of the canvas of RTS, 42 pixels; of the sums it says nothing. We: the
-            same here.
+        canvas, classifier, width, transformation, sampler, pool, localisation: of the networks of distorted MNIST
+            (`stn.experiments.mnist.networks.DigitNetwork`). Paper: pools what the classifier sees of the canvas of RTS,
+            42 pixels; of the sums it says nothing. We: the same here.
         parallel: N, if there is a transformation.
     """
 
