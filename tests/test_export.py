@@ -15,6 +15,7 @@ from stn.config import compose
 from stn.errors import UserError
 from stn.geometry import constants
 from stn.geometry.sampling import LearnableSampler
+from stn.geometry.transforms import HORIZON, Projective
 from stn.nn.transformer import SpatialTransformer
 from stn.report.table import Cell
 
@@ -123,13 +124,15 @@ def test_the_sign_of_a_small_denominator_is_kept(onnx, tmp_path):
     """A projective transformation wants that at its horizon, which no test image reaches."""
     from stn.deployment import session, to_onnx
 
-    class Sign(torch.nn.Module):
-        def forward(self, images):
-            return torch.full_like(images, 0.5).copysign(images)
+    class Corner(torch.nn.Module):
+        def forward(self, theta):
+            return Projective().points(theta, torch.tensor([[1.0, 0.0]]))
 
-    to_onnx(Sign(), torch.zeros(2, 3), tmp_path / "sign.onnx", 20)
-    signed = session(tmp_path / "sign.onnx")(np.array([[-1e-9, 0.0, 1e-9]], dtype=np.float32))
-    assert signed.tolist() == [[-0.5, 0.5, 0.5]]
+    to_onnx(Corner(), torch.zeros(2, 8), tmp_path / "corner.onnx", 20)
+    theta = Projective().identity().repeat(3, 1)
+    theta[:, 6] = torch.tensor([-1 - 2**-23, -1, -1 + 2**-24])  # the denominators are -1e-7, 0 and 6e-8
+    corners = session(tmp_path / "corner.onnx")(theta.numpy())[:, 0, 0]
+    np.testing.assert_allclose(corners, [-1 / HORIZON, 1 / HORIZON, 1 / HORIZON], rtol=1e-6)
 
 
 def test_the_first_convolution_is_exported_as_one(exported, onnx):
