@@ -6,8 +6,8 @@ python tests/interrupt.py --table 4 --real            # on what STN_DATA_MIRROR 
 In a copy of the project the pipeline runs once to its end. In other copies it is killed, and run again until it is
 done: with SIGKILL, SIGINT or SIGTERM to all its processes, or SIGKILL to the first alone; after a random time, while
 stages are entered in `dvc.lock`, while files are written, or just before they are moved into place. After each kill no
-file may be cut short, and no process be left. At the end all records (but for dates and seconds), stored sets, tables
-and figures must be those of the undisturbed run, and `dvc status` clean. Exits with 1 if anything differs.
+file may be cut short, and no process be left. At the end all records (but for dates and seconds), stored sets, tables,
+pages and figures must be those of the undisturbed run, and `dvc status` clean. Exits with 1 if anything differs.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,13 +32,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-COPIED = ("conf", "src", "reports", "dvc.yaml", "dvc.lock", "params.yaml", "README.md", ".dvcignore", ".dvc/config")
+COPIED = ("conf", "src", "docs", "reports", "dvc.yaml", "dvc.lock", "cells.json", "params.yaml", "README.md")
+COPIED += (".dvcignore", ".dvc/config")
 VOLATILE = {"seconds", "date", "latency"}  # of records: what no two runs have alike
 LEFT = re.compile(r"\.part\b|\.tmp$|(^|/)tmp\w*$")  # names of what is to be moved or removed
+ALIKE = ("reports/results/", "reports/figures/")  # two runs may write other bytes there
 SCRATCH = ("outputs/", ".dvc/tmp/", ".dvc/cache/")  # what a run may leave there is looked at apart
+MISSES = 5  # how often a way may come too late before it is given up
 PATIENCE = 60  # seconds for a process that is asked to end
 
 # Where to kill: a regular expression of events, see tests/interrupts, and the longest delay in seconds.
@@ -46,7 +51,7 @@ PLACES = {
     "lock_move": (r"^rename dvc\.lock$", 0.0),
     "rwlock": (r"^open \.dvc/tmp/rwlock$", 0.001),
     "params": (r"^(open|rename) params\.yaml", 0.0005),
-    "report": (r"^(open|rename) (README|reports/\.?(table|figures))", 0.001),
+    "report": (r"^(open|rename) (README|docs/|reports/\.?(table|figures))", 0.001),
     "record": (r"^(open|rename) reports/results", 0.002),
     "checkpoint": (r"^(open|rename) outputs/runs", 0.002),
     "data": (r"^(open|rename|remove|rmdir) data/", 0.005),
@@ -151,15 +156,11 @@ class Project:
         return LOCKS[text]
 
     def tables(self) -> dict[str, str]:
-        """The texts of the table, by file; of the README its own block and, apart, the rest."""
-        paths = sorted((self.folder / "reports").glob(f"table{self.table}[.-]*"))
-        texts = {path.name: path.read_text(encoding="utf-8") for path in paths if "part" not in path.name}
-        readme = (self.folder / "README.md").read_text(encoding="utf-8")
-        head, begin, rest = readme.partition(f"<!-- table{self.table}:begin -->")
-        block, end, tail = rest.partition(f"<!-- table{self.table}:end -->")
-        if not begin or not end or not readme.endswith("\n"):
-            raise Fault("README.md is cut short")
-        return texts | {"README.md": block, "README.md, all but the table": head + tail}
+        """What the table's stage writes at once, by file: its own files, README.md and the pages of docs/."""
+        paths = [*(self.folder / "reports").glob(f"table{self.table}[.-]*"), self.folder / "README.md"]
+        paths += (self.folder / "docs").rglob("*.md")
+        names = {path.relative_to(self.folder).as_posix(): path for path in sorted(paths)}
+        return {name: path.read_text(encoding="utf-8") for name, path in names.items() if not LEFT.search(name)}
 
     def records(self) -> dict[str, Path]:
         folder = self.folder / "reports/results"
@@ -201,7 +202,7 @@ def make_small(project: Path, mirror: Path) -> None:
             shutil.rmtree(folder)
     edit(project / "conf/data/colocalisation_t.yaml", r"(?m)^images: 100", "images: 20")
     for name in ("cub50_224", "cub50_448"):
-        edit(project / f"conf/data/{name}.yaml", r"(?m)^classes: 50", "classes: 4\ncolumn: 50 classes")
+        edit(project / f"conf/data/{name}.yaml", r"(?m)^classes: 50", "classes: 4")
 
 
 def checksum(path: Path) -> str:
@@ -290,8 +291,12 @@ def processes(project: Project) -> Iterator[psutil.Process]:
 # ------------------------------------------------------------------------------------------------- what must be
 
 
-def check_state(project: Project, before: Project, whole: Project) -> list[str]:
-    """After a kill: raises a Fault if a file is cut short. Returns the table's files if they are of several budgets."""
+def check_state(project: Project, before: Project, whole: Project, way: str = "", earlier: bool = False) -> list[str]:
+    """After a kill: raises a Fault if a file is cut short, or if the table's files are of several runs.
+
+    One way leads there: SIGKILL while these files are moved in. Then those that were not yet moved must wait, whole,
+    beside their places; those that were are returned. `earlier`: an earlier kill left them so.
+    """
     params = (project.folder / "params.yaml").read_text()
     if params not in [(other.folder / "params.yaml").read_text() for other in (before, whole)]:
         raise Fault(f"params.yaml is cut short: {params[-80:]!r}")
@@ -300,21 +305,66 @@ def check_state(project: Project, before: Project, whole: Project) -> list[str]:
     changed = [name for name, stage in stages.items() if first.get(name) == last.get(name) != stage]
     if lost or changed:
         raise Fault(f"dvc.lock lost {lost[:3]}, and these are neither as before nor as after: {changed[:3]}")
-    budgets = {}
-    old, new = before.tables(), whole.tables()
-    for name, text in project.tables().items():
-        shapes = [shape(texts[name]) for texts in (old, new) if name in texts]
-        if shape(text) not in shapes:
+    check_files(project, before, whole)
+    old, now, new = (other.tables() for other in (before, project, whole))
+    for name, text in now.items():
+        if not is_one_of(text, [texts[name] for texts in (old, new) if name in texts]):
             raise Fault(f"{name} is neither that of before nor that of after:\n{text[-300:]}")
-        budgets[name] = text == old.get(name)
-    for name, path in project.records().items():
+    rewritten = {name for name, text in new.items() if text != old.get(name)}
+    moved = sorted(name for name in rewritten if name in now and now[name] != old.get(name))
+    if len(moved) == len(rewritten) or not moved:
+        return []
+    for name in rewritten.difference(moved):
+        part = project.folder / f"{name}.part"
+        waits = part.is_file() and is_one_of(part.read_text(encoding="utf-8"), [new[name]])
+        if not earlier and (way in ("SIGINT", "SIGTERM") or not waits):
+            raise Fault(f"{way}: {name} is of another run than {', '.join(moved)}")
+    return moved
+
+
+def check_files(project: Project, before: Project, whole: Project) -> None:
+    """Raises a Fault unless each file, the table's apart, is as before or as after, but for what no two runs share."""
+    known = [other.files() for other in (before, whole)]
+    apart = {"dvc.lock", "params.yaml", *project.tables()}
+    for name, path in project.files().items():
+        if name in apart or LEFT.search(name) or (name.startswith(SCRATCH) and not name.startswith("outputs/runs")):
+            continue
+        content = path.read_bytes()
+        if any(name in files and files[name].read_bytes() == content for files in known):
+            continue
+        others = [files[name] for files in known if name in files]
+        if not name.startswith("outputs/runs") and not (others and name.startswith(ALIKE)):
+            raise Fault(f"{name} is neither that of before nor that of after")
         try:
-            json.loads(path.read_bytes()) if path.suffix == ".json" else np.load(path).close()
+            value = load(path)
         except Exception as error:
-            raise Fault(f"reports/results/{name} is cut short: {error}") from error
-    same = {name for name in old if old[name] == new.get(name)}
-    moved = {value for name, value in budgets.items() if name not in same}
-    return sorted(name for name, value in budgets.items() if not value and name not in same) if len(moved) > 1 else []
+            raise Fault(f"{name} is cut short: {error!r}") from error
+        if name.startswith("reports/results") and path.suffix == ".json" and value not in map(load, others):
+            raise Fault(f"{name} is neither as before nor as after")
+    check_cache(project)
+
+
+def load(path: Path):
+    """Read all of a file that no two runs have alike; an exception if it is cut short. Returns what JSON says."""
+    if path.suffix == ".json":
+        return steady(json.loads(path.read_bytes()))
+    elif path.suffix in (".npz", ".ckpt"):
+        with zipfile.ZipFile(path) as members:
+            if broken := members.testzip():
+                raise ValueError(broken)
+    elif path.suffix == ".png":
+        with Image.open(path) as picture:
+            picture.load()
+    elif path.suffix == ".yaml":
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+    else:
+        raise ValueError(f"{path.suffix}: of a kind that is not known here")
+    return None
+
+
+def is_one_of(text: str, others: list[str]) -> bool:
+    """Whether a text is one of the others, but for its numbers."""
+    return text.endswith("\n") and shape(text) in map(shape, others)
 
 
 def shape(text: str) -> str:
@@ -327,7 +377,7 @@ def check_end(project: Project, whole: Project, stages: list[str]) -> int:
     check_names(project, whole)
     for name, path in whole.files().items():
         ours = project.folder / name
-        if name.startswith(SCRATCH) or name in ("dvc.lock", "README.md") or name.startswith("reports/table"):
+        if name.startswith(SCRATCH) or name == "dvc.lock" or name in whole.tables():
             continue
         if name.startswith("reports/results") and name.endswith(".json"):
             theirs, text = json.loads(path.read_bytes()), json.loads(ours.read_bytes())
@@ -371,8 +421,9 @@ def check_tables(project: Project, whole: Project) -> None:
     """With the undisturbed run's dates and seconds in the records, `stn.table` must write its tables, byte for byte."""
     copy = project.folder.with_name(f"{project.folder.name}.tables")
     shutil.rmtree(copy, ignore_errors=True)
-    for name in ("conf", "src", "reports"):
-        shutil.copytree(project.folder / name, copy / name)
+    for name in ("conf", "src", "docs", "reports"):
+        if (project.folder / name).exists():
+            shutil.copytree(project.folder / name, copy / name)
     for name in ("README.md", "params.yaml", "dvc.yaml"):
         shutil.copy(project.folder / name, copy)
     again = Project(copy, project.table, project.arguments, project.mirror)
@@ -381,8 +432,9 @@ def check_tables(project: Project, whole: Project) -> None:
             theirs = json.loads((whole.folder / "reports/results" / name).read_bytes())
             path.write_text(json.dumps(filled(json.loads(path.read_bytes()), theirs), indent=1) + "\n")
     again.run("stn.table", "--table", str(project.table))
-    for name, text in whole.tables().items():
-        if again.tables().get(name) != text:
+    ours, theirs = again.tables(), whole.tables()
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
             raise Fault(f"{name} does not say what the undisturbed run's says")
     shutil.rmtree(copy)
 
@@ -390,7 +442,8 @@ def check_tables(project: Project, whole: Project) -> None:
 def check_cache(project: Project) -> None:
     """What DVC stored is what its name says."""
     for path in (project.folder / ".dvc/cache/files/md5").rglob("*"):
-        if path.is_file() and checksum(path) != path.parent.name + path.name.removesuffix(".dir"):
+        stored = path.is_file() and not LEFT.search(path.name)  # else DVC tried there how to link, or is yet to move it
+        if stored and checksum(path) != path.parent.name + path.name.removesuffix(".dir"):
             raise Fault(f"{path.relative_to(project.folder)} is not what DVC stored there")
 
 
@@ -465,20 +518,19 @@ def interrupt(
     killed, laps, between, compared, missed = Counter(), 0, 0, 0, Counter()
     while todo:
         laps += 1
-        project = fresh("killed")
+        project, moved = fresh("killed"), []
         while todo:
             way = todo.pop()
             if way in PLACES and not counts[way]:
                 missed[way] += 1
                 continue
             if not kill_once(project, way, seconds, counts, draws):
-                if project.starts > 1:  # it was nearly done: once more from the start
+                missed[way] += 1  # it came too late: once more from the start
+                if missed[way] <= MISSES:
                     todo.append(way)
-                else:
-                    missed[way] += 1
                 break
-            moved = check_state(project, before, whole)
-            between += bool(moved)
+            earlier, moved = moved, check_state(project, before, whole, way, bool(moved))
+            between += bool(moved) and not earlier
             print(f"lap {laps}: {way}{f', between two moves: {moved}' if moved else ''}", flush=True)
         project.finish()
         compared += check_end(project, whole, stages)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -35,6 +36,7 @@ rows: [st_cnn_affine]
 numbers: svhn
 birds: cub
 """
+PAGE = "docs/digits.md"
 
 
 # Files
@@ -219,7 +221,9 @@ def cell(tmp_path_factory):
     before, after = (interrupt.Project(root / name, 1, ["--jobs", "2"], None) for name in ("before", "after"))
     workspace(before.folder, ROOT, PARAMS)
     interrupt.edit(before.folder / "conf/data/digits.yaml", r"(?m)^draws: 10", "draws: 1")
-    (before.folder / "README.md").write_text("# Tables\n\n<!-- table1:begin -->\n<!-- table1:end -->\n")
+    (before.folder / "docs").mkdir()
+    for name in ("README.md", PAGE):
+        (before.folder / name).write_text("# Tables\n\n<!-- table1:begin -->\n<!-- table1:end -->\n")
     (before.folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     shutil.copytree(before.folder, after.folder)
     after.finish()
@@ -256,11 +260,37 @@ def test_what_is_cut_short_or_left_behind_is_noticed(cell, tmp_path):
 
     record = "reports/results/smoke/mnist/digits_r-st_cnn_affine"
     interrupt.check_state(broken("sound", lambda folder: None), before, after)
-    for i, name in enumerate(
-        ("params.yaml", "dvc.lock", "reports/table1.csv", "README.md", f"{record}.json", f"{record}.npz")
-    ):
+    tables = ("reports/table1.csv", "README.md", PAGE, "reports/figures/table1.png")
+    for i, name in enumerate(("params.yaml", "dvc.lock", "dvc.yaml", *tables, f"{record}.json", f"{record}.npz")):
         with pytest.raises(interrupt.Fault):
             interrupt.check_state(broken(f"cut{i}", cut(name)), before, after)
+    stray = broken("stray", lambda folder: (folder / "docs/digits_new.md").write_text("# Tables\n"))
+    with pytest.raises(interrupt.Fault, match=r"docs/digits_new\.md"):
+        interrupt.check_state(stray, before, after)
     left = broken("left", lambda folder: (folder / "reports/table1.md.part").touch())
     with pytest.raises(interrupt.Fault, match=r"table1\.md\.part"):
         interrupt.check_names(left, after)
+
+
+def test_files_of_a_table_that_are_of_two_runs_are_noticed(cell, tmp_path):
+    """Only SIGKILL amid the moves may leave them so; what was not yet moved then waits beside its place."""
+    before, after = cell
+    killed = interrupt.Project(tmp_path / "killed", 1, before.arguments, None)
+    shutil.copytree(after.folder, killed.folder, ignore=shutil.ignore_patterns("outputs", "data", "src", "conf"))
+    new = (killed.folder / PAGE).read_text()
+    shutil.copy(before.folder / PAGE, killed.folder / PAGE)
+    part = killed.folder / f"{PAGE}.part"
+    others = ["README.md", *(f"reports/table1.{suffix}" for suffix in ("csv", "md", "tex"))]
+    for waiting, way, sound in (
+        (None, "report", False),
+        (new[:-9], "report", False),
+        (new, "SIGTERM", False),
+        (new, "report", True),
+    ):
+        part.unlink(missing_ok=True)
+        if waiting:
+            part.write_text(waiting)
+        with nullcontext() if sound else pytest.raises(interrupt.Fault, match=rf"{PAGE} is of another run"):
+            assert interrupt.check_state(killed, before, after, way) == others
+    part.unlink()
+    assert interrupt.check_state(killed, before, after, "SIGTERM", earlier=True) == others

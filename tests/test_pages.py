@@ -12,7 +12,16 @@ import stn.table
 from conftest import ROOT, one_error, run
 from stn.errors import UserError
 from stn.report import tables
-from stn.report.pages import Experiment, Report, Sources, fill, find_experiments, make_block
+from stn.report.pages import (
+    ABSENT,
+    Experiment,
+    Report,
+    Sources,
+    fill,
+    find_experiments,
+    find_pages,
+    make_block,
+)
 from stn.report.table import Column, Row
 from test_tables import write_cell
 
@@ -103,6 +112,36 @@ def test_the_front_table_leaves_out_what_nobody_ran_and_explains_its_marks(proje
     assert head == ["model", "R", "P"] and [line[0] for line in body] == ["CNN", "ST-CNN Aff"] and len(rest) == 1
     for mark in set(re.findall(r"[↓≈↑†‡]", rest[0])):
         assert mark in caption
+
+
+def test_the_front_table_without_marks_or_without_records_has_no_legend(project):
+    """Nothing to compare with the paper, no baseline beaten or not: then the table has marks of no kind."""
+    _, sources, budgets = project
+    unmarked = [replace(record, part="a part") for record in budgets[0] if record.row.label == "CNN"]
+    reports = {"marks": [unmarked], "records": [[]]}
+    for lacking, shown in reports.items():
+        text = make_block("results", PAGE, replace(sources, report=lambda number: Report(shown, "table1")))  # noqa: B023
+        assert not re.search(r"[↓≈↑†‡]", text)
+        assert ("No cell is trained yet" in text) == (lacking == "records") != ("\n| CNN" in text)
+
+
+def test_a_block_whose_records_are_not_here_says_so_and_stops_no_page(project):
+    """As where `params.yaml` declares a few rows, or nobody ran a budget here that the page cites."""
+    folder, sources, budgets = project
+    names = ("table1", "table1@quick", "table1@paper", "table1/with-and-without-a-transformer", "results", "index")
+    marks = "\n".join(f"<!-- {name}:begin -->\nold\n<!-- {name}:end -->" for name in names)
+    (folder / PAGE).write_text(f"{TITLE}{marks}\n")
+    for records in ([], [record for record in budgets[0] if record.row.label == "CNN"]):
+        text = fill(PAGE, replace(sources, report=lambda number: Report([records], "table1")), [1])  # noqa: B023
+        assert "old" not in text
+        assert text.count(ABSENT) == (2 if records else 3)
+    (folder / PAGE).write_text("<!-- table1@papr:begin -->\n<!-- table1@papr:end -->\n")
+    with pytest.raises(UserError, match="no record at budget papr"):
+        fill(PAGE, sources, [1])
+
+
+def test_every_block_of_the_committed_pages_has_its_records():
+    assert [page for page in find_pages(ROOT) if ABSENT in (ROOT / page).read_text(encoding="utf-8")] == []
 
 
 def test_a_page_asks_for_a_table_or_a_section_of_its_report(project):

@@ -115,7 +115,7 @@ class Stages:
         with self.telling:
             if now != self.told:  # told once for each state of the files: it takes seconds
                 command = [sys.executable, "-m", "stn.cells", "--print"]
-                answer = subprocess.run(command, capture_output=True, text=True)
+                answer = subprocess.run(command, capture_output=True, encoding="utf-8")
                 self.told, self.cells = now, json.loads(answer.stdout)["cells"] if answer.returncode == 0 else {}
         key = stage.addressing.partition("@")[2]
         return self.cells.get(key) != json.loads(Path("cells.json").read_text(encoding="utf-8"))["cells"][key]

@@ -42,7 +42,13 @@ PURPOSES = {
     "medium": "A night on a laptop: `quick` with five times the steps.",
     "paper": "The paper's own schedule. Use a GPU.",
 }
+MEANT = ("↓", "↑", "≈", "†", "‡")  # marks whose meaning the front page tells
+ABSENT = "The records here do not give this part"  # how a page says so, where a block would stand
 OURS, PLAIN_LOOP = "ours", "plain PyTorch loop"  # contestants, as the records of `make bench` call them
+
+
+class NoRecords(UserError):
+    """A block is of records that are not here: of another budget, or of cells that `params.yaml` leaves out."""
 
 
 @dataclass(frozen=True)
@@ -121,20 +127,30 @@ def find_pages(root: Path) -> list[Path]:
 
 
 def fill(page: Path, sources: Sources, numbers: Sequence[int]) -> str:
-    """The text of a page with its blocks written anew; blocks of tables other than `numbers` stay as they are."""
+    """The text of a page with its blocks written anew; blocks of tables other than `numbers` stay as they are.
+
+    A block without its records says so, since a training that is done must end in pages, whatever else was run here.
+    """
     text = sources.read(page)
     for name in dict.fromkeys(MARK.findall(text)):
         table = TABLE.fullmatch(name)
         if table is None or int(table["number"]) in numbers:
             try:
-                text = tables.replace_block(text, name, make_block(name, page, sources))
+                try:
+                    block = make_block(name, page, sources)
+                except NoRecords as error:
+                    block = f"{ABSENT}: {error}."
+                text = tables.replace_block(text, name, block)
             except UserError as error:
                 raise UserError(f"{page}, block {name}: {error}") from None
     return text
 
 
 def make_block(name: str, page: Path, sources: Sources) -> str:
-    """The block of that name, for a page: its folder decides how links are written. UserError if there is none."""
+    """The block of that name, for a page: its folder decides how links are written.
+
+    UserError if there is no such block, NoRecords if none of the records gives it.
+    """
     if table := TABLE.fullmatch(name):
         report = sources.report(int(table["number"]))
         return table_block(int(table["number"]), report, table["budget"], table["section"], page)
@@ -183,7 +199,7 @@ def _at(budget: str, report: Report) -> Sequence[Record]:
     for records in report.budgets:
         if records and records[0].budget == budget:
             return records
-    raise UserError(f"no record at budget {budget}")
+    raise (NoRecords if budget in PURPOSES else UserError)(f"no record at budget {budget}")
 
 
 def _section(markdown: str, name: str) -> str:
@@ -193,7 +209,7 @@ def _section(markdown: str, name: str) -> str:
         heading, _, text = part.partition("\n")
         sections[re.sub(r"\W+", "-", heading.strip().lower())] = text.strip()
     if name not in sections:
-        raise UserError(f"no section {name}; there are {', '.join(sections) or 'none'}")
+        raise NoRecords(f"no section {name}; there are {', '.join(sections) or 'none'}")
     return sections[name]
 
 
@@ -227,10 +243,11 @@ def results_block(page: Path, sources: Sources) -> str:
     head, _, *body = map(_cells, matrix.splitlines())
     body = [line for line in body if any("**" in cell for cell in line)]
     shown = [i for i, _ in enumerate(head) if i == 0 or any("**" in line[i] for line in body)]
-    marks = [text for text in paragraphs if text[0] in "↓↑≈†‡"]
-    meanings = re.split(r"(?<=\.) (?=[^a-z])", " ".join(marks))
-    meanings = [meaning for meaning in meanings if meaning[0] in "↓↑≈†‡"]
+    legends = " ".join(text for text in paragraphs if text.startswith(MEANT))
+    meanings = [text for text in re.split(r"(?<=\.) (?=[^a-z])", legends) if text.startswith(MEANT)]
     line = " ".join([caption.partition(" Trained on ")[0], *meanings])
+    if not body:
+        return line
     body = [[line[i] for i in shown] for line in body]
     return f"{line}\n\n{_markdown([head[i] for i in shown], body, 'l' + 'r' * (len(shown) - 1))}"
 
@@ -417,6 +434,8 @@ def trials_block(name: str, sources: Sources) -> str:
     """A table of trials: what all of them have in common in a line, what differs in a table."""
     path = REPORTS / "trials" / f"{name}.csv"
     lines = list(csv.DictReader(io.StringIO(sources.read(path))))
+    if not lines:
+        raise UserError(f"{path} has no lines")
     common = {
         key: value for key, value in lines[0].items() if len(lines) > 1 and len({line[key] for line in lines}) == 1
     }

@@ -22,3 +22,5 @@ def check(cfg: DictConfig) -> None:
     """A UserError for what a pair of digits does not have."""
     if cfg.data.undo:
         raise UserError(f"data.undo=true: the digits of data={cfg.data.name} have a pose each; drop it")
+    if cfg.model is not None and cfg.model.parallel > 1 and cfg.model.transformation is None:
+        raise UserError(f"model.parallel={cfg.model.parallel}: model={cfg.model.name} has no transformer; drop it")
