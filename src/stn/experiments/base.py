@@ -1,7 +1,7 @@
 """What an experiment offers: the contracts between its data, its networks, the training loop and the reports."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -75,6 +75,21 @@ class Network(Protocol):
         "localisation" learns at `budget.localisation_rate` times the rate, "head" at `model.head_rate` times, "body" at
         the rate itself.
         """
+
+
+if TYPE_CHECKING:
+
+    class NetworkModule(nn.Module):
+        """A `Network` as the `nn.Module` that it is, with what is optional: a type, of which there are no objects."""
+
+        objective: Any
+
+        def __call__(self, images: Any) -> Tensor: ...
+        def thetas(self, images: Any) -> dict[str, Tensor]: ...
+        def parameter_groups(self) -> dict[str, list[nn.Parameter]]: ...
+        def load_pretrained(self) -> str: ...
+        def seen(self, images: Any) -> Tensor: ...
+        def projected(self, images: Any) -> Tensor: ...
 
 
 def group_parameters(network: nn.Module, **parts: nn.Module | None) -> dict[str, list[nn.Parameter]]:
