@@ -39,7 +39,7 @@ endif
 on = $(filter-out 0 no false,$(1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo table figures export test lint check bench docs lock clean
+.PHONY: help setup demo table figures export test coverage lint check bench docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,8 +68,11 @@ export: setup  ## CHECKPOINT=outputs/runs/.../last.ckpt: as ONNX, float32 and in
 test: setup  ## the test suite: no network; real MNIST if STN_DATA_MIRROR holds it
 	@PYTHONUTF8=1 python -m pytest -n 2
 
-lint: setup  ## ruff
-	@ruff check . && ruff format --check .
+coverage: setup  ## the test suite again, and which lines of src/stn it runs: 90 % at least
+	@PYTHONUTF8=1 python -m pytest -n 2 --cov --cov-report=term
+
+lint: setup  ## ruff and mypy
+	@ruff check . && ruff format --check . && mypy
 
 check: setup  ## do tables, README and docs say what the records say?
 	@python -m stn.table --check
@@ -91,4 +94,4 @@ lock:  # not for every day: resolve requirements.lock anew; those of bench, docs
 	done
 
 clean:  ## remove scratch; data, records and tables stay
-	rm -rf outputs .pytest_cache .ruff_cache
+	rm -rf outputs .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*

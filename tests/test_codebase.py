@@ -96,6 +96,8 @@ def plain() -> dict[str, str]:
         {"apart": ("nobody", "somebody")},
         {"run": ("import math\n", "import os\nimport math\n")},
         {"run": ("def train(x):", "if __name__ == '__main__':\n    train(1)\ndef train(x):")},
+        {"run": ("import math\n", "import math\nif TYPE_CHECKING:\n    from toy.apart import Anything\n")},
+        {"run": ("    limit: int", "    if TYPE_CHECKING:\n        size: int\n    limit: int")},
     ],
     ids=lambda change: str(next(iter(change.values()))[1])[:30],
 )
@@ -109,6 +111,13 @@ def test_what_changes_no_result_changes_no_digest(change):
         {"parts": ("return helper(x) * 2", "return helper(x) * 3")},
         {"parts": ("return x\ndef unused", "return x + 0\ndef unused")},  # two calls away
         {"parts": ("LIMIT = 3", "LIMIT = 3.0")},
+        {"run": ("    limit: int", "    if DEBUG:\n        size: int\n    limit: int")},
+        {
+            "run": (
+                "    limit: int",
+                "    if TYPE_CHECKING:\n        size = 1\n    else:\n        size = 2\n    limit: int",
+            )
+        },
         {"run": ("limit: int", "limit: float")},  # of a class: the field of a dataclass
         {"run": ("step as make", "unused as make")},
         {"run": ("import math", "import cmath as math")},

@@ -19,9 +19,11 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 from stn.errors import UserError
 
@@ -71,7 +73,7 @@ def reached(*roots: str) -> set[tuple[str, int, int]]:
     """The module, the first and the last line of every statement that the digest of these roots covers."""
     graph = _Graph(installed)
     graph.reach(roots)
-    statements = [(name, graph.module(name).statements[place]) for name, place in graph.numbers]
+    statements = [(name, graph.present(name).statements[place]) for name, place in graph.numbers]
     return {(name, statement.first, statement.last) for name, statement in statements}
 
 
@@ -83,7 +85,7 @@ def installed(name: str) -> tuple[str, bool] | None:
     package = spec.submodule_search_locations is not None
     if spec.loader is None or spec.origin is None:  # a folder without __init__.py
         return "", package
-    source = spec.loader.get_source(name)
+    source = cast(InspectLoader, spec.loader).get_source(name)  # those of files and of zip files have it
     if source is None:
         raise UserError(f"{spec.origin}: its source is not there, by which results are named; install stn with sources")
     return source, package
@@ -105,7 +107,7 @@ def commit() -> str | None:
     return head if changes == "" else f"{head}+changes"
 
 
-def fault(record: Mapping) -> str | None:
+def fault(record: Mapping[str, Any]) -> str | None:
     """What is wrong with the `code` and `adopted` of a record; None if nothing is, or it is older than these keys."""
     code, adopted = record.get("code", _UNKNOWN), record.get("adopted", [])
     if not isinstance(adopted, list):
@@ -121,7 +123,7 @@ def fault(record: Mapping) -> str | None:
     return None
 
 
-def is_shown(record: Mapping, digest: str) -> bool:
+def is_shown(record: Mapping[str, Any], digest: str) -> bool:
     """Whether code of this digest is shown to give the numbers of a record: it trained it, or the record adopted it."""
     return digest in {entry.get("digest") for entry in (record.get("code", {}), *record.get("adopted", []))}
 
@@ -186,9 +188,10 @@ class _Graph:
         parts = []
         for root in roots:
             name, _, symbol = root.partition(":")
-            if self.module(name) is None or not self.module(name).binds(symbol):
+            module = self.module(name)
+            if module is None or not module.binds(symbol):
                 raise ValueError(f"{root}: there is no such definition")
-            places = self.module(name).defined.get(symbol, ())  # also of what stands apart, if it is asked for
+            places = module.defined.get(symbol, ())  # also of what stands apart, if it is asked for
             parts.append(" ".join(self._number((name, place)) for place in places) or self._symbol(name, symbol))
         done = 0
         while True:
@@ -198,7 +201,7 @@ class _Graph:
             acting = [
                 (_dump(statement.tree), (name, place))
                 for name in self.loaded
-                for place, statement in enumerate(self.module(name).statements)
+                for place, statement in enumerate(self.present(name).statements)
                 if statement.acts and (name, place) not in self.numbers
             ]
             if not acting:
@@ -214,8 +217,14 @@ class _Graph:
             self.modules[name] = source and _parsed(name, *source)
         return self.modules[name]
 
+    def present(self, name: str) -> "_Module":
+        """A module of the project that is known to be there."""
+        module = self.module(name)
+        assert module is not None, name
+        return module
+
     def _part(self, name: str, place: int) -> str:
-        statement = self.module(name).statements[place]
+        statement = self.present(name).statements[place]
         meanings = [
             f"{'.'.join(chain)}: {meaning}"
             for chain in dict.fromkeys(_chains(statement.tree))
@@ -228,7 +237,7 @@ class _Graph:
         head, *rest = chain
         if head in statement.imported:
             return self._full(statement.imported[head], rest)
-        module = self.module(name)
+        module = self.present(name)
         if head in module.imported and head not in module.defined:
             return self._full(module.imported[head], rest)
         return self._symbol(name, head) if module.binds(head) or module.stars else ""
@@ -252,7 +261,7 @@ class _Graph:
         if f"{name}:{symbol}" in APART or name in seen:
             return "apart"
         self._load(name)
-        module = self.module(name)
+        module = self.present(name)
         meanings = [self._number((name, place)) for place in module.defined.get(symbol, ())]
         if symbol in module.imported:
             meanings.append(self._full(module.imported[symbol], []))
@@ -264,18 +273,18 @@ class _Graph:
         return " ".join(meanings)
 
     def _has(self, name: str, symbol: str) -> bool:
-        return self.module(name).binds(symbol) or bool(self.module(name).stars)
+        return self.present(name).binds(symbol) or bool(self.present(name).stars)
 
     def _whole(self, name: str) -> str:
         """Every statement of a module."""
         self._load(name)
-        return " ".join(self._number((name, place)) for place in range(len(self.module(name).statements)))
+        return " ".join(self._number((name, place)) for place in range(len(self.present(name).statements)))
 
     def _number(self, key: Key) -> str:
         if key not in self.numbers:
             self.numbers[key] = len(self.numbers)
             self.keys.append(key)
-            for full in self.module(key[0]).statements[key[1]].imported.values():
+            for full in self.present(key[0]).statements[key[1]].imported.values():
                 self._load(full)
                 self._load(full.rpartition(".")[0])
         return f"#{self.numbers[key]}"
@@ -285,10 +294,10 @@ class _Graph:
         waiting = [name]
         while waiting:
             name = waiting.pop()
-            if not name or name in self.loaded or self.module(name) is None:
+            module = self.module(name) if name and name not in self.loaded else None
+            if module is None:
                 continue
             self.loaded.add(name)
-            module = self.module(name)
             for full in (name, *module.imported.values(), *module.stars):
                 waiting += [full, full.rpartition(".")[0]]
 
@@ -345,7 +354,7 @@ def _parsed(name: str, source: str, is_package: bool) -> _Module:
             for bound in _bound(tree):
                 module.defined.setdefault(bound, []).append(len(module.statements))
             _clean(tree)
-            module.statements.append(_Statement(tree, first, tree.end_lineno, acts, imported))
+            module.statements.append(_Statement(tree, first, tree.end_lineno or first, acts, imported))
     return module
 
 
@@ -366,14 +375,20 @@ def _imported(alias: ast.alias) -> str:
 
 
 def _is_left_out(tree: ast.stmt) -> bool:
-    """`if TYPE_CHECKING:` and `if __name__ == "__main__":`."""
-    if not isinstance(tree, ast.If):
-        return False
-    names = {chain[-1] for chain in _chains(tree.test)}
-    return names in ({"TYPE_CHECKING"}, {"__name__"})
+    """`if __name__ == "__main__":`."""
+    return isinstance(tree, ast.If) and _names(tree.test) == {"__name__"}
 
 
-def _bound(tree: ast.stmt) -> Iterator[str]:
+def _is_for_types(tree: ast.stmt) -> bool:
+    """`if TYPE_CHECKING:` without an `else`, which is never run: also in a class, whose attributes it declares."""
+    return isinstance(tree, ast.If) and _names(tree.test) == {"TYPE_CHECKING"} and not tree.orelse
+
+
+def _names(tree: ast.AST) -> set[str]:
+    return {chain[-1] for chain in _chains(tree)}
+
+
+def _bound(tree: ast.AST) -> Iterator[str]:
     """The names that a statement at the top of a module binds, but for its imports."""
     if isinstance(tree, Definition):
         yield tree.name
@@ -404,12 +419,12 @@ def _calls(tree: ast.AST) -> bool:
     return isinstance(tree, ast.Call) or any(_calls(inner) for inner in ast.iter_child_nodes(tree))
 
 
-def _body(tree: ast.AST) -> list[ast.stmt]:
-    """The statements of a module, class or function, without its docstring and without `pass`."""
+def _body(tree: ast.Module | Definition) -> list[ast.stmt]:
+    """The statements of a module, class or function, without its docstring, `pass` and `if TYPE_CHECKING:`."""
     first = tree.body[:1]
     if first and isinstance(first[0], ast.Expr) and isinstance(first[0].value, ast.Constant):
         first = [] if isinstance(first[0].value.value, str) else first
-    return [one for one in [*first, *tree.body[1:]] if not isinstance(one, ast.Pass)]
+    return [one for one in [*first, *tree.body[1:]] if not isinstance(one, ast.Pass) and not _is_for_types(one)]
 
 
 def _clean(tree: ast.AST, local: bool = False) -> None:
@@ -433,7 +448,7 @@ def _clean(tree: ast.AST, local: bool = False) -> None:
     if local and hasattr(tree, "body") and isinstance(tree.body, list):
         tree.body = [one for one in tree.body if not isinstance(one, Import)]
     if local and isinstance(tree, ast.AnnAssign):
-        tree.annotation = None
+        tree.annotation = None  # type: ignore[assignment]  # no more a tree that Python takes
     for inner in ast.iter_child_nodes(tree):
         _clean(inner, local)
 
@@ -466,7 +481,7 @@ def _merged(values: list[ast.expr]) -> list[ast.expr]:
     merged: list[ast.expr] = []
     for value in values:
         if isinstance(value, ast.Constant) and merged and isinstance(merged[-1], ast.Constant):
-            merged[-1] = ast.Constant(merged[-1].value + value.value)
+            merged[-1] = ast.Constant(cast(str, merged[-1].value) + cast(str, value.value))
         elif not isinstance(value, ast.Constant) or value.value:
             merged.append(value)
     return merged

@@ -15,7 +15,7 @@ from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import hydra
@@ -34,14 +34,19 @@ CONF = Path(__file__).parents[2] / "conf"
 LARGEST_SEED = 2**32 - 1  # that Lightning takes
 
 
-def choice(name: str, *values: str) -> type[Enum]:
-    """The schema of a key that takes one of these values."""
-    return Enum(name, {value: value for value in values})
+class Optimiser(Enum):
+    sgd = "sgd"
+    adamw = "adamw"
 
 
-Optimiser = choice("Optimiser", "sgd", "adamw")
-Schedule = choice("Schedule", "step", "one_cycle")
-Precision = choice("Precision", "float32", "bf16")
+class Schedule(Enum):
+    step = "step"
+    one_cycle = "one_cycle"
+
+
+class Precision(Enum):
+    float32 = "float32"
+    bf16 = "bf16"
 
 
 @dataclass(kw_only=True)
@@ -191,12 +196,12 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
     `overrides` are those of the command line, which come after the schedule. Raises omegaconf's errors and UserError.
     """
     if not with_model:
-        cfg = OmegaConf.merge(cfg, {"model": None})
+        cfg = cast(DictConfig, OmegaConf.merge(cfg, {"model": None}))
     kind = _kind(cfg)
     cfg = _scheduled(cfg, overrides)
     schema = OmegaConf.structured(RunConfig)
     schema.data, schema.model = OmegaConf.structured(kind.DATA), OmegaConf.structured(kind.MODEL)
-    cfg = OmegaConf.merge(schema, cfg, {"name": _cell(cfg, overrides).key})
+    cfg = cast(DictConfig, OmegaConf.merge(schema, cfg, {"name": _cell(cfg, overrides).key}))
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise UserError(f"no value for {', '.join(sorted(missing))}: set it in conf/ or on the command line")
@@ -267,8 +272,8 @@ def _scheduled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     A schedule has a section for each budget, and one named `every` for all of them. A section holds keys of `budget`
     and `model`. What the command line says of single keys comes last.
     """
-    schedule = OmegaConf.to_container(cfg.schedule)
-    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "schedule"])
+    schedule = cast(dict[str, Any], OmegaConf.to_container(cfg.schedule))
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "schedule"])
     for section in ("every", cfg.budget.name):
         for group, values in (schedule.get(section) or {}).items():
             if cfg.get(group) is not None:
@@ -319,7 +324,7 @@ _SMALLEST = {
 
 def experiment(cfg: DictConfig) -> dict:
     """The part of a config that decides what is learned: data, model and budget, as primitives."""
-    whole = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
     return {group: whole[group] for group in ("data", "model", "budget")}
 
 

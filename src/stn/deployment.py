@@ -174,6 +174,7 @@ def to_onnx(network: nn.Module, images: Tensor, path: Path, opset: int) -> None:
         )
     except Exception as error:  # whatever torch's exporter comes upon: it has no common type
         raise UserError(f"this network cannot be exported to ONNX: {_cause(error)}") from error
+    assert program is not None  # with dynamo there is one
     program.save(path)
     _slim(path)
 
@@ -286,13 +287,18 @@ def session(path: Path) -> Run:
 
 def tested(runs: dict[str, Run], source, objective, batch: int) -> tuple[dict, dict]:
     """On the test set, by name: the scores (n, ..., classes), and which images (n,) are right."""
-    scores, right = {name: [] for name in runs}, {name: [] for name in runs}
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in runs}
+    right: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     for index in torch.arange(source.count("test")).split(batch):
         images, labels = source.batch("test", index, torch.device("cpu"))
         for name, run in runs.items():
             scores[name].append(run(images.contiguous().numpy()))
             right[name].append(objective.right(torch.from_numpy(scores[name][-1]), labels).all(1).numpy())
-    return tuple({name: np.concatenate(parts) for name, parts in found.items()} for found in (scores, right))
+    return _joined(scores), _joined(right)
+
+
+def _joined(parts: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
 def latency(run: Run, image: np.ndarray, warm_up: int, n: int) -> dict:

@@ -117,9 +117,9 @@ def _quotas() -> Iterator[float]:
             mounts = [CGROUPS / controllers, CGROUPS / "cpu"]
         else:
             continue
-        path = PurePosixPath(path.lstrip("/"))
+        inside = PurePosixPath(path.lstrip("/"))
         for mount in mounts:  # in a container the path may be the host's, while what is mounted is the container's
-            for folder in (path, *path.parents):
+            for folder in (inside, *inside.parents):
                 yield from _quota(mount / folder)
 
 
@@ -152,7 +152,7 @@ def _without_accent(letter: str) -> str:
 
 def _settle_temporary_files(ours: Path) -> None:
     named = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
-    folders = [Path(folder).absolute() for folder in (*named, "/tmp", "/var/tmp", ours / "tmp")]
+    folders = [folder.absolute() for folder in (*map(Path, (*named, "/tmp", "/var/tmp")), ours / "tmp")]
     folder = next((folder for folder in folders if os.path.isdir(folder) and _writable(folder)), folders[-1])
     if not _writable(folder):
         raise UserError(f"no folder for temporary files can be written to: set TMPDIR to one ({folder} cannot be made)")

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,7 +40,8 @@ class Params:
 def read_params() -> Params:
     """`params.yaml`, checked."""
     try:
-        return check(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Params), OmegaConf.load(PARAMS))))
+        params = OmegaConf.merge(OmegaConf.structured(Params), OmegaConf.load(PARAMS))
+        return check(cast(Params, OmegaConf.to_object(params)))
     except OSError as error:
         raise UserError(f"{PARAMS}: {error.strerror}; run this from the project's folder") from None
     except OmegaConfBaseException as error:
@@ -78,7 +80,10 @@ def write_params(**knobs: str) -> list[str]:
     text, told = PARAMS.read_text(encoding="utf-8"), []
     for knob, value in knobs.items():
         quoted = {"seeds": f'"{value}"', "columns": f"[{value.replace(',', ', ')}]"}.get(knob, value)
-        old = re.search(rf'^{knob}: ("[^"]*"|\[[^]]*\]|\S+)', text, re.MULTILINE).group(1)
+        line = re.search(rf'^{knob}: ("[^"]*"|\[[^]]*\]|\S+)', text, re.MULTILINE)
+        if line is None:
+            raise UserError(f"{PARAMS}: {knob} is not on a line of its own, such as `{knob}: {quoted}`")
+        old = line.group(1)
         if old != quoted:
             text = text.replace(f"{knob}: {old}", f"{knob}: {quoted}")
             old, value = (said.strip('"') for said in (old, quoted))

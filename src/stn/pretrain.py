@@ -24,7 +24,7 @@ def pretrain(cfg: DictConfig) -> None:
     cfg._set_flag("readonly", False)
     cfg.record = str(record)
     train(cfg)
-    classifier = load(scratch(cfg, cfg.seeds[0]) / "last.ckpt").network.classifier
+    classifier = load(scratch(cfg, cfg.seeds[0]) / "last.ckpt").network.get_submodule("classifier")
     path = record.with_name(f"{record.name}.weights.npz")
     weights = {name: weight.numpy() for name, weight in classifier.state_dict().items()}
     write_whole(path, lambda file: np.savez(file, **weights))

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 from stn.environment import share_cores
 from stn.errors import UserError, told
@@ -46,7 +47,9 @@ class Stages:
     def __init__(self, jobs: int):
         """Side by side: `jobs` stages. Begins to load, in the background, what they need."""
         self.jobs = jobs
-        self.telling, self.told, self.cells = threading.Lock(), {}, {}
+        self.telling = threading.Lock()
+        self.told: dict[str, tuple[int, int]] = {}
+        self.cells: dict[str, Any] = {}
         if jobs > 1:
             share_cores(jobs)
         self.forks = multiprocessing.get_context("forkserver")
@@ -93,7 +96,7 @@ class Stages:
             raise failed[0]
         return known
 
-    def _run(self, stage, files: str):
+    def _run(self, stage, files: dict[str, tuple[int, int]]):
         """Run one stage, unless code or configs are no longer what `files` stands for; returns it."""
         if not self._changed(stage, files):
             process = self.forks.Process(target=_module, args=(stage.cmd, self.interrupt is signal.SIG_IGN))

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from stn.cells import config, declared, record_path, shown
@@ -65,7 +66,7 @@ def _load(number: int, params: Params, all_there: bool = True, checked: bool = T
     return tables.load(number, required, [path for path in paths if path not in required], configs, filled)
 
 
-def longest_first(number: int, budgets: list[list[Record]]) -> list[list[Record]]:
+def longest_first(number: int, budgets: Sequence[list[Record]]) -> Sequence[list[Record]]:
     """What pages show: the budgets whose numbers mean something, if any, the longest that is whole first.
 
     A budget is whole if each cell is there that the pipeline trains unasked; of Table 1, those of R, RTS, P and E.
@@ -136,11 +137,11 @@ def _unchecked(number: int) -> list[list[Record]]:
 
 def schedules() -> dict[str, dict]:
     """The settings of each budget in `conf/budget`."""
-    settings = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "budget").glob("*.yaml"))}
+    settings = {path.stem: cast(DictConfig, OmegaConf.load(path)) for path in sorted((CONF / "budget").glob("*.yaml"))}
     merged = {}
     for name, own in settings.items():
         bases = [settings[base] for base in own.get("defaults", ()) if base in settings]
-        merged[name] = OmegaConf.to_container(OmegaConf.merge(*bases, own))
+        merged[name] = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*bases, own)))
     return merged
 
 
@@ -158,7 +159,8 @@ def check(numbers: tuple[int, ...]) -> None:
 
     A table without records and without files, which nobody began, is left alone.
     """
-    texts, shown = {}, {}
+    texts: dict[Path, str] = {}
+    shown: dict[int, Sequence[list[Record]]] = {}
     for number in numbers:
         budgets = [records(number), *others(number)]
         files = written(number, budgets)

@@ -258,10 +258,10 @@ def archive(
 
     def files() -> Iterator[tuple[str, IO[bytes]]]:
         while member := tar.next():
-            tar.members.clear()  # else they pile up: 200,000 of them in `extra`
+            tar.members.clear()  # type: ignore[attr-defined]  # else they pile up: 200,000 of them in `extra`
             tell(packed.tell())
             if member.isfile():
-                yield member.name if folders else PurePosixPath(member.name).name, tar.extractfile(member)
+                yield member.name if folders else PurePosixPath(member.name).name, tar.extractfile(member)  # type: ignore[misc]
 
     with path.open("rb") as packed:
         try:
@@ -362,7 +362,7 @@ def _receive(file: RemoteFile, url: str, part: Path) -> None:
         raise _Interrupted(f"the connection closed after {done} of {total} bytes")
 
 
-def _extent(response) -> tuple[int, int | None]:
+def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     """Where in the file the body starts, and the length of the whole file if the server tells it."""
     content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if response.status == 206 and content_range:
@@ -372,7 +372,7 @@ def _extent(response) -> tuple[int, int | None]:
     return 0, int(length) if length else None
 
 
-def _read(response) -> bytes:
+def _read(response: http.client.HTTPResponse) -> bytes:
     """The next bytes. The errors of a network are OSErrors, as those of a disk: here they part ways."""
     try:
         return response.read(CHUNK)
@@ -464,7 +464,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno, "make it writable")
+        remedy = _REMEDIES.get(error.errno or 0, "make it writable")
         raise UserError(f"cannot write {error.filename or path}: {why(error)}; {remedy} and run this again") from None
 
 

@@ -8,7 +8,7 @@ asks for `stored_folder(data)` too, where the sets lie. Its `networks.py` has `n
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -82,6 +82,21 @@ class Network(Protocol):
         "localisation" learns at `budget.localisation_rate` times the rate, "head" at `model.head_rate` times, "body" at
         the rate itself.
         """
+
+
+if TYPE_CHECKING:
+
+    class NetworkModule(nn.Module):
+        """A `Network` as the `nn.Module` that it is, with what is optional: a type, of which there are no objects."""
+
+        objective: Any
+
+        def __call__(self, images: Any) -> Tensor: ...
+        def thetas(self, images: Any) -> dict[str, Tensor]: ...
+        def parameter_groups(self) -> dict[str, list[nn.Parameter]]: ...
+        def load_pretrained(self) -> str: ...
+        def seen(self, images: Any) -> Tensor: ...
+        def projected(self, images: Any) -> Tensor: ...
 
 
 def group_parameters(network: nn.Module, **parts: nn.Module | None) -> dict[str, list[nn.Parameter]]:

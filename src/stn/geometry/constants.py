@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,11 @@ FLOAT64 = ("cpu", "cuda", "meta")  # devices that have float64; MPS and others h
 
 
 def constant(
-    make: Callable[..., Tensor], numbers: tuple, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    make: Callable[..., Tensor],
+    numbers: tuple[Any, ...],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
     """`make(*numbers, device)` as `dtype` on `device`. Shared by all callers: do not write to it.
 
@@ -61,7 +65,13 @@ def clear() -> None:
     _store.clear()
 
 
-def _under_a_mode(make, numbers, shape, dtype, device) -> Tensor:
+def _under_a_mode(
+    make: Callable[..., Tensor],
+    numbers: tuple[Any, ...],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     graph = get_proxy_mode() is not None
@@ -70,18 +80,26 @@ def _under_a_mode(make, numbers, shape, dtype, device) -> Tensor:
         return _recorded(make, numbers, dtype, device)
     if graph and _bytes(shape, dtype) <= BOUND and _present(device):
         # What `torch.tensor` does with a literal: every mode knows this operation as the entry of a constant.
-        return torch.ops.aten.lift_fresh(_kept(make, numbers, shape, dtype, device))
+        return torch.ops.aten.lift_fresh(_kept(make, numbers, shape, dtype, device))  # type: ignore[no-any-return]
     if graph or fake:
         return _recorded(make, numbers, dtype, device)
     return _kept(make, numbers, shape, dtype, device)
 
 
-def _recorded(make, numbers, dtype, device) -> Tensor:
+def _recorded(
+    make: Callable[..., Tensor], numbers: tuple[Any, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """The arithmetic itself, as operations of the mode."""
     return make(*numbers, float64_device(device)).to(dtype).to(device)
 
 
-def _kept(make, numbers, shape, dtype, device) -> Tensor:
+def _kept(
+    make: Callable[..., Tensor],
+    numbers: tuple[Any, ...],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
     key = (make, numbers, dtype, device)
     value = _store.get(key)
     if value is None:
@@ -94,7 +112,13 @@ def _kept(make, numbers, shape, dtype, device) -> Tensor:
     return value
 
 
-def _literal(make, numbers, shape, dtype, device) -> tuple[Tensor]:
+def _literal(
+    make: Callable[..., Tensor],
+    numbers: tuple[Any, ...],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor]:
     return (
         _kept(make, numbers, shape, dtype, device),
     )  # bare tensors of one function would all have the same name in a graph
@@ -102,14 +126,14 @@ def _literal(make, numbers, shape, dtype, device) -> tuple[Tensor]:
 
 # What `torch.compiler.assume_constant_result` sets: Dynamo calls the function and takes the result as a constant of the
 # graph. The decorator itself would import the compiler, which takes as long as the rest of torch.
-_literal._dynamo_marked_constant = True
+_literal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextmanager
 def _outside_of_modes() -> Iterator[None]:
     """Here operations work on plain tensors with values, whatever mode is on outside, and nothing records them."""
     tracing = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # torch's stubs lack it
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))  # else they could not take part in training later
@@ -123,10 +147,10 @@ def _outside_of_modes() -> Iterator[None]:
                 stack.enter_context(temporarily_clear_interpreter_stack())
             yield
     finally:
-        torch._C._set_tracing_state(tracing)
+        torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
 
 
-def _symbolic(numbers: tuple) -> bool:
+def _symbolic(numbers: tuple[Any, ...]) -> bool:
     """Whether a trace leaves one of the numbers open. `torch.jit.trace` writes sizes as tensors."""
     return any(
         _symbolic(number) if isinstance(number, tuple) else isinstance(number, (torch.SymInt, torch.SymFloat, Tensor))
@@ -134,7 +158,7 @@ def _symbolic(numbers: tuple) -> bool:
     )
 
 
-def _known_to_dynamo(numbers: tuple) -> bool:
+def _known_to_dynamo(numbers: tuple[Any, ...]) -> bool:
     """`not _symbolic`, as Dynamo can say it: to it a number that is left open is an int as any other."""
     for number in numbers:
         if isinstance(number, tuple):
@@ -154,7 +178,7 @@ def _present(device: torch.device) -> bool:
     if device.type in ("cpu", "meta"):
         return device.type == "cpu"
     try:
-        return torch.get_device_module(device).is_available()
+        return torch.get_device_module(device).is_available()  # type: ignore[no-any-return]
     except (RuntimeError, AttributeError):  # no module of torch's stands for it
         return False
 
@@ -173,7 +197,7 @@ class _Store:
     address, and keeps nothing alive.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.pinned: dict[int, Tensor] = {}
         self.renew()
         self.clear()
@@ -184,10 +208,10 @@ class _Store:
 
     def clear(self) -> None:
         with self.lock:
-            self.entries: OrderedDict[tuple, _Entry] = OrderedDict()
+            self.entries: OrderedDict[tuple[Any, ...], _Entry] = OrderedDict()
             self.bytes = 0
 
-    def get(self, key: tuple) -> Tensor | None:
+    def get(self, key: tuple[Any, ...]) -> Tensor | None:
         with self.lock:
             entry = self.entries.get(key)
             if entry is None:
@@ -201,7 +225,7 @@ class _Store:
                 self.pinned[id(value)] = value
             return value
 
-    def put(self, key: tuple, value: Tensor) -> None:
+    def put(self, key: tuple[Any, ...], value: Tensor) -> None:
         size = value.untyped_storage().nbytes() + ENTRY
         if size > BOUND or type(value) is not Tensor:
             return
@@ -213,7 +237,7 @@ class _Store:
             while self.bytes > BOUND:
                 self._drop(next(iter(self.entries)))
 
-    def _drop(self, key: tuple) -> None:
+    def _drop(self, key: tuple[Any, ...]) -> None:
         self.bytes -= self.entries.pop(key).bytes
 
 

@@ -14,6 +14,8 @@ What lies outside of the image is decided by `padding_mode`, as in `torch.nn.fun
 Another name, and shapes that do not belong together, are a ValueError.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,7 +59,14 @@ def bicubic(U: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
     return _grid_sample(U, grid, "bicubic", padding_mode)
 
 
-def general(U: Tensor, grid: Tensor, kernel_x, kernel_y, radius: int, padding_mode: str = "zeros") -> Tensor:
+def general(
+    U: Tensor,
+    grid: Tensor,
+    kernel_x: Callable[[Tensor], Tensor],
+    kernel_y: Callable[[Tensor], Tensor],
+    radius: int,
+    padding_mode: str = "zeros",
+) -> Tensor:
     """Equation 3 for any kernel: `kernel_x` and `kernel_y` map distances in pixels to weights, elementwise.
 
     Of images only. With a padding mode other than zeros the sum runs over the image continued without end.
@@ -85,7 +94,9 @@ def general(U: Tensor, grid: Tensor, kernel_x, kernel_y, radius: int, padding_mo
         return V.to(U.dtype)
 
 
-def _taps(points: Tensor, size: int, kernel, radius: int, padding_mode: str) -> tuple[Tensor, Tensor]:
+def _taps(
+    points: Tensor, size: int, kernel: Callable[[Tensor], Tensor], radius: int, padding_mode: str
+) -> tuple[Tensor, Tensor]:
     """Along one axis of `size` pixels: the pixels that each point (B, h, w) is a sum of, and their weights.
 
     Both are (B, h, w, 2 radius).

@@ -23,7 +23,7 @@ def control_points(k: int, device: torch.device | None = None) -> Tensor:
 def _radial(points: Tensor, centres: Tensor) -> Tensor:
     """|p - c|^2 log |p - c|^2 for all pairs, (..., N, K). The kernel's limit at distance 0 is 0, not 0 log 0."""
     squared = (points[..., :, None, :] - centres).square().sum(-1)
-    return torch.special.xlogy(squared, squared.clamp_min(torch.finfo(squared.dtype).tiny))
+    return torch.special.xlogy(squared, squared.clamp_min(torch.finfo(squared.dtype).tiny))  # type: ignore[no-any-return]
 
 
 def _spline_solution(k: int, device: torch.device) -> Tensor:
@@ -35,7 +35,7 @@ def _spline_solution(k: int, device: torch.device) -> Tensor:
     system[:n, n] = system[n, :n] = 1
     system[:n, n + 1 :] = centres
     system[n + 1 :, :n] = centres.T
-    return torch.linalg.inv(system)[:, :n].contiguous()
+    return torch.linalg.inv(system)[:, :n].contiguous()  # type: ignore[no-any-return]
 
 
 def spline_constants(k: int, device: torch.device) -> tuple[Tensor, Tensor]:

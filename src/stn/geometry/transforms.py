@@ -27,6 +27,7 @@ or another type of device.
 import math
 import operator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -302,7 +303,7 @@ class ThinPlateSpline(Transformation):
     def _points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
         return _combined(spline_weights(self.k, points), theta.view(-1, self.k**2, 2))
 
-    def _grid(self, theta: Tensor, size: tuple[int, int], aspect: float) -> Tensor:
+    def _grid(self, theta: Tensor, size: tuple[int, ...], aspect: float) -> Tensor:
         shape = math.prod(size), self.k**2
         weights = constant(_pixel_weights, (self.k, tuple(size)), shape, theta.dtype, theta.device)
         return _combined(weights, theta.view(-1, self.k**2, 2))
@@ -329,10 +330,10 @@ def homography_through(source: Tensor, target: Tensor) -> Tensor:
     one, zero = torch.ones_like(x), torch.zeros_like(x)
     rows_u = torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], -1)
     rows_v = torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], -1)
-    return torch.linalg.solve(torch.cat([rows_u, rows_v], 1), torch.cat([u, v], 1))
+    return torch.linalg.solve(torch.cat([rows_u, rows_v], 1), torch.cat([u, v], 1))  # type: ignore[no-any-return]
 
 
-def full_precision(like: Tensor) -> AbstractContextManager:
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """No autocast on the tensor's device. Entering that costs as much as a small grid, so only where there is any."""
     kind = like.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # meta, for one, has none
@@ -352,7 +353,7 @@ def _pixel_centres(size: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).view(-1, len(size))
 
 
-def _pixel_weights(k: int, size: tuple[int, int], device: torch.device) -> Tensor:
+def _pixel_weights(k: int, size: tuple[int, ...], device: torch.device) -> Tensor:
     """The weights of all pixel centres, (H W, K), float64."""
     return spline_weights(k, _pixel_centres(size, device))
 
@@ -364,7 +365,7 @@ def _combined(weights: Tensor, values: Tensor) -> Tensor:
     """
     if weights.ndim == 3:
         return weights @ values
-    return (values.mT.flatten(0, 1) @ weights.mT).unflatten(0, (values.shape[0], values.shape[2])).mT
+    return (values.mT.flatten(0, 1) @ weights.mT).unflatten(0, (values.shape[0], values.shape[2])).mT  # type: ignore[no-any-return]
 
 
 def _mapped(rows: Tensor, points: Tensor) -> Tensor:
@@ -375,13 +376,13 @@ def _mapped(rows: Tensor, points: Tensor) -> Tensor:
     linear, offset = rows[..., :-1], rows[..., -1:]
     if points.ndim == 3:
         return points @ linear.mT + offset.mT
-    return torch.addmm(offset.flatten(0, 1), linear.flatten(0, 1), points.mT).unflatten(0, rows.shape[:2]).mT
+    return torch.addmm(offset.flatten(0, 1), linear.flatten(0, 1), points.mT).unflatten(0, rows.shape[:2]).mT  # type: ignore[no-any-return]
 
 
 def check_size(size: Size, dimensions: int = 2) -> tuple[int, ...]:
     """`size` as (H, W), of volumes (D, H, W); one integer stands for all sides. A ValueError if it is no size."""
     try:
-        sides = tuple(size)
+        sides: tuple[Any, ...] = tuple(size)  # type: ignore[arg-type]  # of an integer: a TypeError
     except TypeError:
         sides = (size,) * dimensions
     sides = tuple(_side(side) for side in sides)
@@ -391,10 +392,10 @@ def check_size(size: Size, dimensions: int = 2) -> tuple[int, ...]:
     return sides
 
 
-def _side(side) -> int | None:
+def _side(side: Any) -> int | None:
     """A positive integer, or None. What stands for one while a graph is recorded is handed on as it is."""
     if isinstance(side, torch.SymInt) or (isinstance(side, Tensor) and torch.jit.is_tracing()):
-        return side
+        return side  # type: ignore[return-value]  # an int to whoever counts with it
     if not isinstance(side, int):
         try:
             side = operator.index(side)
@@ -403,7 +404,7 @@ def _side(side) -> int | None:
     return None if isinstance(side, bool) or side < 1 else side
 
 
-def _matrix(*rows: tuple) -> Tensor:
+def _matrix(*rows: tuple[Tensor | float, ...]) -> Tensor:
     """Rows of tensors (B,) or zeros as (B, R, 3)."""
     like = next(entry for entry in rows[0] if isinstance(entry, Tensor))
     zero = torch.zeros_like(like)

@@ -17,6 +17,7 @@ more channels, `wide`, than the layer has `filters`. `code` says of each pooled 
 
 import warnings
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,10 +62,10 @@ def run(layers: nn.Sequential, images: Tensor) -> Tensor:
         if isinstance(layer, nn.Conv2d) and _plain(layer, x):
             filters = layer.out_channels
             if x.shape[1] == 1 and _pools(todo):
-                x = first_layer(x, layer.weight, layer.bias, todo[0].ceil_mode)
+                x = first_layer(x, layer.weight, layer.bias, todo[0].ceil_mode)  # type: ignore[arg-type]  # _plain, _pools
                 del todo[:2]
             else:
-                x = convolution(x, layer.weight, layer.bias)
+                x = convolution(x, layer.weight, layer.bias)  # type: ignore[arg-type]
         else:
             if filters and isinstance(layer, nn.Flatten | nn.Conv2d):
                 x, filters = x[:, :filters], None
@@ -74,7 +75,7 @@ def run(layers: nn.Sequential, images: Tensor) -> Tensor:
 
 def first_layer(images: Tensor, weight: Tensor, bias: Tensor, ceil: bool) -> Tensor:
     """relu(max_pool2d(conv2d(images, weight, bias), 2)) of images (B, 1, H, H): (B, F filled up, h, h)."""
-    return _FirstLayer.apply(images, weight, bias, ceil)
+    return _FirstLayer.apply(images, weight, bias, ceil)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def convolution(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ def convolution(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     maps = F.pad(maps, (0, 0, 0, 0, 0, -maps.shape[1] % 16))
     more = -len(weight) % 16
     weight = F.pad(weight, (0, 0, 0, 0, 0, maps.shape[1] - weight.shape[1], 0, more))
-    return _Convolution.apply(maps, weight, F.pad(bias, (0, more)))
+    return _Convolution.apply(maps, weight, F.pad(bias, (0, more)))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _plain(layer: nn.Conv2d, x: Tensor) -> bool:
@@ -181,7 +182,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         maps, weight = ctx.saved_tensors
         batch, side, _, channels = maps.shape
-        filters, kernel, left = *weight.shape[:2], ctx.left
+        filters, kernel, left = *weight.shape[:2], ctx.left  # type: ignore[misc]
         gradient = _nhwc(gradient)
         to_maps = None
         if ctx.needs_input_grad[0]:
@@ -211,10 +212,12 @@ def _maps_like(tensor: Tensor, batch: int, channels: int, side: int) -> Tensor:
 
 
 def _block(channels: int) -> int:
-    return triton.next_power_of_2(channels)
+    return triton.next_power_of_2(channels)  # type: ignore[no-any-return]
 
 
-def _launch(kernel: str, like: Tensor, precision: str, *channels: int, positions: int = 0) -> tuple[int, dict]:
+def _launch(
+    kernel: str, like: Tensor, precision: str, *channels: int, positions: int = 0
+) -> tuple[int, dict[str, Any]]:
     """Rows of a program of a kernel on the device of `like`, and how it is launched.
 
     Wide blocks take more warps, and fewer stages as shared memory goes. Where a kernel has a program for each of so
@@ -237,7 +240,7 @@ def _shared_memory(device: torch.device) -> float:
     """Bytes of it that a program may have: 227 KiB on an H100, 99 on most cards for desktops."""
     if device.type != "cuda":  # in Triton's interpreter
         return float("inf")
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined, no-any-return]
 
 
 def _precision(images: Tensor) -> str:

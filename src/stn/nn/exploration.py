@@ -13,8 +13,9 @@ as in evolution strategies), and the difference of the two losses estimates the 
 All other parameters learn from the mean of both losses. A step costs what a step of a batch of twice the size costs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class Exploration:
         deviation = torch.as_tensor(sigma, dtype=torch.float32, device=images.device)
         if not ((deviation > 0) & deviation.isfinite()).all():
             raise ValueError(f"sigma must be positive, not {sigma}: without noise there is no estimate")
-        how = {"generator": generator, "device": images.device}
+        how: dict[str, Any] = {"generator": generator, "device": images.device}
         mirrored = torch.randint(len(self.levels), (len(images),), **how)
         pairs = Pairs(torch.cat([images, images]), len(self.levels))
         with ExitStack() as stack:
@@ -82,13 +83,15 @@ class Pairs:
         self.n_levels = levels
         self.directions: list[Tensor] = []  # for each transformer (B,): d theta along which its gradient is measured
 
-    def perturb(self, mirrored: Tensor, deviation: Tensor, generator: torch.Generator | None):
+    def perturb(
+        self, mirrored: Tensor, deviation: Tensor, generator: torch.Generator | None
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         """A forward hook of a regression layer: noise on theta, mirrored where `mirrored` (B,) says so.
 
         What goes on is cut from the layer's graph: its gradient is that of `loss` alone.
         """
 
-        def hook(layer: nn.Module, inputs: tuple, theta: Tensor) -> Tensor:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
             mean = theta.float()
             half = len(mean) // 2
             if deviation.ndim and mean.shape[1] % len(deviation):

@@ -54,7 +54,7 @@ class Layers(nn.Sequential):
 
             if convolutions.usable(images.device):
                 return convolutions.run(self, images)
-        return super().forward(images)
+        return super().forward(images)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class FirstConvolution(nn.Conv2d):
@@ -80,4 +80,4 @@ class FirstConvolution(nn.Conv2d):
 def _flat(body: nn.Module, channels: int, canvas: int) -> int:
     """Length of what `body` makes of one image; found by running it, so it can never disagree with the layers."""
     with torch.no_grad():
-        return body(torch.zeros(1, channels, canvas, canvas)).shape[1]
+        return body(torch.zeros(1, channels, canvas, canvas)).shape[1]  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 """The spatial transformer (paper, section 3): localisation network, sampling grid and sampler in one module."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,10 @@ class SpatialTransformer(nn.Module):
         ValueError: from arguments that are none of these, and from a call with U of other dimensions than the family's.
     """
 
+    if TYPE_CHECKING:  # buffers
+        start: Tensor  # None where `reach` is
+        reach: Tensor | None
+
     def __init__(
         self,
         localisation: nn.Module,
@@ -47,7 +52,7 @@ class SpatialTransformer(nn.Module):
         transformation: Transformation | None = None,
         sampler: Callable[..., Tensor] = bilinear,
         size: Size | None = None,
-        starts: Tensor | Sequence | None = None,
+        starts: Tensor | Sequence[Sequence[float]] | None = None,
         reach: float | Sequence[float] | Tensor | None = None,
         padding_mode: str = "zeros",
     ):
@@ -77,7 +82,7 @@ class SpatialTransformer(nn.Module):
         start, limits = (
             (None, None)
             if reach is None
-            else (bias, torch.tensor(self.limits * (self.parallel or 1), dtype=torch.float64))
+            else (bias, torch.tensor(self.limits * (self.parallel or 1), dtype=torch.float64))  # type: ignore[operator]
         )
         for name, value in {"start": start, "reach": limits}.items():
             self.register_buffer(name, None if value is None else value.to(self.regression.bias), persistent=False)
@@ -108,7 +113,11 @@ class SpatialTransformer(nn.Module):
         return (V, theta) if return_theta else V
 
     def extra_repr(self) -> str:
-        parts = {"transformation": self.transformation, "size": self.size, "padding_mode": self.padding_mode}
+        parts: dict[str, object] = {
+            "transformation": self.transformation,
+            "size": self.size,
+            "padding_mode": self.padding_mode,
+        }
         if not isinstance(self.sampler, nn.Module):  # which torch shows by itself
             parts["sampler"] = getattr(self.sampler, "__name__", self.sampler)
         if self.parallel is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stn.report.comparisons import NOT_BEATEN, NOT_CLEARLY, SIGNIFICANT
 from stn.report.evidence import describe_evidence
 from stn.report.records import Record
-from stn.report.table import Column, Table
+from stn.report.table import Column, Row, Table
 
 if TYPE_CHECKING:
     from stn.report.matrix import Matrix
@@ -117,7 +117,7 @@ def legend(table: Table, matrix: Matrix) -> str:
     sources = [f"{row.label}, {row.cited}" for row in matrix.rows if row.cited]
     if sources:
         text.append(f"Cited by the paper, not run: {'; '.join(sources)}.")
-    parts = (*table.columns, *table.rows)
+    parts: tuple[Row | Column, ...] = (*table.columns, *table.rows)
     text += dict.fromkeys(part.note for part in parts if part.note and (part in matrix.columns or part in matrix.rows))
     return " ".join(text)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from stn.errors import UserError
@@ -130,11 +131,15 @@ def order_steps(table: Table, records: Sequence[Record]) -> list[list[Comparison
     """The steps of the paper's orders from worst to best: a list for each order and column with all of its rows."""
     wholes = []
     for order in table.orders:
-        before = dict(pairwise(reversed(order)))
-        steps = compare(table, records, lambda row, before=before: [before[row]] if row in before else [])
+        steps = compare(table, records, partial(_find_before, order))
         columns = ([step for step in steps if step.column is column] for column in table.columns)
         wholes += [whole for whole in columns if whole and len(whole) == len(order) - 1]
     return wholes
+
+
+def _find_before(order: Sequence[Row], row: Row) -> list[Row]:
+    """The row after which a row comes in an order, if any."""
+    return [before for before, after in pairwise(order) if after == row]
 
 
 def find_baseline(row: Row) -> list[Row]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -30,7 +31,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STRONG = ("#F0442E", "#35B8FF", "#FFD500", "#E27BD0")  # seen on any photo
 LETTER, LINE = 0.066, 0.18  # inches: a letter of a text, and from one line to the next
 SHADES, FRAME, PAUSE = 32, 160, 3000  # of an animation: its colours; how long frames and the last one stay, in ms
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib types its keys one by one
     "font.family": "DejaVu Sans",  # ships inside matplotlib
     "font.size": 9,
     "text.color": INK,
@@ -64,7 +65,7 @@ class Sheet:
         self.width, self.height, self.photos, self.step = width, height, photos, step
         self.figure = Figure((width, height), facecolor="white")
 
-    def text(self, x: float, y: float, words: str, **style) -> None:
+    def text(self, x: float, y: float, words: str, **style: Any) -> None:
         """A text at (x, y)."""
         self.figure.text(x / self.width, 1 - y / self.height, words, **style)
 
@@ -108,8 +109,10 @@ class Animation:
         """Writes the GIF; UserError if that cannot be."""
         lasts = [FRAME] * (len(self.frames) - 1) + [PAUSE]
         first, *rest = self.frames
-        options = {"save_all": True, "append_images": rest, "duration": lasts, "loop": 0, "optimize": True}
-        _write(path, lambda: first.save(path, **options))
+        _write(
+            path,
+            lambda: first.save(path, save_all=True, append_images=rest, duration=lasts, loop=0, optimize=True),
+        )
 
 
 @contextmanager
@@ -217,7 +220,7 @@ def draw_grid(axes: Axes, grid: np.ndarray, colour: str, cells: int = 7) -> None
     axes.add_collection(LineCollection(outline, colors=colour, linewidths=1.3, capstyle="round"))
 
 
-def line_style(colour: str, strong: bool = False) -> dict:
+def line_style(colour: str, strong: bool = False) -> dict[str, Any]:
     """The outline of a patch that is seen on any photo: on a dark edge."""
     width = 1.9 if strong else 1.1
     edge = [Stroke(linewidth=width + 1.1, foreground=INK, alpha=0.75), Normal()]

@@ -1,6 +1,6 @@
 """A table as Markdown: caption and grid, which pages take over, then a section for each thing measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stn.report.captions import caption, legend
 from stn.report.comparisons import Comparison, Contest, compare, format_p, order_steps
@@ -68,7 +68,7 @@ def _main_grid(table: Table, matrix: Matrix) -> Grid:
     return Grid(head, body, "l" + "r" * (len(head) - 1))
 
 
-def _format_count(counts, row: Row) -> str:
+def _format_count(counts: Mapping[Row, int], row: Row) -> str:
     return f"{counts[row]:,}" if row in counts else "–"
 
 
@@ -77,7 +77,7 @@ def _contests(table: Table, records: Sequence[Record]) -> list[Section]:
     contests = [(contest, compare(table, records, contest.opponents)) for contest in table.contests]
     order = Contest("The paper's order", ORDER_HEAD, lambda row: ())
     contests.append((order, [step for whole in order_steps(table, records) for step in whole]))
-    sections = []
+    sections: list[Section] = []
     for contest, comparisons in contests:
         if comparisons:
             grid = _comparison_grid(contest, comparisons)

@@ -22,10 +22,11 @@ import io
 import json
 import os
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stn.errors import UserError
 from stn.report import tables
@@ -79,7 +80,7 @@ class Sources:
     """
 
     report: Callable[[int], Report]
-    schedules: Mapping[str, Mapping]
+    schedules: Mapping[str, Mapping[str, Any]]
     root: Path = Path()
 
     def read(self, path: Path) -> str:
@@ -301,13 +302,13 @@ def _index_line(experiment: Experiment, report: Report, link: str) -> list[str]:
     if stands_in and not experiment.stand_in:
         raise UserError(f"{experiment.title}: not on the paper's data; say on its page what stand_in is")
     data = experiment.stand_in if stands_in else "whole"
-    cells = "" if len(longest) == len(wanted) else f", {len(longest)} of {len(wanted)} cells"
+    partly = "" if len(longest) == len(wanted) else f", {len(longest)} of {len(wanted)} cells"
     seeds = max(len(record.seeds) for record in longest)
     return [
         f"{name}, {experiment.measure or table[0]['metric']}",
         "<br>".join(best),
         "<br>".join(["–"] * len(theirs) if stands_in else theirs),
-        data + cells,
+        data + partly,
         f"`{longest[0].budget}`, {seeds} seed{'s' * (seeds > 1)}",
     ]
 
@@ -355,7 +356,8 @@ def costs_block(page: Path, sources: Sources) -> str:
 
 def _cost(records: Sequence[Record]) -> str:
     """On each machine the number of cells, and how long a seed of all of them took, one after the other."""
-    cells, seconds = Counter(), Counter()
+    cells: dict[str, int] = defaultdict(int)
+    seconds: dict[str, float] = defaultdict(float)
     for record in records:
         place = record.seeds[0].provenance
         machine = _short(
@@ -411,11 +413,11 @@ def _against(name: str, sources: Sources, rival: str | None = None) -> str:
     return f"{min(ratios):.2f} to {max(ratios):.2f} times as fast on {_machine(about)}"
 
 
-def _bench(name: str, sources: Sources) -> dict:
-    return json.loads(sources.read(REPORTS / "bench" / f"{name}.json"))
+def _bench(name: str, sources: Sources) -> dict[str, Any]:
+    return dict(json.loads(sources.read(REPORTS / "bench" / f"{name}.json")))
 
 
-def _machine(about: Mapping) -> str:
+def _machine(about: Mapping[str, Any]) -> str:
     place = about["provenance"]
     return _short(f"an {place['gpu']}" if place["gpu"] else f"{place['cores_used']} cores ({place['cpu']})")
 

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import numpy as np
 
@@ -20,7 +20,11 @@ from stn.errors import UserError
 from stn.report.table import Column, Row, Table
 
 SCHEMA = 1
-Kind = TypeVar("Kind")
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Kind = TypeVar("Kind", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,8 @@ def load_records(
     table: Table,
     required: Iterable[Path],
     optional: Iterable[Path] = (),
-    configs: Mapping[Path, Mapping] | None = None,
-    fill: Callable[[Mapping], Mapping] = dict,
+    configs: Mapping[Path, Mapping[str, Any]] | None = None,
+    fill: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> list[Record]:
     """The records of the declared cells of one table, by row and column.
 
@@ -152,11 +156,10 @@ def load_records(
     if absent:
         cells = "1 cell has" if len(absent) == 1 else f"{len(absent)} cells have"
         raise UserError(f"{cells} no record: {', '.join(map(str, absent))}; `{table.make}` trains what is missing")
-    cells = [_read(path, table) for path in paths]
-    records = [record for cell in cells for record in cell]
+    records = [record for path in paths for record in _read(path, table)]
     for record in records:
         differences = (
-            config_differences(fill(record.config), configs[record.path]) if record.path in (configs or {}) else []
+            config_differences(fill(record.config), configs[record.path]) if configs and record.path in configs else []
         )
         if differences:
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -171,7 +174,7 @@ def load_records(
     return sorted(records, key=lambda record: order[record.row, record.column])
 
 
-def config_differences(config: Mapping, expected: Mapping, prefix: str = "") -> list[str]:
+def config_differences(config: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Every key whose value is not the expected one, such as "model.filters: 32, not 64"; nested keys are dotted."""
     differences = []
     for key in [*expected, *(key for key in config if key not in expected)]:
@@ -281,9 +284,9 @@ def _read(path: Path, table: Table) -> list[Record]:
     return [shown for row, column in places if (shown := _at(record, row, column)).n_test]
 
 
-def _mistyped(kind: type, values: Mapping[str, Any]) -> list[str]:
+def _mistyped(kind: "type[DataclassInstance]", values: Mapping[str, Any]) -> list[str]:
     """The fields of a dataclass whose value is no number, text or object as it should be."""
-    allowed = {int: int, float: (int, float), str: str, Mapping: dict}
+    allowed: dict[Any, type | tuple[type, ...]] = {int: int, float: (int, float), str: str, Mapping: dict}
     types = {part.name: get_origin(part.type) or part.type for part in fields(kind) if part.name in values}
     return [
         name

@@ -35,9 +35,14 @@ def t_interval(errors_percent: Sequence[float], level: float = 0.95) -> tuple[fl
 class Counted(Protocol):
     """The errors that one seed makes: in percent, as a count, and of how many test images."""
 
-    error: float
-    errors: int
-    n_test: int
+    @property
+    def error(self) -> float: ...
+
+    @property
+    def errors(self) -> int: ...
+
+    @property
+    def n_test(self) -> int: ...
 
 
 def interval(seeds: Sequence[Counted], level: float = 0.95) -> tuple[float, float]:
@@ -78,7 +83,7 @@ def share_gained(
     def share(counted: np.ndarray) -> np.ndarray:
         base, own, best = np.moveaxis(counted @ right, -1, 0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return 100 * (own - base) / (best - base)
+            return np.asarray(100 * (own - base) / (best - base))
 
     resampled = share(np.random.default_rng(0).multinomial(len(kinds), counts / len(kinds), draws))
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
@@ -130,12 +135,12 @@ def at_size_of(reference: np.ndarray, cloud: np.ndarray) -> np.ndarray:
     """
 
     def size(points: np.ndarray) -> float:
-        return np.sqrt(np.nanmedian(np.square(points - points.mean(1, keepdims=True)).sum((1, 2))))
+        return float(np.sqrt(np.nanmedian(np.square(points - points.mean(1, keepdims=True)).sum((1, 2)))))
 
     with np.errstate(invalid="ignore", over="ignore"):
         reference, cloud = (np.where(np.isfinite(part), part, np.nan).astype(float) for part in (reference, cloud))
         centre = cloud.mean(1, keepdims=True)
-        return centre + (cloud - centre) * (size(reference) / size(cloud))
+        return np.asarray(centre + (cloud - centre) * (size(reference) / size(cloud)))
 
 
 def scatter(cloud: np.ndarray) -> tuple[float, np.ndarray]:
@@ -148,7 +153,7 @@ def scatter(cloud: np.ndarray) -> tuple[float, np.ndarray]:
     whole = np.isfinite(cloud).all((1, 2))
     n = min(int(whole.sum()), int(np.ceil((1 - TRIMMED) * len(cloud))))
     # Least trimmed squares: the mean of the nearest images and the images nearest to that mean, until they agree.
-    centre, kept = np.median(cloud[whole], 0), None
+    centre, kept = np.median(cloud[whole], 0), np.zeros(len(cloud), bool)
     for _ in range(50):
         displacement = np.square(cloud - centre).sum((1, 2))  # inf and nan sort last
         before, kept = kept, np.zeros(len(cloud), bool)

@@ -37,7 +37,8 @@ def _orders(table: Table, records: Sequence[Record]) -> list[str]:
     wholes = order_steps(table, records)
     if len(table.orders) == 1:
         return [_order(whole) for whole in wholes]
-    papers, ours = [], []
+    papers: list[Sequence[Comparison]] = []
+    ours: list[Sequence[Comparison]] = []
     for whole in wholes:
         rows = (whole[0].other.row, *(step.row for step in whole))
         (papers if all(row.paper for row in rows) else ours).append(whole)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group
 
@@ -20,8 +21,8 @@ def load(
     number: int,
     required: Iterable[Path],
     optional: Iterable[Path] = (),
-    configs: Mapping[Path, Mapping] | None = None,
-    fill: Callable[[Mapping], Mapping] = dict,
+    configs: Mapping[Path, Mapping[str, Any]] | None = None,
+    fill: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> list[Record]:
     """The records of the table's declared cells: see `stn.report.records.load_records`."""
     return load_records(find_tables()[number], required, optional, configs, fill)

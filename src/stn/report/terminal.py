@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -25,7 +25,8 @@ def render_terminal(table: Table, records: Sequence[Record], others: Sequence[Se
     text = caption(table, records).replace("**ours** (the paper's)", "paper | ours").replace("`", "")
     notes = [Text(note, style="dim") for note in (text, legend(table, matrix)) if note]
     title = Text(f"Table {table.number}: {table.title}", style="bold")
-    parts = [title, Text(), _main_grid(table, matrix), Text(), *notes, *map(Text, summarise(table, records))]
+    parts: list[RenderableType] = [title, Text(), _main_grid(table, matrix), Text(), *notes]
+    parts += map(Text, summarise(table, records))
     for build in table.asides:
         aside = build(table, records)
         if aside:

@@ -7,8 +7,9 @@ captured, and the weights are those of the plain learner bit for bit.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from torch.optim import Optimizer
 
 from stn.errors import UserError
 from stn.training.learner import Learner
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 WARM_UP = 3  # steps made, and undone, before one is captured: what is made at first use is there by then
 
@@ -52,7 +56,7 @@ class BlockLearner(Learner):
         before, self._made = self._made, Made(first, rates, losses)
         self._look(before)
 
-    def _step(self, images: Tensor, labels: Tensor, rates: list[float | Tensor]) -> Tensor:
+    def _step(self, images: Tensor, labels: Tensor, rates: Sequence[float | Tensor]) -> Tensor:
         """One step at the `rates` of the optimiser's groups. Returns its loss."""
         optimiser = self.optimizers(use_pl_optimizer=False)
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
@@ -66,7 +70,7 @@ class BlockLearner(Learner):
 
     def _capture(self, optimiser: Optimizer, images: Tensor, labels: Tensor) -> "Captured":
         try:
-            return Captured(self._step, self.network, optimiser, self.trainer.datamodule.block, images, labels)
+            return Captured(self._step, self.network, optimiser, self.trainer.datamodule.block, images, labels)  # type: ignore[attr-defined]
         except RuntimeError as error:
             raise UserError(
                 f"a step of {self.cfg.model.name} cannot be captured ({str(error).splitlines()[0]}): "
@@ -98,9 +102,9 @@ class BlockLearner(Learner):
         made, self._made = self._made, None
         self._look(made)
 
-    def configure_optimizers(self) -> dict:
-        found = super().configure_optimizers()
-        return {**found, "lr_scheduler": found["lr_scheduler"]["scheduler"]}  # stepped here, so when is not Lightning's
+    def configure_optimizers(self) -> "OptimizerLRScheduler":
+        found: Any = super().configure_optimizers()
+        return {**found, "lr_scheduler": found["lr_scheduler"]["scheduler"]}  # type: ignore[return-value]  # stepped here, so when is not Lightning's
 
     def on_train_start(self) -> None:
         super().on_train_start()

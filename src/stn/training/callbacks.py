@@ -2,12 +2,17 @@
 
 import sys
 import time
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from stn.training.data_module import DataModule
+    from stn.training.learner import Learner
 
 
 class ProgressBar(Callback):
@@ -32,9 +37,10 @@ class ProgressBar(Callback):
             self.bar.update(self.task, completed=trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.sanity_checking or not learner.validation:
+        validation = _ours(learner).validation
+        if not trainer.is_global_zero or trainer.sanity_checking or not validation:
             return
-        step, error, _ = learner.validation[-1]
+        step, error, _ = validation[-1]
         if self.bar:
             self.bar.update(self.task, completed=step, note=f"validation {error:.2f} %")
             return
@@ -62,12 +68,12 @@ class Pictures(Callback):
         self.n = n
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        network = learner.network
+        network = _ours(learner).network
         if trainer.sanity_checking or not trainer.is_global_zero or not hasattr(network, "seen"):
             return
         import wandb
 
-        images, _ = trainer.datamodule.examples(self.n)
+        images, _ = _data(trainer).examples(self.n)
         with torch.inference_mode():
             seen = network.seen(images)
             images = getattr(images, "images", images)  # where a batch holds more than these
@@ -77,7 +83,8 @@ class Pictures(Callback):
         strip = torch.cat([self._strip(images), self._strip(seen)]).cpu().numpy()
         strip = strip - min(strip.min(), 0)  # of images whose mean is subtracted
         image = wandb.Image((strip * 255).clip(0, 255).astype("uint8"), caption="above: input, below: seen")
-        trainer.logger.experiment.log({"transformer": image, "trainer/global_step": trainer.global_step})
+        run: Any = trainer.logger
+        run.experiment.log({"transformer": image, "trainer/global_step": trainer.global_step})
 
     @staticmethod
     def _strip(images: torch.Tensor) -> torch.Tensor:
@@ -108,12 +115,13 @@ class Trace(Callback):
             self._look(trainer, learner)
 
     def _look(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        images, _ = trainer.datamodule.examples(self.n)
-        training = learner.network.training
-        learner.network.eval()  # to look is not to learn: batch normalisation keeps statistics
+        images, _ = _data(trainer).examples(self.n)
+        network = _ours(learner).network
+        training = network.training
+        network.eval()  # to look is not to learn: batch normalisation keeps statistics
         with torch.no_grad():
-            self.thetas.append(learner.network.thetas(images)["theta"].cpu())
-        learner.network.train(training)
+            self.thetas.append(network.thetas(images)["theta"].cpu())
+        network.train(training)
         self.steps.append(trainer.global_step)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -125,3 +133,12 @@ class Trace(Callback):
 
     def load_state_dict(self, state: dict) -> None:
         self.steps, self.thetas = list(state["steps"]), list(state["thetas"])
+
+
+def _ours(learner: L.LightningModule) -> "Learner":
+    return cast("Learner", learner)
+
+
+def _data(trainer: L.Trainer) -> "DataModule":
+    """Which Lightning puts there without telling its type."""
+    return cast("DataModule", trainer.datamodule)  # type: ignore[attr-defined]

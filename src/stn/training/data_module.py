@@ -1,6 +1,7 @@
 """How any data set of the project reaches a run: one LightningDataModule."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
@@ -24,6 +25,9 @@ class DataModule(L.LightningDataModule):
         source: the experiment's `source(data)`, see `stn.experiments.base.DataSource`.
     """
 
+    if TYPE_CHECKING:
+        trainer: L.Trainer
+
     def __init__(self, data: DictConfig, budget: DictConfig, seed: int, parts: int = 1, block: int = 1):
         super().__init__()
         self.source = load(data.kind, "data").source(data)
@@ -38,7 +42,7 @@ class DataModule(L.LightningDataModule):
         return self.budget.batch_size * self.source.images_per_pick
 
     def setup(self, stage: str | None = None) -> None:
-        for split in {"fit": ("train", "validation"), "test": ("test",)}.get(stage, ("train", "validation", "test")):
+        for split in {"fit": ("train", "validation"), "test": ("test",)}.get(stage, ("train", "validation", "test")):  # type: ignore[arg-type]
             self.source.load(split)
 
     def train_dataloader(self) -> DataLoader:
@@ -47,8 +51,8 @@ class DataModule(L.LightningDataModule):
         last = min(step - step % stretch + stretch, self.budget.steps)
         if self.block > 1:  # pinned, so that the host need not wait till a GPU takes them
             pinned = self.trainer.strategy.root_device.type == "cuda"
-            return DataLoader(_Blocks(self, step, last), batch_size=None, pin_memory=pinned)
-        return DataLoader(_Steps(self, step, last), batch_size=None)
+            return DataLoader(_Blocks(self, step, last), batch_size=None, pin_memory=pinned)  # type: ignore[arg-type]  # see `_Steps`
+        return DataLoader(_Steps(self, step, last), batch_size=None)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader:
         return self._in_order("validation")
@@ -57,7 +61,7 @@ class DataModule(L.LightningDataModule):
         return self._in_order("test")
 
     def _in_order(self, split: str) -> DataLoader:
-        return DataLoader(_Chunks(split, self.source.count(split), self.source.chunk), batch_size=None)
+        return DataLoader(_Chunks(split, self.source.count(split), self.source.chunk), batch_size=None)  # type: ignore[arg-type]
 
     def picks(self, step: int) -> Tensor:
         """Which training images make up the global batch of a step: epochs in a fresh order, the rest left over."""

@@ -1,20 +1,27 @@
 """The one LightningModule: any network of the project, its loss, its optimiser, its test."""
 
 import time
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from stn.config import experiment, filled
 from stn.errors import UserError
 from stn.experiments import load
 
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+    from torch.optim.lr_scheduler import LRScheduler
 
-def build_network(cfg: DictConfig) -> nn.Module:
+    from stn.experiments.base import NetworkModule
+
+
+def build_network(cfg: DictConfig) -> "NetworkModule":
     """The network that the model and data configs describe, by the `network(model, data)` of the experiment."""
     return load(cfg.data.kind, "networks").network(cfg.model, cfg.data)
 
@@ -29,6 +36,14 @@ class Learner(L.LightningModule):
         experiment: the config groups data, model and budget as primitives (`stn.config.experiment`), so that a
             checkpoint explains itself and loads with `weights_only=True`.
     """
+
+    if TYPE_CHECKING:
+        _mean: Tensor  # the loss of a batch taken in parts, so far
+        _wrong: float
+        _loss: float
+
+        def optimizers(self, use_pl_optimizer: bool = True) -> Any: ...  # the only one, as it is or in Lightning's wrap
+        def lr_schedulers(self) -> LRScheduler: ...  # likewise
 
     def __init__(self, experiment: dict, log_every: int = 50):
         super().__init__()
@@ -49,7 +64,7 @@ class Learner(L.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
         images, labels = batch
         loss = self.objective.loss(self.network(images), labels) / len(labels)
         step, parts = self.global_step, self.trainer.accumulate_grad_batches
@@ -103,10 +118,11 @@ class Learner(L.LightningModule):
         """After a test: `correct` (n,) bool, `positions` (n, positions) bool if there are several, and every theta."""
         return {name: torch.cat(parts).numpy() for name, parts in self.tested.items()}
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> "OptimizerLRScheduler":
         budget = self.cfg.budget
         factors = {"body": 1, "localisation": budget.localisation_rate, "head": self.cfg.model.get("head_rate", 1)}
-        groups: dict[float, list[nn.Parameter]] = {1: []}  # first, because its rate is the one that is logged
+        # Parameters by factor, and then as torch takes them; 1 is first, because its rate is the one that is logged.
+        groups: Any = {1: []}
         for name, parameters in self.network.parameter_groups().items():
             groups.setdefault(factors[name], []).extend(parameters)
         groups = [{"params": some, "lr": factor * budget.learning_rate} for factor, some in groups.items() if some]

@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 import numpy as np
@@ -251,7 +252,7 @@ def block(cfg: DictConfig) -> int:
     return cfg.trainer.block if alone and possible and plain else 1
 
 
-def precision(cfg: DictConfig) -> str:
+def precision(cfg: DictConfig) -> Literal["32-true", "bf16-mixed"]:
     """Lightning's name for the budget's precision on this machine; float32 where bf16 would be emulated."""
     if cfg.budget.precision.name == "float32":
         return "32-true"

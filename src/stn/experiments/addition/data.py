@@ -113,13 +113,13 @@ class Sums:
         if "theta" not in arrays:
             return {}
         made, device = self.sets["test"], next(network.parameters()).device
-        transformation = network.transformers[0].transformation
+        transformation = network.transformers[0].transformation  # type: ignore[index, union-attr]  # a `SumNetwork`
         theta = torch.from_numpy(arrays["theta"]).to(device)  # (n, N, P)
         first = torch.arange(min(EXAMPLES, len(made.labels)))
         images, _ = self.batch("test", first, device)
         axis = torch.tensor([-0.6, 0.0, 0.6], device=device)
         points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
-        parameters = made.parameters[:POSES].to(device)  # (POSES, 2, D)
+        parameters = made.parameters[:POSES].to(device)  # type: ignore[union-attr]  # (POSES, 2, D)
         before = torch.stack([self.warp.digit_points(digit, points) for digit in parameters.unbind(1)], 1)
         sampled = [transformation.points(one, points) for one in theta[:POSES].unbind(1)]
         after = [
@@ -132,7 +132,7 @@ class Sums:
             "example_digits": made.labels[first],
             "example_said": network(images).argmax(1),
             "example_grid": torch.stack([transformation.grid(one, size) for one in theta[first].unbind(1)], 1).half(),
-            "example_output": (network.seen(images).float().clamp(0, 1) * 255).round().to(torch.uint8),
+            "example_output": (network.seen(images).float().clamp(0, 1) * 255).round().to(torch.uint8),  # type: ignore[operator]
             "pair_before": before.half(),
             "pair_after": torch.stack(after, 1).half(),
             "theta": theta[:POSES],

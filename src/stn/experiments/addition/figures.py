@@ -67,8 +67,8 @@ def draw_pairs(records: Sequence[Record]) -> Sheet:
                 sheet.text(edge, y + 0.08, row.label, weight="bold", va="center")
                 for k, shares in enumerate(undone[row]):
                     words = " and ".join(f"{share:z.0f} %".replace("-", "−") for share in shares)
-                    place = edge + 1.22 + k * 2.05
-                    sheet.text(place, y + 0.08, f"{NAMES[k]} undoes {words}", size=8, color=STRONG[k], va="center")
+                    start = edge + 1.22 + k * 2.05
+                    sheet.text(start, y + 0.08, f"{NAMES[k]} undoes {words}", size=8, color=STRONG[k], va="center")
                 sizes = (across, high, low, unit)
                 for i in range(n):
                     _draw_pair(sheet, x + i * (2 * across + gap), y + title - 0.12, sizes, arrays, i, undone[row])

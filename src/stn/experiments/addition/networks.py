@@ -41,7 +41,8 @@ class SumNetwork(nn.Module):
         super().__init__()
         n = 0 if transformation is None else parallel
         self.transformers = nn.ModuleList(
-            transformer(canvas, classifier, transformation, sampler, localisation, CHANNELS) for _ in range(n)
+            transformer(canvas, classifier, transformation, sampler, localisation, CHANNELS)  # type: ignore[arg-type]
+            for _ in range(n)
         )
         side, channels = (math.ceil(canvas / pool), n * CHANNELS) if n else (canvas, CHANNELS)
         self.pool = nn.AvgPool2d(pool, ceil_mode=True) if n and pool > 1 else nn.Identity()
@@ -62,7 +63,7 @@ class SumNetwork(nn.Module):
         """`theta` (B, N, P) of the N transformers, if there are any."""
         if not len(self.transformers):
             return {}
-        return {"theta": torch.stack([transformer.theta(images) for transformer in self.transformers], 1)}
+        return {"theta": torch.stack([transformer.theta(images) for transformer in self.transformers], 1)}  # type: ignore[operator]
 
 
 def network(model, data) -> SumNetwork:

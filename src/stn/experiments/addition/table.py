@@ -53,6 +53,7 @@ ADDITION = Table(
         (single.baseline, single, double)
         for singles, doubles in ((ST_FCN, TWO_ST_FCN), (ST_CNN, TWO_ST_CNN))
         for single, double in zip(singles, doubles, strict=True)
+        if single.baseline is not None
     ),
     sections=(describe_attention,),
     figures=(Figure("table4.png", "stn.experiments.addition.figures:draw_pairs"),),

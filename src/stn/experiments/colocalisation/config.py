@@ -1,11 +1,19 @@
 """The schema of co-localisation: `data.kind=colocalisation`."""
 
 from dataclasses import dataclass
+from enum import Enum
 
-from stn.config import DataConfig, ModelConfig, choice
+from stn.config import DataConfig, ModelConfig
 
-Source = choice("Source", "mnist", "digits")
-HeldOut = choice("HeldOut", "validation", "test")
+
+class Source(Enum):
+    mnist = "mnist"
+    digits = "digits"
+
+
+class HeldOut(Enum):
+    validation = "validation"
+    test = "test"
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ of the project is trained on; with `data.digits=validation` they are digits held
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -125,10 +125,15 @@ class Colocalisation:
     images_per_pick = CLASSES  # of a training batch: one of each class
     traced = CLASSES * SHOWN  # the first images, whose theta is kept as training goes on
 
+    if TYPE_CHECKING:  # from `load` on
+        images: Tensor
+        boxes: Tensor
+        places: Tensor
+
     def __init__(self, data: DictConfig):
         self.data = data
         self.shape = (1, data.canvas, data.canvas)  # of what a network gets
-        self.images: Tensor | None = None
+        self.images = None  # type: ignore[assignment]
 
     def load(self, split: str) -> None:
         """Read the set; a UserError if it is missing or damaged."""
@@ -169,7 +174,7 @@ class Colocalisation:
         """
         device = next(network.parameters()).device
         views, _ = self.batch("test", torch.arange(self.traced), device)
-        crops = network.seen(views).float()[:, 0].clamp(0, 1)
+        crops = network.seen(views).float()[:, 0].clamp(0, 1)  # type: ignore[operator]  # a `Colocaliser`
         return {
             "classes": (torch.arange(len(self.images)) % CLASSES).to(torch.uint8).numpy(),
             "box": self.boxes.cpu().numpy(),

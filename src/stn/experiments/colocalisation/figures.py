@@ -85,7 +85,9 @@ def _select(records: Sequence[Record]) -> dict[Column, Record]:
 def _draw_boxes(axes: Axes, box: np.ndarray, theta: np.ndarray) -> None:
     """The true box (x0, y0, x1, y1) and the window of theta = s, tx, ty."""
     side, x, y = theta
-    axes.add_patch(Rectangle(box[:2], *(box[2:] - box[:2]), fill=False, edgecolor=TRUE, linewidth=1.0, linestyle=DASH))
+    left, top, right, bottom = box
+    size = (right - left, bottom - top)
+    axes.add_patch(Rectangle((left, top), *size, fill=False, edgecolor=TRUE, linewidth=1.0, linestyle=DASH))
     axes.add_patch(Rectangle((x - side, y - side), 2 * side, 2 * side, fill=False, edgecolor=WINDOW, linewidth=1.6))
 
 

@@ -93,7 +93,7 @@ class Localiser(nn.Module):
         for layer in self.body:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # each has one
         for parameter in (self.side.weight, self.side.bias, self.place.weight):
             nn.init.zeros_(parameter)
 

@@ -9,12 +9,13 @@ import itertools
 import shutil
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -37,6 +38,11 @@ TEXTS = (
     "parts/part_locs.txt",
 )
 SPOT = 64  # images of a set, evenly spaced, that are held against what was stored when a run starts
+
+
+if TYPE_CHECKING:
+    Item = TypeVar("Item")
+    Made = TypeVar("Made")
 
 
 class Unfit(Exception):
@@ -89,7 +95,7 @@ class StoredBirds:
         """A digest of some images, all of them in a small set: 200 classes take ten seconds to read whole."""
         n, hashed = len(self.sizes), hashlib.sha256()
         for i in np.unique(np.linspace(0, n - 1, min(SPOT, n)).round().astype(int)):
-            hashed.update(self.image(i))
+            hashed.update(self.image(i))  # type: ignore[arg-type]  # typed as a buffer from Python 3.12 on
         return hashed.hexdigest()
 
 
@@ -102,6 +108,7 @@ def fault(folder: Path, classes: int) -> str | None:
         table_of(folder, classes)
     except Unfit as error:
         return str(error)
+    return None
 
 
 def table_of(folder: Path, classes: int) -> Table:
@@ -173,7 +180,7 @@ def check(data: DictConfig) -> None:
 def recipe(data: DictConfig) -> dict:
     """The part of a data config that decides what is stored."""
     keys = ("source", "classes", "side", "validation", "seed")
-    everything = OmegaConf.to_container(data, enum_to_str=True)
+    everything: dict[str, Any] = OmegaConf.to_container(data, enum_to_str=True)  # type: ignore[assignment]
     return {key: everything[key] for key in keys}
 
 
@@ -228,8 +235,8 @@ def _write(
     sizes, originals, hashed = [], [], hashlib.sha256()
     with (work / f"{split}_images.bin").open("wb") as out:
         for image, original in images:
-            out.write(image)
-            hashed.update(image)
+            out.write(image)  # type: ignore[arg-type]
+            hashed.update(image)  # type: ignore[arg-type]
             sizes.append(image.shape[:2])
             originals.append(original)
     per_side = 2 / np.array(originals, float)  # (n, 2) of the frame's units in a pixel, across and down
@@ -273,10 +280,12 @@ def _resized(folder: Path, name: str, side: int) -> tuple[np.ndarray, tuple[int,
     shorter = min(image.size)
     size = tuple((2 * length * side + shorter) // (2 * shorter) for length in image.size)
     # Paper: does not say how. We: bilinear over all pixels that fall into one, as torchvision does for ImageNet.
-    return np.asarray(image.resize(size, Image.Resampling.BILINEAR)), image.size
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR)), image.size  # type: ignore[arg-type]
 
 
-def _in_order(work: Callable, items: Iterable, workers: int, tell: Callable[[int], None]) -> Iterator:
+def _in_order(
+    work: "Callable[[Item], Made]", items: "Iterable[Item]", workers: int, tell: Callable[[int], None]
+) -> "Generator[Made]":
     """`work(item)` of each item, in their order, made by threads a few items ahead. `tell` hears how many are done.
 
     Threads, because Pillow decodes and resizes without the interpreter's lock.

@@ -1,11 +1,18 @@
 """The schema of birds: `data.kind=cub`."""
 
 from dataclasses import dataclass
+from enum import Enum
 
-from stn.config import DataConfig, ModelConfig, choice
+from stn.config import DataConfig, ModelConfig
 
-Archive = choice("Archive", "cub")
-Head = choice("Head", "linear", "bilinear")
+
+class Archive(Enum):
+    cub = "cub"
+
+
+class Head(Enum):
+    linear = "linear"
+    bilinear = "bilinear"
 
 
 @dataclass(kw_only=True)

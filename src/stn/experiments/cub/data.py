@@ -104,7 +104,7 @@ class Birds:
             return {}
         device, n = next(network.parameters()).device, self.count("test")
         everything = torch.arange(n).split(self.chunk)
-        windows = [network.windows(self.batch("test", some, device)[0]).half().cpu() for some in everything]
+        windows = [network.windows(self.batch("test", some, device)[0]).half().cpu() for some in everything]  # type: ignore[operator]
         windows = torch.cat(windows).numpy()
         chosen = torch.linspace(0, n - 1, min(EXAMPLES, n)).round().long()
         images, labels = self.batch("test", chosen, device)

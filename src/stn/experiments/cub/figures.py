@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -186,7 +187,8 @@ def _draw_stands(axes: Axes, record: Record) -> None:
     for k, windows in enumerate(np.moveaxis(record.arrays["window_all"].astype(float), 1, 0)):
         colour, windows = STRONG[k % len(STRONG)], windows[np.isfinite(windows).all((1, 2))]
         axes.add_patch(Polygon(windows.mean(0), fill=False, edgecolor=colour, linewidth=1.3, zorder=3))
-        axes.scatter(*windows.mean(1).T, s=1.6, color=colour, alpha=0.25, linewidths=0, zorder=2, rasterized=True)
+        x, y = windows.mean(1).T
+        axes.scatter(x, y, s=1.6, color=colour, alpha=0.25, linewidths=0, zorder=2, rasterized=True)
     axes.set(xlim=(-1.02, 1.02), ylim=(1.02, -1.02))
 
 
@@ -196,6 +198,6 @@ def _draw_heat(axes: Axes, share: float, bold: bool) -> None:
     axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1), facecolor=colour)
     for spine in axes.spines.values():
         spine.set(visible=True, color="white", linewidth=1.0)
-    style = {"ha": "center", "va": "center", "size": 8, "weight": "bold" if bold else "normal"}
+    style: dict[str, Any] = {"ha": "center", "va": "center", "size": 8, "weight": "bold" if bold else "normal"}
     text = "–" if np.isnan(share) else f"{share:.0f}"
     axes.text(0.5, 0.46, text, color="white" if share > 55 else INK, **style)

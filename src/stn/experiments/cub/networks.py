@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,11 @@ class BirdsNetwork(nn.Module):
         localisation: its `filters` and `features`.
     """
 
+    if TYPE_CHECKING:  # buffers
+        mean: Tensor
+        std: Tensor
+        tiles: Tensor
+
     def __init__(
         self,
         classes: int,
@@ -68,9 +74,9 @@ class BirdsNetwork(nn.Module):
         self.transformation = Translation(SCALE)
         self.transformer = None
         if self.windowed:
-            self.register_buffer("tiles", tiles(windows), persistent=False)
+            self.register_buffer("tiles", tiles(windows), persistent=False)  # type: ignore[arg-type]
         if self.windowed and not fixed:
-            filters, features = localisation["filters"], localisation["features"]
+            filters, features = localisation["filters"], localisation["features"]  # type: ignore[index]
             channels, height, width = first.map_shape(whole)
             # Paper: 1x1 convolution, FC, FC, no word on ReLUs. We: one before each next layer, as elsewhere.
             body = nn.Sequential(
@@ -122,7 +128,7 @@ class BirdsNetwork(nn.Module):
 
     def load_pretrained(self) -> str:
         """Give all trunks their ImageNet weights, and the network their normalisation; returns the weights' name."""
-        weights = pretrained(self.trunks[0])
+        weights = pretrained(self.trunks[0])  # type: ignore[arg-type]
         for trunk in (module for module in self.modules() if isinstance(module, Trunk)):
             trunk.body.load_state_dict(weights.state)
         for own, theirs in ((self.mean, weights.mean), (self.std, weights.std)):

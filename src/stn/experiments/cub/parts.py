@@ -75,7 +75,7 @@ def describe_parts(table: Table, records: Sequence[Record]) -> Section | None:
     body = []
     for cell in cells:
         held = {name: share for name, share in cell.parts.items() if not math.isnan(share)}
-        most = sorted(held, key=held.get, reverse=True)[:3]
+        most = sorted(held, key=held.__getitem__, reverse=True)[:3]
         body.append(
             [
                 *(cell.record.row.label, cell.record.column.label, str(cell.window)),
@@ -117,7 +117,7 @@ def describe_division(table: Table, cells: Sequence[WindowParts]) -> list[str]:
             text = f"{place}: the windows hardly move from image to image (at most {most:.1f} % of the side)"
             lines.append(f"{text}: they hold what the tiles hold at which they start.")
             continue
-        head, body = (max(windows, key=lambda window, region=region: window.regions[region]) for region in REGIONS)
+        head, body = (_find_fullest(windows, region) for region in REGIONS)
         text = f"{place}: window {head.window} holds more of the head than any other "
         text += f"({head.regions['head']:.0f} %, and {head.regions['body']:.0f} % of the body)"
         if head is body:
@@ -126,6 +126,11 @@ def describe_division(table: Table, cells: Sequence[WindowParts]) -> list[str]:
             text += f", window {body.window} more of the body "
             lines.append(f"{text}({body.regions['body']:.0f} %, and {body.regions['head']:.0f} % of the head).")
     return lines
+
+
+def _find_fullest(windows: Sequence[WindowParts], region: str) -> WindowParts:
+    """The window that holds a region most often."""
+    return max(windows, key=lambda window: window.regions[region])
 
 
 def _share(*held: np.ndarray) -> float:

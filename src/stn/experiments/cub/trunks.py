@@ -223,7 +223,7 @@ def _from_mirror(mirror: Path | str, file: str, target: Path) -> None:
         mirror = mirror.resolve().as_uri()
     start = Path(file).stem.rpartition("-")[2]  # of the SHA-256: torchvision's files bear it in their names
     try:
-        torch.hub.download_url_to_file(f"{mirror}/{file}", target, start, progress=sys.stderr.isatty())
+        torch.hub.download_url_to_file(f"{mirror}/{file}", target, start, progress=sys.stderr.isatty())  # type: ignore[arg-type]
     except RuntimeError as error:
         raise UserError(f"{mirror}/{file}: {_line(error)}; replace it, or correct STN_DATA_MIRROR") from None
     except urllib.error.URLError as error:

@@ -1,18 +1,47 @@
 """The schema of distorted MNIST: `data.kind=mnist`."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from omegaconf import DictConfig
 
-from stn.config import DataConfig, ModelConfig, choice
+from stn.config import DataConfig, ModelConfig
 from stn.errors import UserError
 
-Distortion = choice("Distortion", "pose", "projective", "elastic", "clutter")
-Source = choice("Source", "mnist", "digits")
-Train = choice("Train", "stream", "frozen")
-Classifier = choice("Classifier", "fcn", "cnn")
-Family = choice("Family", "affine", "projective", "tps")
-Sampler = choice("Sampler", "integer", "bilinear", "bicubic", "learned")
+
+class Distortion(Enum):
+    pose = "pose"
+    projective = "projective"
+    elastic = "elastic"
+    clutter = "clutter"
+
+
+class Source(Enum):
+    mnist = "mnist"
+    digits = "digits"
+
+
+class Train(Enum):
+    stream = "stream"
+    frozen = "frozen"
+
+
+class Classifier(Enum):
+    fcn = "fcn"
+    cnn = "cnn"
+
+
+class Family(Enum):
+    affine = "affine"
+    projective = "projective"
+    tps = "tps"
+
+
+class Sampler(Enum):
+    integer = "integer"
+    bilinear = "bilinear"
+    bicubic = "bicubic"
+    learned = "learned"
 
 
 @dataclass

@@ -43,7 +43,7 @@ class StoredSet:
     parameters: Tensor
 
 
-def distortion(data: DictConfig) -> Distortion:
+def distortion(data: DictConfig) -> Distortion:  # type: ignore[return]  # the schema knows no other kind
     """The distortion that a data config describes."""
     d = data.distortion
     common = {"canvas": data.canvas, "digit": 28}
@@ -215,7 +215,7 @@ class DistortedDigits:
         images, labels = self._resident(split, device)
         images = images[index, None].float() / 255
         if self.undo:
-            images = self.warp.undone(self.sets[split].parameters[index.cpu()].to(device), images)
+            images = self.warp.undone(self.sets[split].parameters[index.cpu()].to(device), images)  # type: ignore[union-attr]
         return images, labels[index]
 
     def train_batch(
@@ -256,11 +256,11 @@ class DistortedDigits:
         """
         if "theta" not in arrays:
             return {}
-        sampler = network.transformer.sampler
+        sampler = network.transformer.sampler  # type: ignore[union-attr]  # here and below: a `DigitNetwork`
         phi = {}
         if isinstance(sampler, LearnableSampler):
             phi = {"phi_x": sampler.kernel_x.phi.cpu().numpy(), "phi_y": sampler.kernel_y.phi.cpu().numpy()}
-        made, transformation = self.sets["test"], network.transformer.transformation
+        made, transformation = self.sets["test"], network.transformer.transformation  # type: ignore[union-attr]
         device = next(network.parameters()).device
         theta = torch.from_numpy(arrays["theta"]).to(device)
         first = torch.stack([(made.labels == digit).nonzero()[0, 0] for digit in range(10)]).to(made.images.device)
@@ -268,12 +268,12 @@ class DistortedDigits:
         size = (self.data.canvas, self.data.canvas)
         axis = torch.tensor([-0.6, 0.0, 0.6], device=device)
         points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
-        parameters = made.parameters[:POSES].to(device)
-        sampled = transformation.points(theta[:POSES], points)
+        parameters = made.parameters[:POSES].to(device)  # type: ignore[union-attr]
+        sampled = transformation.points(theta[:POSES], points)  # type: ignore[operator, union-attr]
         found = {
             "example_input": made.images[first],
-            "example_grid": transformation.grid(theta[first.to(device)], size).half(),
-            "example_output": (network.seen(images).float()[:, 0].clamp(0, 1) * 255).round().to(torch.uint8),
+            "example_grid": transformation.grid(theta[first.to(device)], size).half(),  # type: ignore[operator, union-attr]
+            "example_output": (network.seen(images).float()[:, 0].clamp(0, 1) * 255).round().to(torch.uint8),  # type: ignore[operator]
             "example_label": made.labels[first],
             "cloud_before": self.warp.digit_points(parameters, points).half(),
             "cloud_after": self.warp.digit_points(parameters, sampled).half(),

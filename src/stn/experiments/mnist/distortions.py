@@ -10,6 +10,7 @@ image is exactly what made it.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +18,8 @@ from torch.nn.functional import grid_sample
 
 from stn.geometry.constants import constant
 from stn.geometry.sampling import bilinear
-from stn.geometry.transforms import (
-    Affine,
-    Projective,
-    ThinPlateSpline,
-    control_points,
-    homography_through,
-    pixel_centres,
-)
+from stn.geometry.splines import control_points
+from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, homography_through, pixel_centres
 
 INVERSIONS = 20  # steps towards the inverse of a spline; what is then left: see the tests
 CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))  # clockwise from the top left
@@ -118,7 +113,7 @@ class Pose(Distortion):
     def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
         return (torch.rand(n, 4, generator=generator, dtype=dtype, device=generator.device),)
 
-    def parameters(self, u: Tensor) -> Tensor:
+    def parameters(self, u: Tensor) -> Tensor:  # type: ignore[override]  # as many as `chances` are
         angle = (2 * u[:, 0] - 1) * self.rotation
         scale = _between(u[:, 1], self.scale)
         room = (self.canvas - scale * self.digit).clamp_min(0) / 2 * self.roam
@@ -159,10 +154,10 @@ class Projection(Distortion):
         return ["scale", *(f"{axis}{corner}" for corner in range(4) for axis in ("x", "y")), "redraws"]
 
     def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        how = {"generator": generator, "dtype": dtype, "device": generator.device}
+        how: dict[str, Any] = {"generator": generator, "dtype": dtype, "device": generator.device}
         return torch.rand(n, **how), torch.randn(n, REDRAWS, 4, 2, **how)
 
-    def parameters(self, u: Tensor, normal: Tensor) -> Tensor:
+    def parameters(self, u: Tensor, normal: Tensor) -> Tensor:  # type: ignore[override]
         scale, moves = _between(u, self.scale), normal * self.sigma
         sides = self._moved(moves).roll(-1, 2) - self._moved(moves)
         following = sides.roll(-1, 2)
@@ -219,10 +214,10 @@ class Elastic(Distortion):
         return ["scale", *(f"{axis}{point}" for point in range(self.k**2) for axis in ("x", "y"))]
 
     def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        how = {"generator": generator, "dtype": dtype, "device": generator.device}
+        how: dict[str, Any] = {"generator": generator, "dtype": dtype, "device": generator.device}
         return torch.rand(n, 1, **how), torch.randn(n, 2 * self.k**2, **how)
 
-    def parameters(self, u: Tensor, normal: Tensor) -> Tensor:
+    def parameters(self, u: Tensor, normal: Tensor) -> Tensor:  # type: ignore[override]
         return torch.cat([_between(u, self.scale), normal * self.sigma], 1).float()
 
     def _theta(self, parameters: Tensor) -> Tensor:
@@ -281,7 +276,7 @@ class Clutter(Distortion):
     def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
         return (torch.rand(n, 2 + 5 * self.patches, generator=generator, dtype=dtype, device=generator.device),)
 
-    def parameters(self, u: Tensor) -> Tensor:
+    def parameters(self, u: Tensor) -> Tensor:  # type: ignore[override]  # as many as `chances` are
         u = u.float()
         cuts, puts = self.digit - self.side + 1, self.canvas - self.side + 1
         counts = (self.canvas - self.digit + 1,) * 2 + (0, cuts, cuts, puts, puts) * self.patches
@@ -310,9 +305,9 @@ class Clutter(Distortion):
         canvas = torch.zeros(n, self.canvas**2, dtype=parameters.dtype, device=parameters.device)
         x, y = parameters[:, :2].long().unbind(1)
         canvas.scatter_add_(1, self._places(x, y, self.digit), digits.to(parameters).flatten(1) / 255)
-        other = pool.flatten(1)
+        other = pool.flatten(1)  # type: ignore[union-attr]  # TC is never without
         for patch in parameters[:, 2:].unflatten(1, (self.patches, 5)).unbind(1):
-            which = (patch[:, 0] * len(pool)).long().clamp_max(len(pool) - 1)
+            which = (patch[:, 0] * len(pool)).long().clamp_max(len(pool) - 1)  # type: ignore[arg-type]
             cut_x, cut_y, put_x, put_y = patch[:, 1:].long().unbind(1)
             cut = other[which[:, None], self._places(cut_x, cut_y, self.side, self.digit)].to(parameters) / 255
             canvas.scatter_add_(1, self._places(put_x, put_y, self.side), cut)

@@ -164,15 +164,15 @@ def _draw_pose(
     axes.set_box_aspect(1)
     axes.set_xlabel(f"true {label}" if name == "scale" else f"true {label} ({'degrees' if unit == '°' else unit})")
     axes.set_ylabel("found ÷ constant" if name == "scale" else "found − constant", labelpad=1)
-    angles = [-90, 0, 90] if np.ptp(axes.get_xlim()) > 150 else [-45, 0, 45]
+    angles: list[float] = [-90, 0, 90] if np.ptp(axes.get_xlim()) > 150 else [-45, 0, 45]
     far = np.abs(axes.get_xlim()).max()
-    ticks = {"angle": angles, "scale": [0.8, 1.0, 1.2]}.get(name)
+    ticks: list[float] | None = {"angle": angles, "scale": [0.8, 1.0, 1.2]}.get(name)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(FixedLocator(ticks) if ticks else MultipleLocator(10 if far > 10 else 5))
     axes.set_title(f"{column.label}: {label}", size=9.5, loc="left", weight="bold", pad=11 + 10.5 * len(lines))
     for i, (row, words) in enumerate(reversed(lines)):
-        place = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, 7 + 10.5 * i), "textcoords": "offset points"}
-        axes.annotate(f"{row.name}  {words}", **place, color=colours[row], size=7)
+        name, colour, up = f"{row.name}  {words}", colours[row], (0, 7 + 10.5 * i)
+        axes.annotate(name, (0, 1), up, "axes fraction", "offset points", color=colour, size=7)
 
 
 def _draw_cloud(axes: Axes, record: Record, colour: str) -> None:
@@ -189,8 +189,8 @@ def _draw_cloud(axes: Axes, record: Record, colour: str) -> None:
     turn = np.arctan2((x * v - y * u).sum(), (x * u + y * v).sum())
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     after = (after - mean.mean(0)) @ rotation + reference.mean(0)
-    axes.scatter(*before.reshape(-1, 2).T, s=1.2, color="#BDBDBD", alpha=0.35, linewidths=0)
-    axes.scatter(*after.reshape(-1, 2).T, s=1.4, color=colour, alpha=0.3, linewidths=0)
+    axes.scatter(before[..., 0], before[..., 1], s=1.2, color="#BDBDBD", alpha=0.35, linewidths=0)
+    axes.scatter(after[..., 0], after[..., 1], s=1.4, color=colour, alpha=0.3, linewidths=0)
     reach = 1.25 * np.quantile(np.abs(before - reference.mean(0)), 0.96)
     x, y = reference.mean(0)
     axes.set(xlim=(x - reach, x + reach), ylim=(y + reach, y - reach), xticks=[], yticks=[])

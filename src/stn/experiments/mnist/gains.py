@@ -33,13 +33,14 @@ def measure_gains(records: Sequence[Record], baseline: Row, ceiling: Row) -> lis
     places = {(record.row, record.column): record for record in records}
     gains = []
     for record in records:
-        trio = [places.get((row, record.column)) for row in (baseline, record.row, ceiling)]
-        if record.row.baseline is not baseline or None in trio:
+        trio = [places[row, record.column] for row in (baseline, record.row, ceiling) if (row, record.column) in places]
+        if record.row.baseline is not baseline or len(trio) < 3:
             continue
         common = sorted(set.intersection(*({seed.seed for seed in one.seeds} for one in trio)))
         if common and len({one.n_test for one in trio}) == 1:
-            share = share_gained(*(one.arrays[f"correct_s{common[0]}"] for one in trio))
-            gains.append(Gain(record, *(one.error for one in trio), *share))
+            without, own, best = (one.arrays[f"correct_s{common[0]}"] for one in trio)
+            errors = [one.error for one in trio]
+            gains.append(Gain(record, errors[0], errors[1], errors[2], *share_gained(without, own, best)))
     return gains
 
 

@@ -54,7 +54,7 @@ class DigitNetwork(nn.Module):
         self.transformer = None
         side = canvas
         if transformation is not None:
-            self.transformer = transformer(canvas, classifier, transformation, sampler, localisation)
+            self.transformer = transformer(canvas, classifier, transformation, sampler, localisation)  # type: ignore[arg-type]
             side = math.ceil(canvas / pool)
         self.pool = nn.AvgPool2d(pool) if transformation is not None and pool > 1 else nn.Identity()
         self.classifier = {"cnn": cnn, "fcn": fcn}[classifier](side, width, classes)

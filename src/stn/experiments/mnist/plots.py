@@ -1,6 +1,7 @@
 """Figures of Tables 7 and 8: errors by sampling kernel, and by the size of the network."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,10 +34,12 @@ def draw_kernels(records: Sequence[Record]) -> Sheet:
                     weights = FIXED[row.name](np.abs(d))
                     axes.plot(d, weights, color=colours[row], linewidth=1.2, label=row.name, alpha=0.8)
             learned = shown.records.get((LEARNED, column))
-            for axis, style in (("x", "-"), ("y", "--")) if learned else ():
+            for axis, dash in (("x", "-"), ("y", "--")):
+                if learned is None:
+                    break
                 phi = np.pad(learned.arrays[f"phi_{axis}"].astype(float), 1)
                 knots = np.linspace(-2, 2, len(phi))
-                style = {"linestyle": style, "marker": "o", "markersize": 3}
+                style: dict[str, Any] = {"linestyle": dash, "marker": "o", "markersize": 3}
                 axes.plot(knots, phi, color=colours[LEARNED], linewidth=1.7, label=f"learned, {axis}", **style)
             axes.set(xlabel="distance (pixels)", xlim=(-2, 2), xticks=[-2, -1, 0, 1, 2])
             axes.set_ylabel("weight", labelpad=1)
@@ -50,8 +53,8 @@ def draw_kernels(records: Sequence[Record]) -> Sheet:
                 low, high = interval(record.seeds)
                 errors.plot([low, high], [k, k], color=colours[row], linewidth=2.2, solid_capstyle="butt")
                 errors.plot([record.error], [k], "o", color=colours[row], markersize=4.5)
-                place = {"textcoords": "offset points", "va": "center", "size": 8, "annotation_clip": False}
-                errors.annotate(f"{record.error:.2f}", (high, k), (4, 0), **place)
+                name, end, beside = f"{record.error:.2f}", (high, k), (4, 0)
+                errors.annotate(name, end, beside, "data", "offset points", annotation_clip=False, va="center", size=8)
             names = [row.name for row in present]
             errors.set(yticks=range(len(present)), yticklabels=names, ylim=(len(present) - 0.5, -0.5))
             errors.set_xlabel("test error (%)")
@@ -95,8 +98,9 @@ def draw_sizes(records: Sequence[Record]) -> Sheet:
         x = 0.2
         for kind, colour in KINDS.values():
             for name, face in ((kind, colour), (f"{kind} in int8", "none"))[: 1 + exported]:
-                key = sheet.tile(x, 0.72, 0.2, 0.2, 0.1)
-                key.plot([0], [0], "o", color=colour, markerfacecolor=face, markersize=4.2 if face == colour else 6.5)
+                marker = sheet.tile(x, 0.72, 0.2, 0.2, 0.1)
+                size = 4.2 if face == colour else 6.5
+                marker.plot([0], [0], "o", color=colour, markerfacecolor=face, markersize=size)
                 sheet.text(x + 0.24, 0.82, name, color=colour, va="center")
                 x += 0.24 + len(name) * LETTER + 0.30
         for c, column in enumerate(columns):
@@ -138,13 +142,13 @@ def _draw_line(axes: Axes, records: Sequence[Record], key: str, transformer: boo
     for record, at in zip(records, x, strict=True):
         axes.plot([at, at], np.maximum(interval(record.seeds), 0.01), color=colour, linewidth=1.3, zorder=2)
         if record.export:
-            style = {"color": colour, "markerfacecolor": "none", "markersize": 6.5, "markeredgewidth": 0.9}
-            axes.plot([at], [record.export.runs["int8"].error], "o", **style, zorder=4)
+            marker: dict[str, Any] = {"markerfacecolor": "none", "markersize": 6.5, "markeredgewidth": 0.9}
+            axes.plot([at], [record.export.runs["int8"].error], "o", color=colour, zorder=4, **marker)
         if labelled:
             # The better kind lies below: its labels point away from the other's.
-            place = {"xytext": (-4, -4), "ha": "right", "va": "top"} if transformer else {"xytext": (4, 3)}
-            place |= {"textcoords": "offset points", "size": 7, "color": colour}
-            axes.annotate(record.row.name, (at, record.error), **place)
+            sides: dict[str, Any] = {"ha": "right", "va": "top"} if transformer else {}
+            place, beside = (at, record.error), (-4, -4) if transformer else (4, 3)
+            axes.annotate(record.row.name, place, beside, "data", "offset points", size=7, color=colour, **sides)
 
 
 def _errors(record: Record) -> list[float]:

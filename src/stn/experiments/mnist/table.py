@@ -119,7 +119,7 @@ KERNELS = Table(
 
 def pair_networks(size: str, parameters: int, filters: int, features: int) -> tuple[Row, Row]:
     """A CNN and an ST-CNN of about as many parameters; `filters` and `features` are of the localisation network."""
-    settings = (f"model.parameters={parameters}",)
+    settings: tuple[str, ...] = (f"model.parameters={parameters}",)
     cnn = Row(f"CNN {size}", "cnn", settings, short=size)
     settings += (f"model.localisation.filters={filters}", f"model.localisation.features={features}")
     return cnn, Row(f"ST-CNN {size}", "st_cnn_affine", settings, baseline=cnn, transformer=True, short=size)
@@ -128,7 +128,7 @@ def pair_networks(size: str, parameters: int, filters: int, features: int) -> tu
 SIZES_SCHEDULE = ("schedule=sizes",)
 
 
-SIZES = Table(
+SIZES: Table = Table(
     number=8,
     folder="sizes",
     title="tiny hardware",

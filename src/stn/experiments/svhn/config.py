@@ -1,12 +1,26 @@
 """The schema of house numbers: `data.kind=svhn`."""
 
 from dataclasses import dataclass
+from enum import Enum
 
-from stn.config import DataConfig, ModelConfig, choice
+from stn.config import DataConfig, ModelConfig
 
-Archive = choice("Archive", "svhn", "svhn_strips")
-Transformers = choice("Transformers", "none", "single", "multi")
-Sampler = choice("Sampler", "integer", "bilinear", "bicubic")
+
+class Archive(Enum):
+    svhn = "svhn"
+    svhn_strips = "svhn_strips"
+
+
+class Transformers(Enum):
+    none = "none"
+    single = "single"
+    multi = "multi"
+
+
+class Sampler(Enum):
+    integer = "integer"
+    bilinear = "bilinear"
+    bicubic = "bicubic"
 
 
 @dataclass

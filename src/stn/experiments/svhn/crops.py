@@ -20,6 +20,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -58,7 +59,7 @@ class Number:
 def recipe(data: DictConfig) -> dict:
     """The part of a data config that decides what the crops are."""
     keys = ("source", "extra", "canvas", "expand", "place", "validation", "seed")
-    whole = OmegaConf.to_container(data, enum_to_str=True)
+    whole: dict[str, Any] = OmegaConf.to_container(data, enum_to_str=True)  # type: ignore[assignment]
     return {key: whole[key] for key in keys}
 
 
@@ -170,7 +171,7 @@ def _candidates(part: str, table: Table, images: set[str]) -> tuple[list[Number]
 def _crew(workers: int) -> Iterator[Executor]:
     """Processes, because Pillow holds the interpreter's lock for most of so small an image; one worker needs none."""
     if workers == 1:
-        crew = ThreadPoolExecutor(1)
+        crew: Executor = ThreadPoolExecutor(1)
     else:
         ignore = (signal.SIGINT, signal.SIG_IGN)  # an interrupt is told once, by the process that was started
         crew = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, ignore)
@@ -193,7 +194,7 @@ def _cropped(
             yield from ((wanted[name], stream.read()) for name, stream in files if name in wanted)
 
     with progress(f"cropping {part}", len(wanted), unit="images") as tell:
-        under_way, waiting, done = deque(), sources(), 0
+        under_way, waiting, done = deque(), sources(), 0  # type: ignore[var-annotated]
         while (batch := list(itertools.islice(waiting, BATCH))) or under_way:
             if batch:
                 under_way.append((batch, crew.submit(_crop_all, batch, plan, work)))
@@ -209,7 +210,7 @@ def _crop_all(batch: list[tuple[Number, Path | bytes]], plan: dict, work: Path) 
     images = {
         split: np.load(work / f"{split}_images.npy", mmap_mode="r+") for split in {number.split for number, _ in batch}
     }
-    found = []
+    found: list[np.ndarray | str] = []
     for number, source in batch:
         try:
             images[number.split][number.row], box = crop(source, number, plan)
@@ -237,7 +238,7 @@ def crop(source: Path | bytes, number: Number, plan: dict) -> tuple[np.ndarray, 
     if (box[2:] <= box[:2]).any():
         raise _LeftOut(OUTSIDE)
     if plan["place"] is not None:
-        return _placed(image, box, plan["canvas"], *plan["place"], _random(plan["seed"], number.name))
+        return _placed(image, box, plan["canvas"], *plan["place"], _random(plan["seed"], number.name))  # type: ignore[call-arg]
     window = box + np.tile((box[2:] - box[:2]) * plan["expand"] / 2, 2) * [-1, -1, 1, 1]
     # Paper and Goodfellow are silent on what lies beyond the image. We: its outermost pixels go on, so that a number
     # fills the same part of every crop.
@@ -325,5 +326,5 @@ def spot(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> str:
     some = np.unique(np.linspace(0, len(images) - 1, min(SPOT, len(images))).round().astype(int))
     hashed = hashlib.sha256()
     for array in (labels, boxes, *(images[i] for i in some)):
-        hashed.update(np.ascontiguousarray(array))
+        hashed.update(np.ascontiguousarray(array))  # type: ignore[arg-type]  # typed as a buffer from Python 3.12 on
     return hashed.hexdigest()

@@ -116,14 +116,14 @@ class HouseNumbers:
             return {}
         made, device = self.sets["test"], next(network.parameters()).device
         everything = torch.arange(self.count("test"))
-        windows = [network.windows(self.batch("test", some, device)[0]) for some in everything.split(CHUNK)]
+        windows = [network.windows(self.batch("test", some, device)[0]) for some in everything.split(CHUNK)]  # type: ignore[operator]
         windows = torch.cat(windows).half().cpu().numpy()
         wrong = np.flatnonzero(~arrays["correct"])
         first = everything[:8]
         chosen = torch.cat([first, torch.from_numpy(wrong[wrong >= len(first)][:4])])
         pixels = self._pixels("test", chosen, device)
         images = self._finished(pixels)
-        seen = network.seen(images).float()
+        seen = network.seen(images).float()  # type: ignore[operator]
         if self.data.centred:
             seen = seen + pixels.mean((1, 2, 3), keepdim=True)
         window = (self.data.canvas - self.side) // 2

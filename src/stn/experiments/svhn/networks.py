@@ -47,9 +47,9 @@ class NumbersNetwork(nn.Module):
         channels = 3
         for i, n in enumerate(filters):
             if i < transformers:
-                body = _localisation(channels, side, **localisation, convolve=transformers == 1)
-                self.transformers.append(SpatialTransformer(body, localisation["features"], None, SAMPLERS[sampler]))
-            layers = [nn.Conv2d(channels, n, 5, padding=2)]
+                body = _localisation(channels, side, **localisation, convolve=transformers == 1)  # type: ignore[arg-type]
+                self.transformers.append(SpatialTransformer(body, localisation["features"], None, SAMPLERS[sampler]))  # type: ignore[index]
+            layers: list[nn.Module] = [nn.Conv2d(channels, n, 5, padding=2)]
             if i in POOLED:
                 layers.append(nn.MaxPool2d(2))  # before the ReLU: the two commute, and it is less work
                 side //= 2
@@ -67,7 +67,7 @@ class NumbersNetwork(nn.Module):
             # Eleven layers without normalisation: PyTorch's default would shrink the signal at each (He et al., 2015).
             if isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith("transformers"):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # each has one
 
     def forward(self, images: Tensor) -> Tensor:
         maps = images
@@ -103,7 +103,7 @@ class NumbersNetwork(nn.Module):
     def _traced(self, thetas: list[Tensor], points: Tensor) -> Tensor:
         """Points (B, N, 2) of the last one's output, followed back to the images."""
         for theta, transformer in reversed(list(zip(thetas, self.transformers, strict=False))):
-            points = transformer.transformation.points(theta, points)
+            points = transformer.transformation.points(theta, points)  # type: ignore[operator, union-attr]
         return points
 
 

@@ -1,10 +1,14 @@
 """The schema of digits in three dimensions: `data.kind=volumes`."""
 
 from dataclasses import dataclass
+from enum import Enum
 
-from stn.config import DataConfig, ModelConfig, choice
+from stn.config import DataConfig, ModelConfig
 
-Source = choice("Source", "mnist", "digits")
+
+class Source(Enum):
+    mnist = "mnist"
+    digits = "digits"
 
 
 @dataclass(kw_only=True)

@@ -220,8 +220,8 @@ class Volumes:
         volumes, labels = self.batch("test", first, device)
         found = {
             "example_volume": (volumes[:, 0] * 255).round().to(torch.uint8),
-            "example_before": network.projected(volumes)[:, 0].half(),
-            "example_after": network.seen(volumes)[:, 0].half(),
+            "example_before": network.projected(volumes)[:, 0].half(),  # type: ignore[operator]  # a `VolumeNetwork`
+            "example_after": network.seen(volumes)[:, 0].half(),  # type: ignore[operator]
             "example_label": labels,
             "pose_true": self.parameters["test"][:POSES],
         }

@@ -121,7 +121,7 @@ def _room(axes: Axes) -> TransformedBbox:
     return TransformedBbox(Bbox([[-0.09, -0.09], [1.09, 1.09]]), axes.transAxes)
 
 
-def _shade(volume: np.ndarray, dots: int = 120) -> tuple[np.ndarray, tuple[float, ...]]:
+def _shade(volume: np.ndarray, dots: int = 120) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """What a camera sees of the surface in a volume (D, H, W): (dots, dots, 4), transparent beside it, and its extent.
 
     The extent (left, right, bottom, top) is that of the solid in the camera's frame.

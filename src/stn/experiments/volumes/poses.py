@@ -36,7 +36,7 @@ def pose_left(theta: np.ndarray, turns: np.ndarray) -> dict[str, np.ndarray]:
 
     Tilts are angles; turns are distances from the pose to which the network turns its digits, of which none is right.
     """
-    left = {}
+    left: dict[str, np.ndarray] = {}
     for when, how in (("before", np.broadcast_to(np.eye(3, 4).ravel(), (len(turns), 12))), ("after", theta)):
         tilt, turn = solid_pose(how, turns)
         whole = np.isfinite(turn)
