@@ -15,9 +15,9 @@ from torch import nn
 from stn.config import compose
 from stn.errors import UserError
 from stn.experiments.cub import trunks
-from stn.experiments.cub.networks import OUTLINE, BirdsNetwork, tiles
+from stn.experiments.cub.networks import BirdsNetwork, tiles
 from stn.experiments.cub.trunks import Trunk, pretrained
-from stn.geometry.transforms import Translation
+from stn.geometry.transforms import CORNERS, Translation
 from stn.training import run as runs
 from stn.training.data_module import DataModule
 from stn.training.learner import Learner, build_network, new_learner
@@ -88,7 +88,7 @@ def test_the_network_is_the_papers():
     assert (linear.in_features, linear.out_features) == (128 * 7 * 7, 128)
     assert network.transformer.regression.out_features == 4
     assert network.classifier[-1].in_features == 2 * 1024 and len(network.trunks) == 2
-    corner = network.transformation.points(torch.zeros(1, 2), torch.tensor(OUTLINE))[0, 0]
+    corner = network.transformation.points(torch.zeros(1, 2), torch.tensor(CORNERS))[0, 0]
     assert corner.tolist() == [-0.5, -0.5]
 
 
@@ -127,10 +127,10 @@ def test_windows_lie_where_the_geometry_says():
     centres = [(-0.3, 0.1), (0.2, 0.6)]
     found = moved(small(2), *centres).windows(torch.rand(2, 3, 64, 64))
     for k, (x, y) in enumerate(centres):
-        wanted = torch.tensor([[x + 0.5 * dx, y + 0.5 * dy] for dx, dy in OUTLINE])
+        wanted = torch.tensor([[x + 0.5 * dx, y + 0.5 * dy] for dx, dy in CORNERS])
         torch.testing.assert_close(found[0, k], wanted)
         torch.testing.assert_close(found[1, k], wanted)
-    points = Translation(0.5).points(torch.tensor(centres), torch.tensor(OUTLINE))
+    points = Translation(0.5).points(torch.tensor(centres), torch.tensor(CORNERS))
     torch.testing.assert_close(found[0], points)
 
 

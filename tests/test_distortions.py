@@ -15,8 +15,8 @@ from stn.data.download import export_embedded
 from stn.data.draws import generator
 from stn.errors import UserError
 from stn.experiments.mnist.data import distortion, load_stored, store, undistorted
-from stn.experiments.mnist.distortions import CORNERS, found_pose
-from stn.geometry.transforms import pixel_centres
+from stn.experiments.mnist.distortions import found_pose
+from stn.geometry.transforms import CORNERS, pixel_centres
 
 N = 4000
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from stn.data import download as module
-from stn.data.download import RemoteFile, download, fetch_mnist, read_idx
+from stn.data.download import RemoteFile, download, fetch_mnist
+from stn.data.reading import read_idx
 from stn.errors import UserError
 
 BODY = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from stn.config import compose
-from stn.experiments.svhn.networks import OUTLINE, NumbersNetwork
+from stn.experiments.svhn.networks import NumbersNetwork
+from stn.geometry.transforms import CORNERS
 from stn.training.learner import Learner, build_network, new_learner
 
 LOCALISATION = {"filters": 4, "features": 6}
@@ -72,13 +73,13 @@ def test_untrained_transformers_change_nothing(transformers):
     images = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(network(images), plain(images), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(network.seen(images), images, atol=1e-5, rtol=0)
-    expected = torch.tensor(OUTLINE).expand(3, transformers, 4, 2)
+    expected = torch.tensor(CORNERS).expand(3, transformers, 4, 2)
     torch.testing.assert_close(network.windows(images), expected, atol=1e-6, rtol=0)
 
 
 def test_windows_lie_on_the_image_through_all_transformers_before():
     network = small(4)
-    product, corners = np.eye(3), np.hstack([np.array(OUTLINE), np.ones((4, 1))])
+    product, corners = np.eye(3), np.hstack([np.array(CORNERS), np.ones((4, 1))])
     found = network.windows(torch.rand(2, 3, 32, 32))
     for k, matrix in enumerate(turned(network)):
         product = product @ matrix

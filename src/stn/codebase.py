@@ -10,14 +10,12 @@ define a name (calls, `if`, `try`), definitions under a decorator that might reg
 module that is used as an object. `tests/test_codebase.py` holds this against what real training runs execute.
 """
 
-import ast
 import hashlib
 import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec, PathFinder
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from stn.errors import UserError
+from stn.syntax import Module, Statement, dump, name_chains, parse
 
 TRAINING = "stn.training.run:train"
 EXPERIMENTS = "stn.experiments"
@@ -37,12 +36,6 @@ APART = {
     "stn.training.record:provenance",  # says where a seed was trained
     "stn.training.callbacks",  # watches training; the reference curves are computed with it
 }
-# Decorators that register nothing. A definition under another one counts wherever its module is imported.
-PLAIN_DECORATORS = {
-    *("dataclass", "contextmanager", "cache", "lru_cache", "rank_zero_only"),
-    *("inference_mode", "no_grad", "once_differentiable", "jit"),
-}
-
 # The source of a module by its full name, and whether it is a package; None if there is no such module.
 Reader = Callable[[str], tuple[str, bool] | None]
 Key = tuple[str, int]  # a statement: its module, and its place there
@@ -177,7 +170,7 @@ class _Graph:
     def __init__(self, read: Reader):
         self.read = read
         self.packages = {"stn"}
-        self.modules: dict[str, _Module | None] = {}
+        self.modules: dict[str, Module | None] = {}
         self.numbers: dict[Key, int] = {}
         self.keys: list[Key] = []
         self.loaded: set[str] = set()
@@ -199,7 +192,7 @@ class _Graph:
                 parts.append(self._part(*self.keys[done]))
                 done += 1
             acting = [
-                (_dump(statement.tree), (name, place))
+                (dump(statement.tree), (name, place))
                 for name in self.loaded
                 for place, statement in enumerate(self.present(name).statements)
                 if statement.acts and (name, place) not in self.numbers
@@ -209,15 +202,15 @@ class _Graph:
             for _, key in sorted(acting):  # in an order that does not depend on where they stand
                 self._number(key)
 
-    def module(self, name: str) -> "_Module | None":
+    def module(self, name: str) -> "Module | None":
         """A module of the project by its full name; None if it is none, or stands apart."""
         if name not in self.modules:
             ours = name.split(".")[0] in self.packages and name not in APART
             source = self.read(name) if ours else None
-            self.modules[name] = source and _parsed(name, *source)
+            self.modules[name] = source and parse(name, *source)
         return self.modules[name]
 
-    def present(self, name: str) -> "_Module":
+    def present(self, name: str) -> "Module":
         """A module of the project that is known to be there."""
         module = self.module(name)
         assert module is not None, name
@@ -227,12 +220,12 @@ class _Graph:
         statement = self.present(name).statements[place]
         meanings = [
             f"{'.'.join(chain)}: {meaning}"
-            for chain in dict.fromkeys(_chains(statement.tree))
+            for chain in dict.fromkeys(name_chains(statement.tree))
             if (meaning := self._meaning(name, statement, chain))
         ]
-        return "\n".join([_dump(statement.tree), *meanings])
+        return "\n".join([dump(statement.tree), *meanings])
 
-    def _meaning(self, name: str, statement: "_Statement", chain: tuple[str, ...]) -> str:
+    def _meaning(self, name: str, statement: "Statement", chain: tuple[str, ...]) -> str:
         """What a name with its attributes stands for in a statement; nothing for builtins and local variables."""
         head, *rest = chain
         if head in statement.imported:
@@ -300,203 +293,3 @@ class _Graph:
             self.loaded.add(name)
             for full in (name, *module.imported.values(), *module.stars):
                 waiting += [full, full.rpartition(".")[0]]
-
-
-# ------------------------------------------------------------------------------------------------- syntax trees
-
-
-@dataclass
-class _Statement:
-    """One statement at the top of a module, but an import. `imported` are full names by those bound inside it."""
-
-    tree: ast.stmt
-    first: int  # line
-    last: int
-    acts: bool  # does more than define names
-    imported: dict[str, str]
-
-
-@dataclass
-class _Module:
-    statements: list[_Statement] = field(default_factory=list)
-    defined: dict[str, list[int]] = field(default_factory=dict)  # by name: the places of the statements that bind it
-    imported: dict[str, str] = field(default_factory=dict)  # by name: "torch.nn", "stn.geometry.sampling.bilinear"
-    stars: list[str] = field(default_factory=list)  # modules all of whose names are imported
-
-    def binds(self, name: str) -> bool:
-        return name in self.defined or name in self.imported
-
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-Definition = Function | ast.ClassDef
-Import = ast.Import | ast.ImportFrom
-
-
-@cache
-def _parsed(name: str, source: str, is_package: bool) -> _Module:
-    package = name if is_package else name.rpartition(".")[0]
-    module = _Module()
-    for tree in _body(ast.parse(source)):
-        if isinstance(tree, Import):
-            imported, stars = _imports(tree, package)
-            module.imported |= imported
-            module.stars += stars
-        elif not _is_left_out(tree):
-            first = min([tree.lineno, *(decorator.lineno for decorator in getattr(tree, "decorator_list", ()))])
-            imported, acts = {}, _acts(tree)
-            for inner in ast.walk(tree):
-                if isinstance(inner, Import):
-                    names, stars = _imports(inner, package)
-                    imported |= names
-                    module.stars += stars
-            if not isinstance(tree, Definition):  # at the top, if under `try` or `if`
-                module.imported |= imported
-            for bound in _bound(tree):
-                module.defined.setdefault(bound, []).append(len(module.statements))
-            _clean(tree)
-            module.statements.append(_Statement(tree, first, tree.end_lineno or first, acts, imported))
-    return module
-
-
-def _imports(tree: Import, package: str) -> tuple[dict[str, str], list[str]]:
-    """The full names that an import binds, by the names that they get, and the modules of which it takes all."""
-    if isinstance(tree, ast.Import):
-        return {alias.asname or alias.name.split(".")[0]: _imported(alias) for alias in tree.names}, []
-    origin = tree.module or ""
-    if tree.level:
-        parents = package.split(".")
-        origin = ".".join([*parents[: len(parents) - tree.level + 1], *filter(None, [origin])])
-    stars = [origin for alias in tree.names if alias.name == "*"]
-    return {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in tree.names if alias.name != "*"}, stars
-
-
-def _imported(alias: ast.alias) -> str:
-    return alias.name if alias.asname else alias.name.split(".")[0]
-
-
-def _is_left_out(tree: ast.stmt) -> bool:
-    """`if __name__ == "__main__":`."""
-    return isinstance(tree, ast.If) and _names(tree.test) == {"__name__"}
-
-
-def _is_for_types(tree: ast.stmt) -> bool:
-    """`if TYPE_CHECKING:` without an `else`, which is never run: also in a class, whose attributes it declares."""
-    return isinstance(tree, ast.If) and _names(tree.test) == {"TYPE_CHECKING"} and not tree.orelse
-
-
-def _names(tree: ast.AST) -> set[str]:
-    return {chain[-1] for chain in _chains(tree)}
-
-
-def _bound(tree: ast.AST) -> Iterator[str]:
-    """The names that a statement at the top of a module binds, but for its imports."""
-    if isinstance(tree, Definition):
-        yield tree.name
-        return
-    for inner in ast.iter_child_nodes(tree):
-        if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
-            yield inner.id
-        elif not isinstance(inner, ast.Lambda):
-            yield from _bound(inner)
-
-
-def _acts(tree: ast.stmt) -> bool:
-    """Whether a statement does more than define names: then it counts wherever its module is imported."""
-    if isinstance(tree, Definition):
-        names = [chain[-1] for one in tree.decorator_list for chain in list(_chains(one))[:1]]
-        return len(names) < len(tree.decorator_list) or not PLAIN_DECORATORS.issuperset(names)
-    if not isinstance(tree, ast.Assign | ast.AnnAssign):
-        return True
-    targets = tree.targets if isinstance(tree, ast.Assign) else [tree.target]
-    plain = all(isinstance(target, ast.Name | ast.Tuple) for target in targets)
-    return not plain or (tree.value is not None and _calls(tree.value))
-
-
-def _calls(tree: ast.AST) -> bool:
-    """Whether an expression calls something now, not in a function that it makes."""
-    if isinstance(tree, ast.Lambda):
-        return False
-    return isinstance(tree, ast.Call) or any(_calls(inner) for inner in ast.iter_child_nodes(tree))
-
-
-def _body(tree: ast.Module | Definition) -> list[ast.stmt]:
-    """The statements of a module, class or function, without its docstring, `pass` and `if TYPE_CHECKING:`."""
-    first = tree.body[:1]
-    if first and isinstance(first[0], ast.Expr) and isinstance(first[0].value, ast.Constant):
-        first = [] if isinstance(first[0].value.value, str) else first
-    return [one for one in [*first, *tree.body[1:]] if not isinstance(one, ast.Pass) and not _is_for_types(one)]
-
-
-def _clean(tree: ast.AST, local: bool = False) -> None:
-    """Take out of a tree what does not count; `local` within a function.
-
-    Imports in functions go because the meaning of their names is written beside the tree. The annotations of classes
-    stay, since they make the fields of dataclasses, and those of decorated functions, which the decorator may read.
-    """
-    if isinstance(tree, Definition):
-        tree.body = _body(tree)
-    if isinstance(tree, Function):
-        if not tree.decorator_list:
-            tree.returns = None
-            spec = tree.args
-            for argument in (*spec.posonlyargs, *spec.args, spec.vararg, *spec.kwonlyargs, spec.kwarg):
-                if argument is not None:
-                    argument.annotation = None
-        local = True
-    elif isinstance(tree, ast.ClassDef):
-        local = False
-    if local and hasattr(tree, "body") and isinstance(tree.body, list):
-        tree.body = [one for one in tree.body if not isinstance(one, Import)]
-    if local and isinstance(tree, ast.AnnAssign):
-        tree.annotation = None  # type: ignore[assignment]  # no more a tree that Python takes
-    for inner in ast.iter_child_nodes(tree):
-        _clean(inner, local)
-
-
-def _fields(tree: ast.AST) -> Iterator[tuple[str, object]]:
-    """The fields that count. Empty ones do not, so that those that newer Pythons add change nothing."""
-    for name in tree._fields:
-        value = getattr(tree, name, None)
-        if name not in ("ctx", "kind", "type_comment", "simple") and value is not None and value != []:
-            yield name, value
-
-
-def _dump(tree: object) -> str:
-    """A tree as text: the same for each version of Python that can parse it."""
-    if isinstance(tree, ast.Constant):
-        return f"{type(tree.value).__name__} {tree.value!r}"
-    if isinstance(tree, ast.AST):
-        if isinstance(tree, ast.AnnAssign) and tree.value is not None and tree.annotation is None:
-            tree = ast.Assign([tree.target], tree.value)
-        if isinstance(tree, ast.JoinedStr):  # Python 3.12 cuts their text otherwise than 3.11
-            return f"JoinedStr({_dump(_merged(tree.values))})"
-        return f"{type(tree).__name__}({','.join(f'{name}={_dump(value)}' for name, value in _fields(tree))})"
-    if isinstance(tree, list):
-        return f"[{','.join(map(_dump, tree))}]"
-    return repr(tree)
-
-
-def _merged(values: list[ast.expr]) -> list[ast.expr]:
-    """The parts of an f-string, each stretch of text as one."""
-    merged: list[ast.expr] = []
-    for value in values:
-        if isinstance(value, ast.Constant) and merged and isinstance(merged[-1], ast.Constant):
-            merged[-1] = ast.Constant(cast(str, merged[-1].value) + cast(str, value.value))
-        elif not isinstance(value, ast.Constant) or value.value:
-            merged.append(value)
-    return merged
-
-
-def _chains(tree: ast.AST) -> Iterator[tuple[str, ...]]:
-    """Every name that a tree uses, with the attributes asked of it: `F.relu` is ("F", "relu")."""
-    attributes, root = [], tree
-    while isinstance(root, ast.Attribute):
-        attributes.append(root.attr)
-        root = root.value
-    if isinstance(root, ast.Name):
-        yield (root.id, *reversed(attributes))
-        return
-    for _, value in _fields(root):
-        for inner in value if isinstance(value, list) else [value]:
-            if isinstance(inner, ast.AST):
-                yield from _chains(inner)

@@ -6,30 +6,25 @@ and lets an interrupted download continue. It is renamed into place once its che
 whole.
 """
 
-import errno
 import fcntl
-import gzip
 import hashlib
 import http.client
-import math
 import os
 import re
 import shutil
-import sys
-import tarfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
 
 import numpy as np
 
+from stn.data.progress import progress, say, why, writing
+from stn.data.reading import BrokenArchive, archive
 from stn.errors import UserError
 
 SCRATCH = Path("outputs/downloads")
@@ -37,8 +32,6 @@ TIMEOUT = 30.0  # seconds without a single byte
 ATTEMPTS = 3  # in a row that bring nothing new, per source
 PAUSE = 1.0  # seconds before the second attempt, doubled each time
 CHUNK = 1 << 16
-SMALL = 1 << 20  # bytes: below, no progress is shown
-SECONDS_BETWEEN_LINES = 10.0
 
 SVHN = "http://ufldl.stanford.edu/housenumbers/"
 SVHN_BYTES = {"train": 404_141_560, "test": 276_555_967, "extra": 1_955_489_752}  # no checksum is published
@@ -213,64 +206,6 @@ def export_embedded(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot write {error.filename or folder}: {error.strerror}; set data.raw elsewhere") from error
     return [folder / "images.npy", folder / "labels.npy"]
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """A gzipped IDX file as a writable uint8 array: images (n, height, width) or labels (n,).
-
-    Raises UserError: missing, not gzip, cut short, not an IDX file of bytes, or another length than its header says.
-    """
-    remedy = "delete it and run `python -m stn.fetch data=mnist_r` (or check STN_DATA_MIRROR)"
-    try:
-        with gzip.open(path) as stream:
-            content = stream.read()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; run `python -m stn.fetch data=mnist_r`") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is no whole gzip file ({why(error)}); {remedy}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {why(error)}; check the path and its permissions") from None
-    magic = int.from_bytes(content[:4], "big")
-    axes = {0x801: 1, 0x803: 3}.get(magic)  # 8: unsigned byte, then the number of axes
-    if axes is None or len(content) < 4 + 4 * axes:
-        raise UserError(f"{path} starts with 0x{content[:4].hex()}, expected 0x00000801 or 0x00000803; {remedy}")
-    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", axes, offset=4))
-    found, expected = len(content) - 4 - 4 * axes, math.prod(shape)
-    if found != expected:
-        size = " x ".join(map(str, shape))
-        raise UserError(f"{path} holds {found} bytes of data, its header promises {size} = {expected}; {remedy}")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
-
-
-class BrokenArchive(Exception):
-    """A tar.gz that does not read to its end. Reads on from its name."""
-
-
-@contextmanager
-def archive(
-    path: Path, tell: Callable[[int], None] = lambda done: None, folders: bool = False
-) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
-    """The files in a tar.gz as pairs of name and stream, in their order, each to be read at once.
-
-    A name comes without its folders unless `folders`. `tell` hears how many bytes of the archive are done. Raises
-    BrokenArchive, at the end of the block also for a checksum that does not fit; OSError as `open` does.
-    """
-
-    def files() -> Iterator[tuple[str, IO[bytes]]]:
-        while member := tar.next():
-            tar.members.clear()  # type: ignore[attr-defined]  # else they pile up: 200,000 of them in `extra`
-            tell(packed.tell())
-            if member.isfile():
-                yield member.name if folders else PurePosixPath(member.name).name, tar.extractfile(member)  # type: ignore[misc]
-
-    with path.open("rb") as packed:
-        try:
-            with gzip.open(packed) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-                yield files()
-                while stream.read(CHUNK):  # the checksum stands at the very end
-                    pass
-        except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
-            raise BrokenArchive(f"is no whole tar.gz ({why(error)})") from None
 
 
 class _Failed(Exception):
@@ -449,75 +384,9 @@ def _alone(part: Path) -> Iterator[None]:
         yield
 
 
-_REMEDIES = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
-    errno.EEXIST: "move away the file that is there",
-    errno.ENOTDIR: "move away the file that stands for one of its folders",
-    errno.EISDIR: "move away the folder that is there",
-}
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What the system refuses to write, at `path` or a file it names itself, becomes a UserError."""
-    try:
-        yield
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "make it writable")
-        raise UserError(f"cannot write {error.filename or path}: {why(error)}; {remedy} and run this again") from None
-
-
-@contextmanager
-def progress(name: str, total: int | None, done: int = 0, unit: str = "MB") -> Iterator[Callable[[int], None]]:
-    """Yields a function to be told what is done so far: a bar in a terminal, elsewhere a line now and then.
-
-    `total` and what is told are bytes if the unit is MB, else they count units.
-    """
-    if unit == "MB" and total is not None and total < SMALL:
-        yield lambda done: None
-    elif sys.stderr.isatty():
-        from rich import progress as bars
-        from rich.console import Console
-
-        amounts = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit == "MB" else (bars.MofNCompleteColumn(),)
-        columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), *amounts, bars.TimeRemainingColumn())
-        with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(name, total=total, completed=done)
-            yield lambda done: bar.update(task, completed=done)
-    else:
-        first, begun = done, time.monotonic()
-        last_line = begun
-        scale = 1e6 if unit == "MB" else 1
-
-        def tell(done: int) -> None:
-            nonlocal last_line
-            now = time.monotonic()
-            if now - last_line < SECONDS_BETWEEN_LINES:
-                return
-            last_line = now
-            line = f"{name}: {done / scale:.0f} {unit}"
-            if total is not None and done > first:
-                minutes, seconds = divmod(round((total - done) * (now - begun) / (done - first)), 60)
-                line = f"{name}: {done / scale:.0f} of {total / scale:.0f} {unit}, ETA {minutes}:{seconds:02}"
-            say(line)
-
-        yield tell
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def why(error: Exception) -> str:
-    """The system's own words, on one line, without error numbers and the names of classes."""
-    reason = getattr(error, "reason", None) or error
-    return " ".join(str(getattr(reason, "strerror", None) or reason or type(reason).__name__).split())
-
-
 def _shown(url: str) -> str:
     return url.removeprefix("file://")
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

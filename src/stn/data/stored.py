@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from stn.data.download import put_whole, why
+from stn.data.download import put_whole
+from stn.data.progress import why
 from stn.errors import UserError
 
 Stored = TypeVar("Stored")

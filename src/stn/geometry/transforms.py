@@ -36,6 +36,7 @@ from stn.geometry.constants import constant
 from stn.geometry.inverses import invert_matrices, rounding, times
 from stn.geometry.splines import control_points, invert_spline, spline_constants, spline_weights
 
+CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))  # of the frame, clockwise from the top left
 HORIZON = 1e-6  # a projective denominator nearer to zero than this is moved out to it
 
 Size = int | tuple[int, ...]

@@ -21,7 +21,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from stn.data.download import CUB, archive, progress, why, writing
+from stn.data.download import CUB
+from stn.data.progress import progress, why, writing
+from stn.data.reading import archive
 from stn.data.stored import writing_sets
 from stn.environment import cores
 from stn.errors import UserError

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from stn.experiments.base import group_parameters
 from stn.experiments.cub.trunks import MEAN, STD, Trunk, pretrained
 from stn.geometry.sampling import bilinear
-from stn.geometry.transforms import Translation
+from stn.geometry.transforms import CORNERS, Translation
 from stn.nn.transformer import SpatialTransformer
 
 SCALE = 0.5  # the side of a window, as a fraction of the image's
 HEAD = 0.01  # std of the classifier's first weights: small, or its first errors would upset the trunks and the windows
-OUTLINE = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))  # a frame's corners, clockwise from the top left
 SMALL = 1e-5  # products of features below this are not drawn the root of
 
 
@@ -118,7 +117,7 @@ class BirdsNetwork(nn.Module):
     def windows(self, images: Tensor) -> Tensor:
         """(B, N, 4, 2): the corners of the windows on the images, clockwise from the top left."""
         theta = self._theta(self._normalised(images))
-        corners = self.transformation.points(theta.flatten(0, 1), images.new_tensor(OUTLINE))
+        corners = self.transformation.points(theta.flatten(0, 1), images.new_tensor(CORNERS))
         return corners.unflatten(0, theta.shape[:2])
 
     def seen(self, images: Tensor) -> Tensor:

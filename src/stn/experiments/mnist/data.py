@@ -76,7 +76,7 @@ def undistorted(data: DictConfig) -> dict[str, Digits]:
 
 
 def _mnist(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    from stn.data.download import read_idx
+    from stn.data.reading import read_idx
 
     parts = [
         read_idx(folder / f"{split}-{what}-idx{rank}-ubyte.gz")

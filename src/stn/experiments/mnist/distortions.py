@@ -19,10 +19,9 @@ from torch.nn.functional import grid_sample
 from stn.geometry.constants import constant
 from stn.geometry.sampling import bilinear
 from stn.geometry.splines import control_points
-from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, homography_through, pixel_centres
+from stn.geometry.transforms import CORNERS, Affine, Projective, ThinPlateSpline, homography_through, pixel_centres
 
 INVERSIONS = 20  # steps towards the inverse of a spline; what is then left: see the tests
-CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))  # clockwise from the top left
 POSE = ("angle", "scale", "x", "y")  # degrees counter-clockwise, a factor, pixels
 REDRAWS = 16  # candidates for each projective image; all fail once in 1e20 draws or so
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from stn.config import digest
-from stn.data.download import DIGITS, BrokenArchive, archive, progress, why, writing
+from stn.data.download import DIGITS
+from stn.data.progress import progress, why, writing
+from stn.data.reading import BrokenArchive, archive
 from stn.errors import UserError
 
 FIELDS = ("left", "top", "width", "height", "label")

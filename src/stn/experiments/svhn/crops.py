@@ -26,7 +26,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageFilter
 
-from stn.data.download import DIGITS, archive, progress
+from stn.data.download import DIGITS
+from stn.data.progress import progress
+from stn.data.reading import archive
 from stn.data.stored import writing_sets
 from stn.environment import cores
 from stn.errors import UserError

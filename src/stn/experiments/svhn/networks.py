@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from stn.experiments.base import group_parameters
 from stn.geometry.sampling import bicubic, bilinear, integer
-from stn.geometry.transforms import pixel_centres
+from stn.geometry.transforms import CORNERS, pixel_centres
 from stn.nn.transformer import SpatialTransformer
 
 FILTERS = (48, 64, 128, 160, 192, 192, 192, 192)
@@ -14,7 +14,6 @@ UNITS = 3072
 POSITIONS, CLASSES = 5, 11  # ten digits and "none"
 SAMPLERS = {"integer": integer, "bilinear": bilinear, "bicubic": bicubic}
 BEFORE = {"none": 0, "single": 1, "multi": 4}  # transformers: one before each of the first so many convolutions
-OUTLINE = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))  # a frame's corners, clockwise from the top left
 
 
 class NumbersNetwork(nn.Module):
@@ -90,7 +89,7 @@ class NumbersNetwork(nn.Module):
 
     def windows(self, images: Tensor) -> Tensor:
         """(B, K, 4, 2): the corners of each transformer's window on the images, through those before it."""
-        corners = images.new_tensor(OUTLINE).expand(images.shape[0], 4, 2)
+        corners = images.new_tensor(CORNERS).expand(images.shape[0], 4, 2)
         thetas = list(self.thetas(images).values())
         return torch.stack([self._traced(thetas[: i + 1], corners) for i in range(len(thetas))], 1)
 

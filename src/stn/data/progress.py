@@ -1,0 +1,78 @@
+"""What is told while data is fetched, read and written: progress, and what the system refuses."""
+
+import errno
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stn.errors import UserError
+
+SMALL = 1 << 20  # bytes: below, no progress is shown
+SECONDS_BETWEEN_LINES = 10.0
+
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EEXIST: "move away the file that is there",
+    errno.ENOTDIR: "move away the file that stands for one of its folders",
+    errno.EISDIR: "move away the folder that is there",
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses to write, at `path` or a file it names itself, becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "make it writable")
+        raise UserError(f"cannot write {error.filename or path}: {why(error)}; {remedy} and run this again") from None
+
+
+@contextmanager
+def progress(name: str, total: int | None, done: int = 0, unit: str = "MB") -> Iterator[Callable[[int], None]]:
+    """Yields a function to be told what is done so far: a bar in a terminal, elsewhere a line now and then.
+
+    `total` and what is told are bytes if the unit is MB, else they count units.
+    """
+    if unit == "MB" and total is not None and total < SMALL:
+        yield lambda done: None
+    elif sys.stderr.isatty():
+        from rich import progress as bars
+        from rich.console import Console
+
+        amounts = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit == "MB" else (bars.MofNCompleteColumn(),)
+        columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), *amounts, bars.TimeRemainingColumn())
+        with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(name, total=total, completed=done)
+            yield lambda done: bar.update(task, completed=done)
+    else:
+        first, begun = done, time.monotonic()
+        last_line = begun
+        scale = 1e6 if unit == "MB" else 1
+
+        def tell(done: int) -> None:
+            nonlocal last_line
+            now = time.monotonic()
+            if now - last_line < SECONDS_BETWEEN_LINES:
+                return
+            last_line = now
+            line = f"{name}: {done / scale:.0f} {unit}"
+            if total is not None and done > first:
+                minutes, seconds = divmod(round((total - done) * (now - begun) / (done - first)), 60)
+                line = f"{name}: {done / scale:.0f} of {total / scale:.0f} {unit}, ETA {minutes}:{seconds:02}"
+            say(line)
+
+        yield tell
+
+
+def why(error: Exception) -> str:
+    """The system's own words, on one line, without error numbers and the names of classes."""
+    reason = getattr(error, "reason", None) or error
+    return " ".join(str(getattr(reason, "strerror", None) or reason or type(reason).__name__).split())
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

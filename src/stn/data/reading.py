@@ -1,0 +1,75 @@
+"""Files of raw data as they come: gzipped IDX files, and the files in a tar.gz."""
+
+import gzip
+import math
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import numpy as np
+
+from stn.data.progress import why
+from stn.errors import UserError
+
+CHUNK = 1 << 16
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """A gzipped IDX file as a writable uint8 array: images (n, height, width) or labels (n,).
+
+    Raises UserError: missing, not gzip, cut short, not an IDX file of bytes, or another length than its header says.
+    """
+    remedy = "delete it and run `python -m stn.fetch data=mnist_r` (or check STN_DATA_MIRROR)"
+    try:
+        with gzip.open(path) as stream:
+            content = stream.read()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run `python -m stn.fetch data=mnist_r`") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is no whole gzip file ({why(error)}); {remedy}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {why(error)}; check the path and its permissions") from None
+    magic = int.from_bytes(content[:4], "big")
+    axes = {0x801: 1, 0x803: 3}.get(magic)  # 8: unsigned byte, then the number of axes
+    if axes is None or len(content) < 4 + 4 * axes:
+        raise UserError(f"{path} starts with 0x{content[:4].hex()}, expected 0x00000801 or 0x00000803; {remedy}")
+    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", axes, offset=4))
+    found, expected = len(content) - 4 - 4 * axes, math.prod(shape)
+    if found != expected:
+        size = " x ".join(map(str, shape))
+        raise UserError(f"{path} holds {found} bytes of data, its header promises {size} = {expected}; {remedy}")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
+
+
+class BrokenArchive(Exception):
+    """A tar.gz that does not read to its end. Reads on from its name."""
+
+
+@contextmanager
+def archive(
+    path: Path, tell: Callable[[int], None] = lambda done: None, folders: bool = False
+) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
+    """The files in a tar.gz as pairs of name and stream, in their order, each to be read at once.
+
+    A name comes without its folders unless `folders`. `tell` hears how many bytes of the archive are done. Raises
+    BrokenArchive, at the end of the block also for a checksum that does not fit; OSError as `open` does.
+    """
+
+    def files() -> Iterator[tuple[str, IO[bytes]]]:
+        while member := tar.next():
+            tar.members.clear()  # type: ignore[attr-defined]  # else they pile up: 200,000 of them in `extra`
+            tell(packed.tell())
+            if member.isfile():
+                yield member.name if folders else PurePosixPath(member.name).name, tar.extractfile(member)  # type: ignore[misc]
+
+    with path.open("rb") as packed:
+        try:
+            with gzip.open(packed) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+                yield files()
+                while stream.read(CHUNK):  # the checksum stands at the very end
+                    pass
+        except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
+            raise BrokenArchive(f"is no whole tar.gz ({why(error)})") from None
