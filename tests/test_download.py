@@ -479,14 +479,14 @@ def test_a_folder_without_permission_is_named(host):
 
 def test_a_long_download_says_how_far_it_is_and_how_long_it_takes(host, monkeypatch, capsys):
     body = BODY * 4
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("stn.data.progress.SECONDS_BETWEEN_LINES", 0.0)
     host.answers = [whole(body)]
     fetch(remote(host.url, body=body))
     assert re.search(rf"{NAME}: \d of 1 MB, ETA \d+:\d\d\n", capsys.readouterr().err)
 
 
 def test_a_small_download_is_told_in_one_line(host, monkeypatch, capsys):
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("stn.data.progress.SECONDS_BETWEEN_LINES", 0.0)
     fetch(remote(host.url))
     assert capsys.readouterr().err == f"raw/{NAME} is missing: fetching it\n"
 

@@ -55,14 +55,23 @@ def on_demand(params: Params, table: int) -> list[Cell]:
 
 
 def shown(params: Params, table: int) -> tuple[list[Cell], list[Cell]]:
-    """The cells that a table shows: those that must have a record, and those that may."""
+    """The cells that a table shows: those that must have a record, and those that may.
+
+    Of Table 1 it shows the columns that `params.yaml` chooses, and others where all of their cells have a record.
+    """
     if table != 1:
         return [], find_tables()[table].cells()
     required = declared(params, table)
     if params.source != "mnist":
         return required, []
     others = [cell for cell in find_tables()[1].cells(on_demand=False) if cell.model in params.rows]
-    return required, [cell for cell in others if cell not in required] + find_tables()[1].cells(on_demand=True)
+    columns: dict[str, list[Cell]] = {}
+    for cell in others:
+        columns.setdefault(cell.data, []).append(cell)
+    # Another table may have trained a cell of a column that is not chosen: that is not the whole column.
+    whole = [cells for cells in columns.values() if all(record_path(params.budget, cell).exists() for cell in cells)]
+    optional = [cell for cells in whole for cell in cells if cell not in required]
+    return required, optional + find_tables()[1].cells(on_demand=True)
 
 
 def _all_cells(table: int, on_demand: bool) -> list[Cell]:

@@ -142,15 +142,16 @@ def load_records(
     """The records of the declared cells of one table, by row and column.
 
     Optional cells of one data set are all or nothing: absent as a whole they are skipped, and once one of them has a
-    record the others are required; but cells of rows that are `shown_where_run` may be absent one by one. `configs`
-    gives, for any of the paths, the resolved config that this cell is declared to have, and `fill` adds to a record's
-    config the defaults of keys that are younger than it. Raises UserError, one line that
-    names the files, for a required cell without record, a damaged or unfinished record, one whose config is not its
-    cell's, or records of several budgets.
+    record the others are required; but cells of rows that are `shown_where_run` may be absent one by one, and a cell
+    that an earlier table shows too begins no column. `configs` gives, for any of the paths, the resolved config that
+    this cell is declared to have, and `fill` adds to a record's config the defaults of keys that are younger than it.
+    Raises UserError, one line that names the files, for a required cell without record, a damaged or unfinished record,
+    one whose config is not its cell's, or records of several budgets.
     """
     paths, optional = [Path(path) for path in required], [Path(path) for path in optional]
     loose = {path for path in optional if _is_loose(table, path)}
-    begun = {_data_set(path) for path in optional if path.is_file() and path not in loose}
+    own = [path for path in optional if path.parent.name == table.folder] or optional
+    begun = {_data_set(path) for path in own if path.is_file() and path not in loose}
     paths += [path for path in optional if (path.is_file() if path in loose else _data_set(path) in begun)]
     absent = missing(paths)
     if absent:
