@@ -106,7 +106,7 @@ def test_a_part_gets_no_verdict_and_the_caption_names_part_trunk_and_weights(rec
     text = tables.to_markdown(records, 3)
     assert not set("↓≈↑") & set(text) and f"on {PART}: not comparable with the paper" in text
     assert "Trunk: `squeezenet1_1`, pretrained on ImageNet: squeezenet1_1_features.pth." in text
-    other = {"model": {"trunk": "googlenet", "pretrained": False}}
+    other = {"data": {"kind": "cub"}, "model": {"trunk": "googlenet", "pretrained": False}}
     mixed = tables.load(3, write_birds(tmp_path, {"CNN 224 px": 9}, config=other, weights=None)) + records[1:3]
     assert "Trunk: `googlenet`, untrained (1 cell) and `squeezenet1_1`, pretrained on" in tables.to_markdown(mixed, 3)
 
