@@ -25,7 +25,17 @@ def tracked() -> list[Path]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode == 0 and listed.stdout:
         return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
-    skipped = {"data", "outputs", ".venv", ".git", "wandb", "__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache"}
+    skipped = {
+        "data",
+        "outputs",
+        ".venv",
+        ".git",
+        "wandb",
+        "__pycache__",
+        ".pytest_cache",
+        ".ruff_cache",
+        ".mypy_cache",
+    }
     return [path for path in ROOT.rglob("*") if path.is_file() and not skipped & set(path.relative_to(ROOT).parts)]
 
 
