@@ -20,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -189,9 +190,17 @@ class Lock:
         entry = r"- path: (reports/\S+)\n +hash: md5\n +md5: (\S+)\n +size: (\d+)\n"
         self.before = {match[0]: state for match in re.findall(entry, self.text) if (state := _state(match[0]))}
 
-    def follow(self) -> int:
-        """Write the new hash and size of what was as the lock says before, and is otherwise now. Returns how many."""
+    def follow(self, digests: Mapping[Path, str]) -> int:
+        """Bring entries up to date: the code of the records that adopted some, and what was as the lock said before.
+
+        `digests` are those of the adopted code, by record. Of the others the new hash and size are written. Returns how
+        many lines changed.
+        """
         text = self.text
+        for path, digest in digests.items():
+            key = re.escape(f"cells.{path.parts[-3]}-{path.stem}.code")
+            quoted = f"'{digest}'" if re.fullmatch(r"[0-9]+(e[0-9]+)?", digest) else digest  # a number, to YAML
+            text = re.sub(rf"(?m)^( +{key}: )\S+$", rf"\g<1>{quoted}", text)
         for path, old in self.before.items():
             new = _state(path)
             if new and new != old:
@@ -237,7 +246,7 @@ def adopt(folder: Path) -> None:
         if not is_shown(record, training_digest(kind)):
             gpu = bool(record["seeds"][0]["provenance"]["gpu"])
             groups[kind, record["model"], precision(record), gpu, tuple(origins(record))].append(path)
-    adopted = 0
+    adopted: dict[Path, str] = {}
     curves = Curves(folder)
     for (kind, model, *_, commits), paths in sorted(groups.items(), key=str):
         records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
@@ -250,12 +259,12 @@ def adopt(folder: Path) -> None:
         for path, record in zip(paths, records, strict=True):
             record.setdefault("adopted", []).append(entry)
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        adopted += len(paths)
+        adopted |= dict.fromkeys(paths, entry["digest"])
     for number in TABLES:
         if (ROOT / f"reports/table{number}.md").exists():
             command = [sys.executable, "-m", "stn.table", "--table", str(number)]
             subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    print(f"{adopted} records adopted {here}; {lock.follow()} lines of dvc.lock follow")
+    print(f"{len(adopted)} records adopted {here}; {lock.follow(adopted)} lines of dvc.lock follow")
 
 
 def main() -> None:

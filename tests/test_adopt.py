@@ -108,7 +108,12 @@ def project(tmp_path, monkeypatch):
         for md5, size in [adopt._state(path)]
     ]
     stale = f"    - path: reports/other.txt\n      hash: md5\n      md5: {'0' * 32}\n      size: 3\n"
-    (tmp_path / "dvc.lock").write_text("stages:\n  table1:\n    deps:\n" + "".join([*entries, stale]))
+    cells = "".join(
+        f"  cell@quick-mnist_r-{name}:\n    params:\n      cells.json:\n"
+        f"        cells.quick-mnist_r-{name}.code: {'0' * 16}\n"
+        for name in "abc"
+    )
+    (tmp_path / "dvc.lock").write_text("stages:\n  table1:\n    deps:\n" + "".join([*entries, stale]) + cells)
     return tmp_path
 
 
@@ -118,10 +123,10 @@ def test_the_lock_follows_what_was_changed_and_vouches_for_nothing_else(project)
     path = project / "reports/results/quick/mnist/mnist_r-a.json"
     path.write_text("{}\n")
     (project / "reports/other.txt").write_text("changed\n")  # and was not as the lock says before
-    assert lock.follow() == 4  # hash and size, of the file and of its folder
+    assert lock.follow({}) == 4  # hash and size, of the file and of its folder
     lines = list(zip(before.splitlines(), (project / "dvc.lock").read_text().splitlines(), strict=True))
     assert [i for i, (old, new) in enumerate(lines) if old != new] == [5, 6, 9, 10]
-    assert adopt.Lock().follow() == 0
+    assert adopt.Lock().follow({}) == 0
 
 
 def test_hashes_are_those_of_dvc():
@@ -136,11 +141,14 @@ def test_adopting_adds_to_the_records_and_changes_nothing_else(project, monkeypa
     monkeypatch.setattr(adopt.codebase, "commit", lambda: HERE)
     monkeypatch.setattr(adopt, "Curves", lambda folder: Curves(now=(1.0, 3.0), then=(1.0, 3.0)))
     adopt.adopt(project)
-    assert f"2 records adopted {HERE}; 6 lines of dvc.lock follow" in capsys.readouterr().out
+    assert f"2 records adopted {HERE}; 8 lines of dvc.lock follow" in capsys.readouterr().out
     for found in adopt.read_records().values():
         (entry,) = found["adopted"]
         assert entry["commit"] == HERE and fault(found) is None and is_shown(found, training_digest("mnist"))
         assert found | {"adopted": []} == record() and list(found) == list(record())
+    code = training_digest("mnist")
+    values = re.findall(r"\.code: '?(\w+)'?\n", (project / "dvc.lock").read_text())
+    assert values == [code, code, "0" * 16]  # the third has no record
     adopt.adopt(project)
     assert "0 records adopted" in capsys.readouterr().out
 
