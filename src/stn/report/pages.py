@@ -226,10 +226,8 @@ def _markdown(head: Sequence[str], body: Sequence[Sequence[str]], align: str) ->
         widths = [0] * len(head)
 
     def line(cells: Sequence[str]) -> str:
-        filled = [
-            f"{cell:{'>' if side == 'r' else '<'}{width}}"
-            for cell, side, width in zip(cells, align, widths, strict=True)
-        ]
+        sides = [">" if side == "r" else "<" for side in align]
+        filled = [f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)]
         return f"| {' | '.join(filled)} |"
 
     rule = ["-" * max(width - 1, 2) + (":" if side == "r" else "-") for side, width in zip(align, widths, strict=True)]
@@ -438,9 +436,8 @@ def trials_block(name: str, sources: Sources) -> str:
     lines = list(csv.DictReader(io.StringIO(sources.read(path))))
     if not lines:
         raise UserError(f"{path} has no lines")
-    common = {
-        key: value for key, value in lines[0].items() if len(lines) > 1 and len({line[key] for line in lines}) == 1
-    }
+    alike = [key for key in lines[0] if len(lines) > 1 and len({line[key] for line in lines}) == 1]
+    common = {key: lines[0][key] for key in alike}
     keys = [key for key in lines[0] if key not in common]
     numeric = [all(re.fullmatch(r"-?[\d.]*", line[key] or "") for line in lines) for key in keys]
     table = _markdown(
