@@ -244,6 +244,17 @@ def test_the_cells_of_an_experiment_are_trained_by_the_pipeline(toys):
     assert (toys / "reports/figures/table90.png").stat().st_size > 1000
 
 
+def test_an_experiment_may_fetch_and_store_nothing(toys):
+    data = toys.parent / "experiments/toys/data.py"
+    text = data.read_text()
+    data.write_text(re.sub(r"(?ms)^def (fetch|store)\(.*?(?=^\w)", "", text))
+    for door in ("stn.fetch", "stn.distort", "stn.crop"):
+        assert "train it right away" in one_error(spawn(door, "data=toys", cwd=toys))
+    cells = json.loads(spawn("stn.cells", "--print", cwd=toys).stdout)
+    assert "toys" not in cells["stored"] and "toys" not in cells["raw"]
+    assert cells["cells"]["quick-toys-toy"]["stored"] == "params.yaml"
+
+
 def test_two_tables_of_one_number_are_refused(toys):
     experiments = toys.parent / "experiments"
     shutil.copytree(experiments / "toys", experiments / "toys_again")

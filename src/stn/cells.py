@@ -18,7 +18,7 @@ from stn.config import checked, compose, digest, experiment, read
 from stn.errors import told
 from stn.experiments import find_tables, load
 from stn.files import write_texts
-from stn.params import COLUMNS, Params, read_params
+from stn.params import COLUMNS, PARAMS, Params, read_params
 from stn.report.table import Cell
 
 CELLS = Path("cells.json")
@@ -128,15 +128,20 @@ def reads_classifier(cell: Cell) -> bool:
     return cell in find_tables()[5].cells()
 
 
+def offers(cfg: DictConfig, what: str) -> bool:
+    """Whether the experiment of a data set can `fetch` its raw data, or `store` its sets: both are optional."""
+    return hasattr(load(cfg.data.kind, "data"), what)
+
+
 def describe_cell(budget: str, cell: Cell) -> dict[str, str]:
-    """What `cells.json` says of a cell."""
+    """What `cells.json` says of a cell. What it depends on and nobody makes is `params.yaml`, which is always there."""
     cfg = config(budget, cell)
     weights = cfg.model.get("pretrained")
     return {
         "arguments": " ".join(arguments(budget, cell)),
         "record": str(record_path(budget, cell).with_suffix("")),
-        "stored": cfg.data.stored,
-        "reads": weights if isinstance(weights, str) else cfg.data.raw,
+        "stored": cfg.data.stored if offers(cfg, "store") else str(PARAMS),
+        "reads": weights if isinstance(weights, str) else cfg.data.raw if offers(cfg, "fetch") else str(PARAMS),
         "config": digest(json.dumps(experiment(cfg), sort_keys=True)),
         "code": training_digest(cfg.data.kind),
     }
@@ -166,11 +171,11 @@ def describe(params: Params) -> dict[str, dict]:
     classifier = compose(f"data={data}", f"model={model}", f"budget={budget}")
     if params.source == "mnist":
         configs[data] = classifier
-    raw = {cfg.data.raw: name for name, cfg in reversed(configs.items())}
+    raw = {cfg.data.raw: name for name, cfg in reversed(configs.items()) if offers(cfg, "fetch")}
     export = digest_of("stn.deployment:deploy")
     return {
         "raw": {Path(folder).name: {"data": name, "folder": folder} for folder, name in sorted(raw.items())},
-        "stored": {name: describe_stored(name, cfg) for name, cfg in configs.items()},
+        "stored": {name: describe_stored(name, cfg) for name, cfg in configs.items() if offers(cfg, "store")},
         "classifier": {
             "config": digest(json.dumps(experiment(classifier), sort_keys=True)),
             "code": training_digest(classifier.data.kind),

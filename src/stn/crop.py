@@ -14,6 +14,8 @@ from stn.experiments import load
 
 def crop(cfg: DictConfig) -> None:
     module = load(cfg.data.kind, "data")
+    if not hasattr(module, "store"):
+        raise UserError(f"data={cfg.data.name} has no sets to store: train it right away")
     if module.DOOR != "crop":
         name = cfg.data.name
         raise UserError(f"data={name} is distorted, not cropped: run `python -m stn.distort data={name}`")

@@ -11,6 +11,8 @@ from stn.experiments import load
 
 def distort(cfg: DictConfig) -> None:
     module = load(cfg.data.kind, "data")  # loads torch: not before the config stands
+    if not hasattr(module, "store"):
+        raise UserError(f"data={cfg.data.name} has no sets to store: train it right away")
     if module.DOOR != "distort":
         name = cfg.data.name
         raise UserError(f"data={name} is cropped, not distorted: run `python -m stn.crop data={name}`")

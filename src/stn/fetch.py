@@ -3,11 +3,15 @@
 from omegaconf import DictConfig
 
 from stn.config import front_door
+from stn.errors import UserError
 from stn.experiments import load
 
 
 def fetch(cfg: DictConfig) -> None:
-    files = load(cfg.data.kind, "data").fetch(cfg.data)
+    module = load(cfg.data.kind, "data")
+    if not hasattr(module, "fetch"):
+        raise UserError(f"data={cfg.data.name} has no raw data to fetch: train it right away")
+    files = module.fetch(cfg.data)
     print(f"{cfg.data.raw}: {', '.join(file.name for file in files)}")
 
 

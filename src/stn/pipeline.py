@@ -43,7 +43,8 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
         write()
     outside = ["--force"] if os.environ.get("STN_EXPERIMENTS") else []  # DVC does not see what lies outside
     _dvc("repro", "-q", *outside, "cells")
-    _dvc("repro", "-q", *needed(params, table))
+    if stages := needed(params, table):
+        _dvc("repro", "-q", *stages)
     side_by_side.repro(sorted(records, key=_longest_first(before)))
     trained = [name for name, path in records.items() if _seconds_and_dates(path) != before[name]]
     exports = export_names(params, table)
@@ -72,7 +73,8 @@ def needed(params: Params, table: int) -> list[str]:
     """The stages of `dvc.yaml` that make what the table's cells need."""
     cells = declared(params, table)
     classifier = ["classifier"] if any(reads_classifier(cell) for cell in cells) else []
-    return [*(f"store@{data}" for data in dict.fromkeys(cell.data for cell in cells)), *classifier]
+    stored = json.loads(CELLS.read_text(encoding="utf-8"))["stored"]
+    return [*(f"store@{data}" for data in dict.fromkeys(cell.data for cell in cells) if data in stored), *classifier]
 
 
 def export_names(params: Params, table: int) -> list[str]:

@@ -1,8 +1,8 @@
 """What an experiment offers: the contracts between its data, its networks, the training loop and the reports.
 
-Its `data.py` has `source(data)`, which returns a `DataSource`; `fetch(data)`, which brings the raw data to `data.raw`
-and returns the files; `store(data, scratch)`, which writes the stored sets to `data.stored` (`stn.data.stored`) and
-returns what `sets.json` says of them; and `DOOR`, "distort" or "crop": the front door that calls `store`. "distort"
+Its `data.py` has `source(data)`, which returns a `DataSource`. Three more are optional: `fetch(data)` brings the raw
+data to `data.raw` and returns the files; `store(data, scratch)` writes sets to `data.stored` (`stn.data.stored`) and
+returns what `sets.json` says of them; and `DOOR`, "distort" or "crop", is the front door that calls `store`. "distort"
 asks for `stored_folder(data)` too, where the sets lie. Its `networks.py` has `network(model, data)`, which returns a
 `Network`.
 """
