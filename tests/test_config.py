@@ -13,6 +13,7 @@ from stn.config import CONF, LARGEST_SEED, checked, compose, experiment, filled,
 from stn.errors import UserError
 from stn.experiments.mnist.networks import DigitNetwork, n_parameters
 from stn.experiments.mnist.table import SIZES
+from stn.report.table import LONGEST
 from stn.training.learner import build_network
 
 BASES = {"mnist", "digits", "svhn", "cub", "volumes"}
@@ -140,6 +141,12 @@ def test_the_cnn_has_the_parameters_the_paper_allows():
 )
 def test_every_override_reaches_the_model(override, reached):
     assert reached(build_network(compose("model=st_cnn_affine", override)))
+
+
+def test_a_run_of_long_settings_has_a_name_that_a_file_can_have():
+    names = [compose(f"data.stored=/{'long/' * 80}{end}").name for end in ("a", "b")]
+    assert all(len(name) == LONGEST and name.startswith("mnist_r-st_cnn_affine-stored__long") for name in names)
+    assert names[0] != names[1]
 
 
 def test_seed_is_the_shorthand_of_seeds():

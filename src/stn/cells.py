@@ -123,11 +123,6 @@ def stage(budget: str, cell: Cell) -> str:
     return f"{budget}-{cell.key}"
 
 
-def reads_classifier(cell: Cell) -> bool:
-    """Whether a cell builds on the classifier that the stage `classifier` trains."""
-    return cell in find_tables()[5].cells()
-
-
 def offers(cfg: DictConfig, what: str) -> bool:
     """Whether the experiment of a data set can `fetch` its raw data, or `store` its sets: both are optional."""
     return hasattr(load(cfg.data.kind, "data"), what)
@@ -185,7 +180,6 @@ def describe(params: Params) -> dict[str, dict]:
             stage(params.budget, cell): {
                 "arguments": " ".join(arguments(params.budget, cell)),
                 "record": str(record_path(params.budget, cell).with_suffix("")),
-                "stored": configs[cell.data].data.stored,
                 "code": export,
             }
             for cell in exported

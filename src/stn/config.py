@@ -70,6 +70,14 @@ class ModelConfig:
     name: str
 
 
+@dataclass(kw_only=True)
+class LocalisationConfig:
+    """What most localisation networks have: `filters` of their convolutions, `features` of their last hidden layer."""
+
+    filters: int
+    features: int
+
+
 @dataclass
 class BudgetConfig:
     name: str
@@ -146,7 +154,7 @@ class RunConfig:
 def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Callable[[], None]:
     """A `main()` that composes `conf/train.yaml` with the command line, checks it and calls `work(cfg)`.
 
-    What makes data needs no model: `with_model=False` leaves it out, so that it need not be one of the data's table.
+    What makes data needs no model: `with_model=False` leaves it out, so that it need not be of the data's experiment.
 
     What the user can mend ends as one line on stderr and exit status 2; `HYDRA_FULL_ERROR=1` shows the traceback.
     """
@@ -308,6 +316,8 @@ _SMALLEST = {
     "budget.localisation_rate": 0,
     "data.canvas": 1,
     "data.validation": 1,
+    "model.localisation.filters": 1,
+    "model.localisation.features": 1,
     "logger.every": 1,
     "export.opset": 16,
     "export.calibration": 1,

@@ -8,17 +8,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.config import front_door
-from stn.errors import UserError
-from stn.experiments import load
+from stn.experiments import load_store
 
 
 def crop(cfg: DictConfig) -> None:
-    module = load(cfg.data.kind, "data")
-    if not hasattr(module, "store"):
-        raise UserError(f"data={cfg.data.name} has no sets to store: train it right away")
-    if module.DOOR != "crop":
-        name = cfg.data.name
-        raise UserError(f"data={name} is distorted, not cropped: run `python -m stn.distort data={name}`")
+    module = load_store(cfg.data.kind, cfg.data.name, "crop")  # loads torch: not before the config stands
     about = module.store(cfg.data, Path(cfg.outputs) / "scratch")
     side = cfg.data.get("side")
     size = f"{side} pixels on the shorter side" if side else f"{cfg.data.canvas} pixels a side"

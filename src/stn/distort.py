@@ -5,17 +5,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.config import front_door
-from stn.errors import UserError
-from stn.experiments import load
+from stn.experiments import load_store
 
 
 def distort(cfg: DictConfig) -> None:
-    module = load(cfg.data.kind, "data")  # loads torch: not before the config stands
-    if not hasattr(module, "store"):
-        raise UserError(f"data={cfg.data.name} has no sets to store: train it right away")
-    if module.DOOR != "distort":
-        name = cfg.data.name
-        raise UserError(f"data={name} is cropped, not distorted: run `python -m stn.crop data={name}`")
+    module = load_store(cfg.data.kind, cfg.data.name, "distort")  # loads torch: not before the config stands
     about = module.store(cfg.data, Path(cfg.outputs) / "scratch")
     for split, facts in about["sets"].items():
         redrawn = f", {facts['redrawn']} drawn again" if "redrawn" in facts else ""

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from stn.cells import CELLS, EXPORTED, declared, on_demand, reads_classifier, record_path, stage, write
+from stn.cells import CELLS, EXPORTED, declared, on_demand, record_path, stage, write
 from stn.config import CONF
 from stn.environment import cores
 from stn.errors import UserError, told
@@ -71,10 +71,11 @@ def _way_back() -> str:
 
 def needed(params: Params, table: int) -> list[str]:
     """The stages of `dvc.yaml` that make what the table's cells need."""
+    known = json.loads(CELLS.read_text(encoding="utf-8"))
     cells = declared(params, table)
-    classifier = ["classifier"] if any(reads_classifier(cell) for cell in cells) else []
-    stored = json.loads(CELLS.read_text(encoding="utf-8"))["stored"]
-    return [*(f"store@{data}" for data in dict.fromkeys(cell.data for cell in cells) if data in stored), *classifier]
+    stored = [data for data in dict.fromkeys(cell.data for cell in cells) if data in known["stored"]]
+    weights = any(known["cells"][stage(params.budget, cell)]["reads"].endswith(".weights.npz") for cell in cells)
+    return [*(f"store@{data}" for data in stored), *(["classifier"] if weights else [])]
 
 
 def export_names(params: Params, table: int) -> list[str]:

@@ -62,9 +62,8 @@ class Stages:
     def repro(self, names: list[str], force: bool = False) -> bool:
         """Run these stages, none of which needs another, in this order: those that are stale, or all.
 
-        Returns whether there are any of these in `dvc.yaml`.
         A stage that fails costs no other; the UserError of the first is raised at the end. What is finished is entered
-        in `dvc.lock`, after an interrupt too.
+        in `dvc.lock`, after an interrupt too. Returns whether `dvc.yaml` has any of these stages.
         """
         from dvc.repo import Repo, lock_repo  # half a second, which a wrong knob should not cost
 
@@ -111,7 +110,10 @@ class Stages:
         return stage
 
     def _changed(self, stage, files: dict[str, tuple[int, int]]) -> bool:
-        """Whether what decides a cell's result has changed since `cells.json` was written. Other stages decide none."""
+        """Whether what decides a cell's result has changed since `cells.json` was written.
+
+        Tables decide no result, so of their stages it is never true.
+        """
         now = _files()
         if now == files or not stage.addressing.startswith("cell@"):
             return False

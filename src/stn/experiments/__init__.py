@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from stn.errors import UserError
+
 if TYPE_CHECKING:
     from stn.report.table import Table
 
@@ -32,6 +34,20 @@ def find_experiments() -> list[str]:
 def load(name: str, module: str) -> ModuleType:
     """A module of an experiment, such as `load("mnist", "data")`."""
     return import_module(f"{__name__}.{name}.{module}")
+
+
+def load_store(kind: str, data: str, door: str) -> ModuleType:
+    """The data module of an experiment whose sets the front door `door` stores; else a UserError that says what to do.
+
+    `data` is the name of the data set.
+    """
+    module = load(kind, "data")
+    if not hasattr(module, "store"):
+        raise UserError(f"data={data} has no sets to store: train it right away")
+    if door != module.DOOR:
+        reasons = {"crop": "is cropped, not distorted", "distort": "is distorted, not cropped"}
+        raise UserError(f"data={data} {reasons[module.DOOR]}: run `python -m stn.{module.DOOR} data={data}`")
+    return module
 
 
 def find_configs() -> list[Path]:

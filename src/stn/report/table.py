@@ -7,6 +7,7 @@ light to import: what the pipeline trains is read from the tables too.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stn.report.comparisons import Contest
     from stn.report.records import Record
+
+LONGEST = 150  # characters of a cell's key, which names files: a longer one ends in its checksum
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Cell:
         """The name of its record, `<data>-<model>`, and each setting as `-<key>_<value>`."""
         settings = (setting.partition("=") for setting in self.settings)
         names = (f"{key.rpartition('.')[2]}_{re.sub('[^A-Za-z0-9_.]+', '_', value)}" for key, _, value in settings)
-        return "-".join((self.data, self.model, *names))
+        key = "-".join((self.data, self.model, *names))
+        return key if len(key) <= LONGEST else f"{key[: LONGEST - 9]}-{zlib.crc32(key.encode()):08x}"
 
 
 @dataclass(frozen=True, eq=False)

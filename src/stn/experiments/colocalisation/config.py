@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from stn.config import DataConfig, ModelConfig
+from stn.config import DataConfig, LocalisationConfig, ModelConfig
 
 
 class Source(Enum):
@@ -25,12 +25,6 @@ class ColocalisationDataConfig(DataConfig):
     patch_side: int
 
 
-@dataclass
-class LocalisationConfig:
-    filters: int
-    features: int
-
-
 @dataclass(kw_only=True)
 class ColocalisationModelConfig(ModelConfig):
     crop: int
@@ -50,6 +44,4 @@ SMALLEST = {
     "data.patch_side": 1,
     "model.margin": 0,
     "model.filters": 1,
-    "model.localisation.filters": 1,
-    "model.localisation.features": 1,
 }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from stn.config import DataConfig, ModelConfig
+from stn.config import DataConfig, LocalisationConfig, ModelConfig
 
 
 class Archive(Enum):
@@ -22,12 +22,6 @@ class CubDataConfig(DataConfig):
     source: Archive
     classes: int
     side: int
-
-
-@dataclass
-class LocalisationConfig:
-    filters: int
-    features: int
 
 
 @dataclass(kw_only=True)
@@ -53,6 +47,4 @@ SMALLEST = {
     "model.windows": 1,
     "model.size": 1,
     "model.head_rate": 0,
-    "model.localisation.filters": 1,
-    "model.localisation.features": 1,
 }

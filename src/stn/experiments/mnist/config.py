@@ -5,7 +5,7 @@ from enum import Enum
 
 from omegaconf import DictConfig
 
-from stn.config import DataConfig, ModelConfig
+from stn.config import DataConfig, LocalisationConfig, ModelConfig
 from stn.errors import UserError
 
 
@@ -66,10 +66,8 @@ class MnistDataConfig(DataConfig):
     distortion: DistortionConfig
 
 
-@dataclass
-class LocalisationConfig:
-    filters: int
-    features: int
+@dataclass(kw_only=True)
+class MnistLocalisationConfig(LocalisationConfig):
     hidden: int
     layers: int
 
@@ -83,7 +81,7 @@ class MnistModelConfig(ModelConfig):
     parallel: int = 1
     transformation: Family | None
     sampler: Sampler
-    localisation: LocalisationConfig
+    localisation: MnistLocalisationConfig
 
 
 DATA, MODEL = MnistDataConfig, MnistModelConfig
@@ -94,8 +92,6 @@ SMALLEST = {
     "model.match_filters": 1,
     "model.parameters": 1,
     "model.parallel": 1,
-    "model.localisation.filters": 1,
-    "model.localisation.features": 1,
     "model.localisation.hidden": 1,
     "model.localisation.layers": 1,
 }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from stn.config import DataConfig, ModelConfig
+from stn.config import DataConfig, LocalisationConfig, ModelConfig
 
 
 class Archive(Enum):
@@ -42,12 +42,6 @@ class SvhnDataConfig(DataConfig):
     augment: AugmentConfig
 
 
-@dataclass
-class LocalisationConfig:
-    filters: int
-    features: int
-
-
 @dataclass(kw_only=True)
 class SvhnModelConfig(ModelConfig):
     transformers: Transformers
@@ -62,6 +56,4 @@ SMALLEST = {
     "data.expand": 0,
     "data.window": 16,
     "model.width": 0.01,
-    "model.localisation.filters": 1,
-    "model.localisation.features": 1,
 }

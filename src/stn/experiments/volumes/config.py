@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from stn.config import DataConfig, ModelConfig
+from stn.config import DataConfig, LocalisationConfig, ModelConfig
 
 
 class Source(Enum):
@@ -24,11 +24,9 @@ class VolumesDataConfig(DataConfig):
     undo: bool = False
 
 
-@dataclass
-class LocalisationConfig:
+@dataclass(kw_only=True)
+class VolumesLocalisationConfig(LocalisationConfig):
     downsample: int
-    filters: int
-    features: int
 
 
 @dataclass(kw_only=True)
@@ -36,7 +34,7 @@ class VolumesModelConfig(ModelConfig):
     transformer: bool
     width: int | None
     match_filters: int
-    localisation: LocalisationConfig
+    localisation: VolumesLocalisationConfig
 
 
 DATA, MODEL = VolumesDataConfig, VolumesModelConfig
@@ -45,6 +43,4 @@ SMALLEST = {
     "model.width": 1,
     "model.match_filters": 1,
     "model.localisation.downsample": 1,
-    "model.localisation.filters": 1,
-    "model.localisation.features": 1,
 }
