@@ -15,8 +15,8 @@ from stn.config import CONF, compose
 from stn.data.download import export_embedded
 from stn.errors import UserError
 from stn.experiments.addition.attention import measure_attention
-from stn.experiments.addition.data import POSES, Sums, store
-from stn.experiments.addition.networks import SumNetwork
+from stn.experiments.addition.data import POSES, AdditionSource, store
+from stn.experiments.addition.networks import AdditionNetwork
 from stn.experiments.addition.table import ADDITION
 from stn.experiments.mnist.data import distortion, undistorted
 from stn.experiments.mnist.networks import n_parameters
@@ -51,7 +51,7 @@ def data(place, monkeypatch):
 
 @pytest.fixture
 def source(data):
-    made = Sums(data)
+    made = AdditionSource(data)
     for split in ("train", "validation", "test"):
         made.load(split)
     return made
@@ -168,7 +168,7 @@ def test_the_first_convolution_is_the_plain_one_whatever_the_channels():
 @pytest.mark.parametrize("classifier", ["cnn", "fcn"])
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_untrained_transformers_hand_on_both_channels_side_by_side(classifier, parallel):
-    net = SumNetwork(42, classifier, 8, "affine", parallel, pool=2, localisation=PARTS)
+    net = AdditionNetwork(42, classifier, 8, "affine", parallel, pool=2, localisation=PARTS)
     images = torch.rand(3, 2, 42, 42)
     pooled = nn.functional.avg_pool2d(images, 2)
     torch.testing.assert_close(net.seen(images), pooled.repeat(1, parallel, 1, 1), atol=1e-5, rtol=1e-5)
@@ -178,7 +178,7 @@ def test_untrained_transformers_hand_on_both_channels_side_by_side(classifier, p
 @pytest.mark.parametrize("classifier", ["cnn", "fcn"])
 def test_a_transformer_reads_both_channels_and_warps_both_alike(classifier):
     torch.manual_seed(0)
-    net = SumNetwork(42, classifier, 8, "affine", 2, pool=2, localisation=PARTS)
+    net = AdditionNetwork(42, classifier, 8, "affine", 2, pool=2, localisation=PARTS)
     for warp in net.transformers:
         nn.init.normal_(warp.regression.weight, std=0.3)
     images = torch.rand(3, 2, 42, 42)

@@ -15,7 +15,7 @@ from conftest import one_error, run
 from stn.config import compose
 from stn.data.draws import generator
 from stn.training import run as runs
-from stn.training.blocks import BlockLearner, Captured, _Capturable, _Undone
+from stn.training.blocks import BlockLearner, Captured, _Capturable, _Restored
 from stn.training.data_module import DataModule
 from stn.training.learner import Learner, new_learner
 
@@ -190,7 +190,7 @@ def test_warming_up_leaves_no_trace(steps, optimiser):
             step(i)
         groups = [dict(group) for group in made.param_groups]
         if warm:
-            with _Capturable(made), _Undone(learner.network, made):
+            with _Capturable(made), _Restored(learner.network, made):
                 assert all(group["capturable"] for group in made.param_groups)
                 made.param_groups[0]["lr"] = 1.0
                 step(10)

@@ -22,7 +22,7 @@ from stn.data.draws import generator
 from stn.errors import UserError
 from stn.experiments.cub import archive as cub
 from stn.experiments.cub.archive import store
-from stn.experiments.cub.data import Birds
+from stn.experiments.cub.data import CubSource
 from stn.experiments.cub.table import BIRDS as TABLE
 from stn.report.records import load_records
 from stn.training.data_module import DataModule
@@ -82,9 +82,9 @@ def changed(data: DictConfig, **changes) -> DictConfig:
     return OmegaConf.merge(data, changes)
 
 
-def birds(folder, base, **changes) -> Birds:
+def birds(folder, base, **changes) -> CubSource:
     """The opened sets of a folder."""
-    source = Birds(changed(base, stored=str(folder / STORED), **changes))
+    source = CubSource(changed(base, stored=str(folder / STORED), **changes))
     for split in SETS:
         source.load(split)
     return source
@@ -369,7 +369,7 @@ def test_sets_that_are_missing_damaged_or_of_another_config_name_the_command(sto
 
     def refused(**changes) -> str:
         with pytest.raises(UserError) as caught:
-            Birds(changed(base, **changes)).load("train")
+            CubSource(changed(base, **changes)).load("train")
         assert mend in str(caught.value) and "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -392,7 +392,7 @@ def test_sets_that_are_missing_damaged_or_of_another_config_name_the_command(sto
 
 def test_a_canvas_larger_than_the_stored_images_is_refused(base):
     with pytest.raises(UserError, match=r"data.canvas=65 is larger than data.side=64"):
-        Birds(changed(base, canvas=65))
+        CubSource(changed(base, canvas=65))
 
 
 # Batches
@@ -535,7 +535,7 @@ def test_real_images_are_fetched_and_stored(monkeypatch, tmp_path):
     for command in ("stn.fetch", "stn.crop"):
         result = run(command, *cub_224, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
-    source = Birds(compose("model=cub_cnn", *cub_224).data)
+    source = CubSource(compose("model=cub_cnn", *cub_224).data)
     for split, n in {"train": 56, "validation": 4, "test": 60}.items():
         source.load(split)
         assert source.count(split) == n and (source.sets[split].sizes.min(1) == 256).all()

@@ -15,7 +15,7 @@ from torch import nn
 from stn.config import compose
 from stn.errors import UserError
 from stn.experiments.cub import trunks
-from stn.experiments.cub.networks import BirdsNetwork, tiles
+from stn.experiments.cub.networks import CubNetwork, tiles
 from stn.experiments.cub.trunks import Trunk, pretrained
 from stn.geometry.transforms import CORNERS, Translation
 from stn.training import run as runs
@@ -34,13 +34,13 @@ with_mirror = pytest.mark.skipif(
 )
 
 
-def small(windows: int | None = 2, canvas: int = 64, size: int = 32, **other) -> BirdsNetwork:
+def small(windows: int | None = 2, canvas: int = 64, size: int = 32, **other) -> CubNetwork:
     torch.manual_seed(0)
     made = {"classes": 5, "trunk": "squeezenet1_1", "localisation": LOCALISATION, **other}
-    return BirdsNetwork(canvas=canvas, size=size, windows=windows, **made).eval()
+    return CubNetwork(canvas=canvas, size=size, windows=windows, **made).eval()
 
 
-def moved(network: BirdsNetwork, *centres: tuple[float, float]) -> BirdsNetwork:
+def moved(network: CubNetwork, *centres: tuple[float, float]) -> CubNetwork:
     """Its windows at constant places."""
     with torch.no_grad():
         network.transformer.regression.bias.copy_(torch.tensor(centres).flatten())
@@ -80,7 +80,7 @@ def test_scores_are_for_the_classes_of_the_data(model, data):
 
 
 def test_the_network_is_the_papers():
-    network = BirdsNetwork(200, 448, 224, "googlenet", windows=2, localisation={"filters": 128, "features": 128})
+    network = CubNetwork(200, 448, 224, "googlenet", windows=2, localisation={"filters": 128, "features": 128})
     assert network.trunks[0].map_shape(224) == (1024, 7, 7)
     shrink, trunk, convolution, _, _, linear, _ = network.transformer.localisation
     assert shrink.output_size == 224 and isinstance(trunk, Trunk)
@@ -284,7 +284,7 @@ def test_torchvisions_own_weights_come_with_its_normalisation(offline):
         kwargs = {"aux_logits": True, "init_weights": False} if name == "googlenet" else {}
         state = trunks.get_model(name, weights=None, **kwargs).state_dict()
         torch.save(state, offline / official.url.rpartition("/")[2])
-        network = BirdsNetwork(5, 64, 64, name)
+        network = CubNetwork(5, 64, 64, name)
         assert network.load_pretrained() == str(official)
         assert network.mean.flatten().tolist() == pytest.approx(mean)
         for key, value in network.trunks[0].body.state_dict().items():
@@ -341,7 +341,7 @@ def test_the_mirrors_squeezenet_and_inception_load():
 
 def test_a_checkpoint_needs_no_pretrained_weights(offline, tmp_path, monkeypatch):
     cfg = compose("data=cub_224", "model=cub_2st", "budget=smoke", "model.pretrained=true")
-    monkeypatch.setattr(BirdsNetwork, "load_pretrained", lambda self: "the best")
+    monkeypatch.setattr(CubNetwork, "load_pretrained", lambda self: "the best")
     learner = new_learner(cfg)
     assert learner.weights == "the best"
     monkeypatch.undo()

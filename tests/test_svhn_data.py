@@ -24,7 +24,7 @@ from stn.experiments.svhn import archive as svhn
 from stn.experiments.svhn import crops
 from stn.experiments.svhn.archive import digits_in
 from stn.experiments.svhn.crops import store
-from stn.experiments.svhn.data import HouseNumbers
+from stn.experiments.svhn.data import SvhnSource
 from stn.experiments.svhn.figures import draw_windows
 from stn.experiments.svhn.table import HOUSE_NUMBERS
 from stn.report.records import load_records
@@ -83,9 +83,9 @@ def changed(data: DictConfig, **changes) -> DictConfig:
     return OmegaConf.merge(data, changes)
 
 
-def numbers(folder, base, **changes) -> HouseNumbers:
+def numbers(folder, base, **changes) -> SvhnSource:
     """The opened sets of a folder."""
-    source = HouseNumbers(changed(base, stored=str(folder / "data/stored/svhn_64"), **changes))
+    source = SvhnSource(changed(base, stored=str(folder / "data/stored/svhn_64"), **changes))
     for split in ("train", "validation", "test"):
         source.load(split)
     return source
@@ -474,7 +474,7 @@ def test_crops_that_are_missing_damaged_or_of_another_config_name_the_command(cr
 
     def refused(**changes) -> str:
         with pytest.raises(UserError) as caught:
-            HouseNumbers(changed(base, **changes)).load("train")
+            SvhnSource(changed(base, **changes)).load("train")
         assert mend in str(caught.value) and "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -495,7 +495,7 @@ def test_crops_that_are_missing_damaged_or_of_another_config_name_the_command(cr
 
 def test_a_window_larger_than_the_crop_is_refused(base):
     with pytest.raises(UserError, match=r"data.window=65 is no part of a crop of 64 pixels"):
-        HouseNumbers(changed(base, window=65))
+        SvhnSource(changed(base, window=65))
 
 
 # Batches
@@ -672,7 +672,7 @@ def test_real_images_are_fetched_and_cropped(monkeypatch, tmp_path, base):
         result = run(command, *overrides, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     data = compose(*overrides).data
-    source = HouseNumbers(data)
+    source = SvhnSource(data)
     for split, n in {"train": 200, "validation": 56, "test": 256}.items():
         source.load(split)
         assert source.count(split) == n

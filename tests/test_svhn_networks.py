@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from stn.config import compose
-from stn.experiments.svhn.networks import NumbersNetwork
+from stn.experiments.svhn.networks import SvhnNetwork
 from stn.geometry.transforms import CORNERS
 from stn.training.learner import Learner, build_network, new_learner
 
@@ -12,12 +12,12 @@ LOCALISATION = {"filters": 4, "features": 6}
 MODELS = ["svhn_cnn", "svhn_st_single", "svhn_st_multi"]
 
 
-def small(transformers: int, side: int = 32) -> NumbersNetwork:
+def small(transformers: int, side: int = 32) -> SvhnNetwork:
     torch.manual_seed(0)
-    return NumbersNetwork(side, transformers, width=0.1, dropout=0.0, localisation=LOCALISATION)
+    return SvhnNetwork(side, transformers, width=0.1, dropout=0.0, localisation=LOCALISATION)
 
 
-def turned(network: NumbersNetwork) -> list[np.ndarray]:
+def turned(network: SvhnNetwork) -> list[np.ndarray]:
     """Gives each transformer another constant theta and returns them as 3x3 matrices."""
     matrices = []
     for i, transformer in enumerate(network.transformers):
@@ -37,8 +37,8 @@ def test_scores_are_for_five_positions_of_eleven_classes(model, data):
 
 def test_the_layers_are_the_papers():
     with torch.device("meta"):
-        network = NumbersNetwork(64, 4, localisation={"filters": 32, "features": 32})
-        single = NumbersNetwork(64, 1, localisation={"filters": 32, "features": 32})
+        network = SvhnNetwork(64, 4, localisation={"filters": 32, "features": 32})
+        single = SvhnNetwork(64, 1, localisation={"filters": 32, "features": 32})
     convolutions = [block[0] for block in network.convolutions]
     assert [c.out_channels for c in convolutions] == [48, 64, 128, 160, 192, 192, 192, 192]
     assert all(c.kernel_size == (5, 5) and c.stride == (1, 1) and c.padding == (2, 2) for c in convolutions)
@@ -59,7 +59,7 @@ def test_the_layers_are_the_papers():
 
 
 def test_dropout_spares_the_first_convolution_and_the_localisation():
-    network = NumbersNetwork(32, 1, width=0.1, dropout=0.5, localisation=LOCALISATION)
+    network = SvhnNetwork(32, 1, width=0.1, dropout=0.5, localisation=LOCALISATION)
     with_dropout = [any(isinstance(layer, nn.Dropout) for layer in block) for block in network.convolutions]
     assert with_dropout == [False] + [True] * 7
     assert sum(isinstance(layer, nn.Dropout) and layer.p == 0.5 for layer in network.classifier) == 3

@@ -172,7 +172,7 @@ class Captured:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with _Capturable(optimiser), torch.cuda.stream(stream):
-            with _Undone(network, optimiser):
+            with _Restored(network, optimiser):
                 for _ in range(WARM_UP):
                     self.place.zero_()
                     self._next()
@@ -201,7 +201,7 @@ class Captured:
 
 
 @dataclass
-class _Undone:
+class _Restored:
     """Puts weights, buffers and the optimiser's state back as they were; state that was not there becomes zero.
 
     Zero is what Adam's state starts from, and with zero momentum SGD's first step is its gradient.

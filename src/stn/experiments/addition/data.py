@@ -24,7 +24,7 @@ from stn.experiments.mnist.data import (
 
 DOOR = "distort"  # `python -m stn.distort` stores its sets
 
-__all__ = ["Sums", "fetch", "source", "store", "stored_folder"]
+__all__ = ["AdditionSource", "fetch", "source", "store", "stored_folder"]
 EXAMPLES = 4  # test pairs shown
 
 
@@ -55,7 +55,7 @@ def _recipe(data: DictConfig) -> str:
     return f"pairs of {distortion(data)!r}"
 
 
-class Sums:
+class AdditionSource:
     """What a run feeds on. Batches are (pairs (B, 2, canvas, canvas) float in [0, 1], sums (B,)), on the device."""
 
     chunk = 500  # pairs of a validation or test batch
@@ -113,7 +113,7 @@ class Sums:
         if "theta" not in arrays:
             return {}
         made, device = self.sets["test"], next(network.parameters()).device
-        transformation = network.transformers[0].transformation  # type: ignore[index, union-attr]  # a `SumNetwork`
+        transformation = network.transformers[0].transformation  # type: ignore[index, union-attr]  # a `AdditionNetwork`
         theta = torch.from_numpy(arrays["theta"]).to(device)  # (n, N, P)
         first = torch.arange(min(EXAMPLES, len(made.labels)))
         images, _ = self.batch("test", first, device)
@@ -147,6 +147,6 @@ class Sums:
         return made.images, made.labels
 
 
-def source(data: DictConfig) -> Sums:
+def source(data: DictConfig) -> AdditionSource:
     """What the learner of Table 4 feeds on."""
-    return Sums(data)
+    return AdditionSource(data)

@@ -12,7 +12,7 @@ CHANNELS = 2  # the digits of a sum
 CLASSES = 19  # 0 to 18
 
 
-class SumNetwork(nn.Module):
+class AdditionNetwork(nn.Module):
     """A classifier of the sum of two digits, with N parallel transformers at its input or without.
 
     A call maps pairs of images (B, 2, canvas, canvas) in [0, 1] to class scores (B, 19). Each transformer reads both
@@ -66,10 +66,10 @@ class SumNetwork(nn.Module):
         return {"theta": torch.stack([transformer.theta(images) for transformer in self.transformers], 1)}  # type: ignore[operator]
 
 
-def network(model, data) -> SumNetwork:
+def network(model, data) -> AdditionNetwork:
     """The network that a model config describes on the canvas of a data config."""
     parts = {"canvas": data.canvas, "parallel": model.parallel, **described(model, data)}
     if model.width:
-        return SumNetwork(width=model.width, **parts)
-    reference = SumNetwork(data.canvas, "cnn", model.match_filters)
-    return SumNetwork(width=width_for(n_parameters(reference), SumNetwork, **parts), **parts)
+        return AdditionNetwork(width=model.width, **parts)
+    reference = AdditionNetwork(data.canvas, "cnn", model.match_filters)
+    return AdditionNetwork(width=width_for(n_parameters(reference), AdditionNetwork, **parts), **parts)

@@ -70,7 +70,7 @@ class Table:
 
 
 @dataclass
-class StoredBirds:
+class StoredCub:
     """A stored set of n images, which stay on the disk: `image(i)` is one of them, (height, width, 3) uint8.
 
     sizes (n, 2) int64 height and width, labels (n,) int64 from 0, parts (n, 15, 3) float32 x, y, visible and boxes
@@ -101,7 +101,7 @@ class StoredBirds:
         return hashed.hexdigest()
 
 
-FACTS = [field.name for field in fields(StoredBirds) if field.name != "pixels"]
+FACTS = [field.name for field in fields(StoredCub) if field.name != "pixels"]
 
 
 def fault(folder: Path, classes: int) -> str | None:
@@ -189,7 +189,7 @@ def recipe(data: DictConfig) -> dict:
 def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
     """Store every image at the size that training needs, as three sets; returns what `sets.json` says of them.
 
-    {split}_images.bin: the images of `StoredBirds`, one after the other; {split}.npz: the rest of it. The shorter side
+    {split}_images.bin: the images of `StoredCub`, one after the other; {split}.npz: the rest of it. The shorter side
     is `data.side`, the aspect is kept. `test` and `train` are the official split; `data.validation` images of each
     class are taken out of `train` by a permutation that depends on the seed and the class alone, so that they are the
     same whatever `data.classes` is. The bytes depend on neither the machine, the number of workers nor interruptions.
@@ -263,10 +263,10 @@ def _write(
     }
 
 
-def open_set(folder: Path, split: str) -> StoredBirds:
+def open_set(folder: Path, split: str) -> StoredCub:
     """A set in `folder`, unchecked. Raises OSError, ValueError, KeyError, EOFError or BadZipFile if it is damaged."""
     with np.load(folder / f"{split}.npz") as kept:
-        return StoredBirds(np.memmap(folder / f"{split}_images.bin", mode="r"), **{name: kept[name] for name in FACTS})
+        return StoredCub(np.memmap(folder / f"{split}_images.bin", mode="r"), **{name: kept[name] for name in FACTS})
 
 
 def _resized(folder: Path, name: str, side: int) -> tuple[np.ndarray, tuple[int, int]]:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from stn.data.download import fetch_birds
 from stn.data.stored import read_set
-from stn.experiments.cub.archive import StoredBirds, check, fault, open_set, recipe, store
+from stn.experiments.cub.archive import StoredCub, check, fault, open_set, recipe, store
 
 DOOR = "crop"  # `python -m stn.crop` stores its sets
 
 EXAMPLES, SHOWN = 8, 128  # test images in a record, and their side in pixels
-__all__ = ["DOOR", "Birds", "fetch", "source", "store"]
+__all__ = ["DOOR", "CubSource", "fetch", "source", "store"]
 
 
 def fetch(data: DictConfig) -> list[Path]:
@@ -25,18 +25,18 @@ def fetch(data: DictConfig) -> list[Path]:
     return fetch_birds(Path(data.raw), partial(fault, classes=data.classes))
 
 
-def load_stored(data: DictConfig, split: str) -> tuple[StoredBirds, list[str], list[str]]:
+def load_stored(data: DictConfig, split: str) -> tuple[StoredCub, list[str], list[str]]:
     """One of the stored sets, the names of the classes and those of the parts, both in words.
 
     A missing or damaged one is a UserError that names the command that makes it.
     """
     folder = Path(data.stored)
 
-    def load(about: dict, facts: dict) -> tuple[StoredBirds, list[str], list[str]]:
+    def load(about: dict, facts: dict) -> tuple[StoredCub, list[str], list[str]]:
         classes = [name.partition(".")[2].replace("_", " ") for name in about["classes"]]
         return open_set(folder, split), classes, list(about["part_names"])
 
-    def is_whole(stored: tuple[StoredBirds, list[str], list[str]], facts: dict) -> bool:
+    def is_whole(stored: tuple[StoredCub, list[str], list[str]], facts: dict) -> bool:
         birds = stored[0]
         return (
             len(birds.pixels) == facts["bytes"] == birds.sizes.prod(1).sum() * 3
@@ -47,7 +47,7 @@ def load_stored(data: DictConfig, split: str) -> tuple[StoredBirds, list[str], l
     return read_set(folder, split, recipe(data), f"python -m stn.crop data={data.name}", load, is_whole)
 
 
-class Birds:
+class CubSource:
     """What a run feeds on. Batches are (images (B, 3, canvas, canvas) float in [0, 1], labels (B,)), on the device.
 
     Training crops stand anywhere in the stored image, and half of them are mirrored; the others are central.
@@ -60,7 +60,7 @@ class Birds:
         check(data)
         self.data = data
         self.shape = (3, data.canvas, data.canvas)
-        self.sets: dict[str, StoredBirds] = {}
+        self.sets: dict[str, StoredCub] = {}
         self.classes: list[str] = []
         self.part_names: list[str] = []
 
@@ -151,6 +151,6 @@ class Birds:
         return torch.from_numpy(self.sets[split].labels[index]).to(device)
 
 
-def source(data: DictConfig) -> Birds:
+def source(data: DictConfig) -> CubSource:
     """What the learner of Table 3 feeds on."""
-    return Birds(data)
+    return CubSource(data)

@@ -19,7 +19,7 @@ HEAD = 0.01  # std of the classifier's first weights: small, or its first errors
 SMALL = 1e-5  # products of features below this are not drawn the root of
 
 
-class BirdsNetwork(nn.Module):
+class CubNetwork(nn.Module):
     """A trunk on the image, or N transformers in parallel, each with a trunk of its own on its window.
 
     A call maps images (B, 3, canvas, canvas) in [0, 1] to class scores (B, classes). Frames as in
@@ -178,9 +178,9 @@ def _spread(k: int) -> list[float]:
     return [0.0] if k == 1 else [(1 - SCALE) * (2 * i / (k - 1) - 1) for i in range(k)]
 
 
-def network(model, data) -> BirdsNetwork:
+def network(model, data) -> CubNetwork:
     """The network that a model config describes on the images of a data config; `load_pretrained` fills its trunks."""
-    return BirdsNetwork(
+    return CubNetwork(
         classes=data.classes,
         canvas=data.canvas,
         size=model.size,

@@ -19,7 +19,7 @@ from stn.geometry.transforms import pixel_centres
 DOOR = "crop"  # `python -m stn.crop` stores its sets
 
 CHUNK = 500  # images at a time where all of a set pass
-__all__ = ["DOOR", "HouseNumbers", "fetch", "source", "store"]
+__all__ = ["DOOR", "SvhnSource", "fetch", "source", "store"]
 
 
 def fetch(data: DictConfig) -> list[Path]:
@@ -28,7 +28,7 @@ def fetch(data: DictConfig) -> list[Path]:
 
 
 @dataclass
-class StoredNumbers:
+class StoredSvhn:
     """A cropped set. The images (n, canvas, canvas, 3) uint8 stay on the disk; labels (n, 5) int64, boxes (n, 4)."""
 
     images: np.ndarray
@@ -36,7 +36,7 @@ class StoredNumbers:
     boxes: np.ndarray
 
 
-def load_stored(data: DictConfig, split: str) -> StoredNumbers:
+def load_stored(data: DictConfig, split: str) -> StoredSvhn:
     """One of the stored sets; a missing or damaged one is a UserError that names the command that makes it."""
     folder = Path(data.stored)
     images, labels, boxes = read_set(
@@ -48,10 +48,10 @@ def load_stored(data: DictConfig, split: str) -> StoredNumbers:
         lambda about, facts: [np.load(folder / f"{split}_{kind}.npy", mmap_mode="c") for kind in KINDS],
         lambda stored, facts: len(stored[0]) == facts["images"] and spot(*stored) == facts["spot"],
     )
-    return StoredNumbers(images, torch.from_numpy(labels.astype(np.int64)), np.asarray(boxes))
+    return StoredSvhn(images, torch.from_numpy(labels.astype(np.int64)), np.asarray(boxes))
 
 
-class HouseNumbers:
+class SvhnSource:
     """What a run feeds on. Batches are (images (B, 3, side, side) float in [0, 1], labels (B, 5)), on the device.
 
     Labels are 0 to 9, or 10 for a position without a digit. With `data.centred` each image's mean is subtracted.
@@ -66,7 +66,7 @@ class HouseNumbers:
         self.data = data
         self.side = data.window or data.canvas
         self.shape = (3, self.side, self.side)
-        self.sets: dict[str, StoredNumbers] = {}
+        self.sets: dict[str, StoredSvhn] = {}
 
     def load(self, split: str) -> None:
         """Open `train`, `validation` or `test`; a UserError if it is missing or damaged."""
@@ -179,9 +179,9 @@ def _blurred(images: Tensor) -> Tensor:
     return images
 
 
-def source(data: DictConfig) -> HouseNumbers:
+def source(data: DictConfig) -> SvhnSource:
     """What the learner of Table 2 feeds on."""
-    return HouseNumbers(data)
+    return SvhnSource(data)
 
 
 def _shown(images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ SAMPLERS = {"integer": integer, "bilinear": bilinear, "bicubic": bicubic}
 BEFORE = {"none": 0, "single": 1, "multi": 4}  # transformers: one before each of the first so many convolutions
 
 
-class NumbersNetwork(nn.Module):
+class SvhnNetwork(nn.Module):
     """Eight convolutions and three fully connected layers, then a softmax for each of five positions.
 
     A call maps images (B, 3, side, side) to class scores (B, 5, 11). Frames as in `stn.geometry.transforms`: pooling
@@ -117,9 +117,9 @@ def _localisation(channels: int, side: int, filters: int, features: int, convolv
     return nn.Sequential(*layers, nn.Linear(features, features), nn.ReLU(inplace=True))
 
 
-def network(model, data) -> NumbersNetwork:
+def network(model, data) -> SvhnNetwork:
     """The network that a model config describes on the images of a data config."""
-    return NumbersNetwork(
+    return SvhnNetwork(
         side=data.window or data.canvas,
         transformers=BEFORE[_name(model.transformers)],
         width=model.width,
