@@ -53,6 +53,7 @@ demo: setup  ## three minutes: CNN and ST-CNN on digits that need no download, t
 	@python -m stn.pipeline demo $(if $(JOBS),--jobs "$(JOBS)")
 
 table: setup  ## TABLE=1 (or 2, 3, 4, 5, 6, 7, 8): fetch, distort, train what is missing, print paper | ours
+	@$(if $(filter 3,$(TABLE)),$(SETUP) trunks)
 	@$(if $(filter 8,$(TABLE)),$(SETUP) export)
 	@$(if $(TRAINER),STN_TRAINER="$(TRAINER)") python -m stn.pipeline table --table "$(or $(TABLE),1)" $(if $(BUDGET),--budget "$(BUDGET)") \
 		$(if $(SEEDS),--seeds "$(SEEDS)") $(if $(NUMBERS),--numbers "$(NUMBERS)") $(if $(BIRDS),--birds "$(BIRDS)") \
@@ -86,9 +87,9 @@ docs: setup  ## the documentation as a site in outputs/site, without a network; 
 	@NO_MKDOCS_2_WARNING=1 python -m mkdocs $(if $(call on,$(SERVE)),serve,build --strict)
 	@$(if $(call on,$(SERVE)),,echo "open outputs/site/index.html")
 
-lock:  # not for every day: resolve requirements.lock anew; those of bench, docs and export are what these add to it
+lock:  # not for every day: resolve requirements.lock anew; those of bench, docs, trunks and export are what these add to it
 	@$(COMPILE) --extra dev pyproject.toml -o requirements.lock
-	@for extra in bench docs export; do \
+	@for extra in bench docs trunks export; do \
 		$(COMPILE) --extra dev --extra $$extra --constraints requirements.lock pyproject.toml | \
 		awk 'NR == FNR {if (/^[^ ]/) base[$$1]; next} /^[^ ]/ {new = !($$1 in base)} new' requirements.lock - > requirements-$$extra.lock; \
 	done

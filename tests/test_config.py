@@ -188,6 +188,11 @@ def test_the_experiment_is_primitives_only():
         ("model.parallel=2", "model.parallel=2: data=mnist_r takes one transformer"),
         ("data.kind=toys", "data.kind=toys: there is addition, colocalisation"),
         ("schedule=huge", "sizes"),
+        ("budget.noise=[-1,0]", "budget.noise=[-1.0, 0.0] is no noise"),
+        ("budget.noise=[1]", "budget.noise=[1.0] is no noise"),
+        ("budget.explore_share=0.5", "budget.noise starts at 0"),
+        ("budget.random_share=1.5", "more than all steps"),
+        ("budget.pull=-1", "budget.pull=-1"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_it(override, named):
@@ -195,6 +200,29 @@ def test_a_wrong_override_is_one_line_that_names_it(override, named):
         compose(override)
     line = one_line(caught.value)
     assert named in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "overrides, named",
+    [
+        (("data=cub_224", "model=cub_2st", "model.reach=-1"), "model.reach=-1.0 is no way to go"),
+        (("data=cub_224", "model=cub_cnn", "budget.explore_share=0.5"), "model=cub_cnn has no transformer"),
+        (("model=cnn", "budget.explore_share=0.5", "budget.noise=[1,0]"), "model=cnn has no transformer"),
+        (("data=colocalisation_t", "model=colocalisation", "budget.random_share=0.5"), "has no transformer to explore"),
+        (("data=cub_448", "model=cub_4st", "data.annotated=true"), "model=cub_4st is not of 2 windows"),
+    ],
+)
+def test_exploration_and_windows_that_cannot_be_are_one_line(overrides, named):
+    with pytest.raises(UserError) as caught:
+        compose(*overrides)
+    assert named in one_line(caught.value)
+
+
+def test_only_networks_with_a_transformer_follow_what_a_schedule_says_of_them():
+    shares = [
+        compose("data=cub_224", f"model={m}", "budget=quick").budget.explore_share for m in ("cub_cnn", "cub_2st")
+    ]
+    assert shares[0] == 0 < shares[1]
 
 
 def test_a_key_that_is_younger_than_a_config_has_its_default_there():

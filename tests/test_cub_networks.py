@@ -16,7 +16,7 @@ from stn.config import compose
 from stn.errors import UserError
 from stn.experiments.cub import trunks
 from stn.experiments.cub.networks import CubNetwork, tiles
-from stn.experiments.cub.trunks import Trunk, pretrained
+from stn.experiments.cub.trunks import Trunk, fold_norms
 from stn.geometry.transforms import CORNERS, Translation
 from stn.training import run as runs
 from stn.training.data_module import DataModule
@@ -237,15 +237,82 @@ def test_a_trunk_is_cut_at_any_node():
     assert not any("fc" in name or "layer3" in name for name in Trunk("resnet18", "layer2").state_dict())
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_frozen_normalisation_keeps_its_statistics_in_training(frozen):
-    network = small(2, trunk="resnet18", node="layer1", frozen_norm=frozen).train()
+@pytest.mark.parametrize(
+    "name", ["tf_efficientnet_lite0", "resnet18", "densenet121", "googlenet", "mobilenet_v3_small"]
+)
+def test_folded_normalisation_is_the_same_function(name):
+    trunk, draws = Trunk(name).double(), torch.Generator().manual_seed(1)
+    norms = [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:  # statistics and factors of a trained network, not those of a fresh one, which do nothing
+        for value, low in ((norm.running_mean, -0.5), (norm.running_var, 0.5), (norm.weight.data, 0.5)):
+            value.copy_(torch.rand(value.shape, generator=draws) + low)
+    images = torch.rand(1, 3, 64, 64, generator=draws).double()
+    before = trunk.eval()(images)
+    fold_norms(trunk.float().body)
+    left = sum(isinstance(module, nn.BatchNorm2d) for module in trunk.modules())
+    assert left == (62 if name == "densenet121" else 0) < len(norms)  # those before a convolution stay
+    torch.testing.assert_close(trunk.double()(images), before, rtol=1e-4, atol=1e-5 * before.abs().max().item())
+
+
+def test_normalisation_learns_its_statistics_unless_it_is_frozen():
+    network = small(2, trunk="resnet18", node="layer1").train()
     before = {name: value.clone() for name, value in network.state_dict().items() if "running" in name}
-    network(torch.rand(4, 3, 64, 64)).sum().backward()
-    kept = [torch.equal(network.state_dict()[name], value) for name, value in before.items()]
-    assert len(kept) == 3 * 10 and all(kept) == any(kept) == frozen
-    assert network.trunks[1].body.bn1.weight.grad is not None
-    assert network.training and network.classifier.training
+    network(torch.rand(4, 3, 64, 64))
+    assert not any(torch.equal(network.state_dict()[name], value) for name, value in before.items())
+    frozen = small(2, trunk="resnet18", node="layer1", frozen_norm=True).train()
+    assert not any("running" in name for name in frozen.state_dict())
+    frozen(torch.rand(4, 3, 64, 64)).sum().backward()
+    assert frozen.trunks[1].body.conv1.bias.grad is not None and frozen.training
+
+
+@pytest.mark.parametrize("name, part", [("tf_efficientnet_lite0", "blocks.2"), ("resnet18", "layer1")])
+def test_a_frozen_part_and_all_before_it_does_not_learn(name, part):
+    network = small(2, trunk=name, frozen=part, dropout=0.0).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    optimiser = torch.optim.SGD([p for group in network.parameter_groups().values() for p in group], 0.1)
+    network(torch.rand(4, 3, 64, 64)).square().sum().backward()
+    optimiser.step()
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    trunk = {key.removeprefix("trunks.0.body.") for key in changed if key.startswith("trunks.0")}
+    assert trunk and not any(key.startswith((part, "conv_stem", "bn1", "blocks.0", "conv1")) for key in trunk)
+    assert any(key.startswith("classifier") for key in changed)
+
+
+def test_windows_at_random_places_are_within_the_image_and_the_same_for_all_streams(monkeypatch):
+    seen = []
+    view = CubNetwork._view
+    monkeypatch.setattr(
+        CubNetwork, "_view", lambda self, images, theta: (seen.append(theta), view(self, images, theta))[1]
+    )
+    images = torch.rand(64, 3, 64, 64)
+    shared, own = small(2, shared=True), small(2)
+    for network in (shared, own):
+        assert network.at_random_places(images, torch.Generator().manual_seed(0)).shape == (64, 5)
+    assert len(seen) == 2 and torch.equal(*seen)  # one look for both windows; places are the generator's
+    assert seen[0].abs().max() <= 0.5 and seen[0].std(0).min() > 0.2
+    # A window that stands there sees the same: one image, whose windows are moved to its place.
+    moved(shared, seen[0][0].tolist(), seen[0][0].tolist())
+    expected = shared(images[:1])
+    torch.testing.assert_close(shared.at_random_places(images, torch.Generator().manual_seed(0))[:1], expected)
+
+
+def test_reach_and_spread_say_where_windows_may_stand():
+    network = small(2, spread=0.5, reach=0.25)
+    images = torch.rand(2, 3, 64, 64)
+    assert network.thetas(images)["theta"][0].tolist() == [-0.25, 0, 0.25, 0]
+    theta = moved(network, (-9.0, 9.0), (9.0, -9.0)).thetas(images)["theta"][0]
+    torch.testing.assert_close(theta, torch.tensor([-0.5, 0.25, 0.5, -0.25]), atol=1e-3, rtol=0)
+    fixed = small(2, spread=0.5, fixed=True)
+    assert fixed.thetas(images)["theta"][0].tolist() == [-0.25, 0, 0.25, 0]
+
+
+def test_given_windows_are_classified_as_they_are():
+    given, fixed = small(2, given=True), small(2, fixed=True)
+    given.load_state_dict(fixed.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    views = torch.stack([images[..., 16:48, :32], images[..., 16:48, 32:]], 1)  # the tiles of two windows
+    torch.testing.assert_close(given(views), fixed(images))
+    assert given.thetas(views) == {} and torch.equal(given.seen(views), views[:, 0])
 
 
 @pytest.mark.parametrize(
@@ -253,6 +320,9 @@ def test_frozen_normalisation_keeps_its_statistics_in_training(frozen):
     [
         (lambda: Trunk("squeezenet1_2"), "model.trunk=squeezenet1_2 .* squeezenet1_1"),
         (lambda: Trunk("zzz"), "model.trunk=zzz .* googlenet"),
+        (lambda: Trunk("tf_efficientnet_lite9"), "model.trunk=tf_efficientnet_lite9 .* tf_efficientnet_lite"),
+        (lambda: Trunk("tf_efficientnet_lite0", "blocks.3"), "model.node=blocks.3: .* drop it"),
+        (lambda: Trunk("resnet18", frozen="layer9"), "model.frozen=layer9 is no part of resnet18 .*layer"),
         (lambda: Trunk("resnet18", "layer5"), "model.node=layer5 is no node of resnet18: .*layer4"),
         (lambda: Trunk("resnet18", "flatten").map_shape(64), "node=flatten of resnet18 gives no map"),
         (lambda: Trunk("squeezenet1_1").map_shape(8), "cannot take images of 8 x 8"),
@@ -262,6 +332,12 @@ def test_a_trunk_that_cannot_be_is_one_line(made, told):
     with pytest.raises(UserError, match=told) as error:
         made()
     assert "\n" not in str(error.value)
+
+
+def test_a_trunk_of_timm_without_timm_is_one_line(monkeypatch):
+    monkeypatch.setattr(trunks, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"timm, which may have it, is not installed: `sh setup.sh trunks`"):
+        Trunk("tf_efficientnet_lite0")
 
 
 def test_a_trunk_without_a_map_is_one_line(monkeypatch):
@@ -311,15 +387,15 @@ def test_a_mirrors_file_is_loaded_into_every_trunk_when_it_has_all_that_is_neede
         value = trunk.body.get_parameter("layer2.0.conv1.weight")
         assert value.dtype == torch.float32 and torch.equal(value, state["layer2.0.conv1.weight"].half().float())
     with pytest.raises(UserError, match=r"resnet18_to_layer2\.pth has no layer3.*model\.node=layer3"):
-        pretrained(Trunk("resnet18", "layer3"))
+        Trunk("resnet18", "layer3").load_pretrained()
     with pytest.raises(UserError, match="no pretrained weights of resnet34"):
-        pretrained(Trunk("resnet34"))
+        Trunk("resnet34").load_pretrained()
     (folder / "resnet18_to_layer2.pth").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"resnet18_to_layer2\.pth holds no weights"):
-        pretrained(Trunk("resnet18", "layer2"))
+        Trunk("resnet18", "layer2").load_pretrained()
     (folder / "resnet18-f37072fd.pth").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"resnet18-f37072fd\.pth: invalid hash.*STN_DATA_MIRROR"):
-        pretrained(Trunk("resnet18", "layer2"))
+        Trunk("resnet18", "layer2").load_pretrained()
 
 
 def test_a_file_of_another_trunk_is_not_taken(tmp_path):
@@ -329,13 +405,25 @@ def test_a_file_of_another_trunk_is_not_taken(tmp_path):
 
 
 @with_mirror
+@pytest.mark.parametrize("frozen_norm", [True, False])
+def test_the_mirrors_efficientnet_loads_with_timms_normalisation(frozen_norm):
+    network = small(2, trunk="tf_efficientnet_lite0", frozen_norm=frozen_norm, canvas=64, size=64)
+    assert network.load_pretrained().startswith("tf_efficientnet_lite0_trunk.pth (sha256 ")
+    assert network.mean.flatten().tolist() == [0.5] * 3 == network.std.flatten().tolist()
+    weights = torch.load(Path(MIRROR) / "weights/tf_efficientnet_lite0_trunk.pth", weights_only=True)
+    other = small(2, trunk="tf_efficientnet_lite0", canvas=64, size=64)
+    other.trunks[0].body.load_state_dict(weights)
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(network.trunks[0](images), other.trunks[0](images), rtol=1e-3, atol=1e-3)
+
+
+@with_mirror
 def test_the_mirrors_squeezenet_and_inception_load():
     network = small(2)
     assert "squeezenet1_1" in network.load_pretrained()
     inception = Trunk("inception_v3", "Mixed_7a", frozen_norm=True)
     assert inception.map_shape(299)[0] == 1280
-    weights = pretrained(inception)
-    inception.body.load_state_dict(weights.state)
+    weights = inception.load_pretrained()
     assert "inception_v3" in weights.name and inception.body.Mixed_7a.branch3x3_1.conv.weight.abs().sum() > 0
 
 

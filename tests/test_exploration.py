@@ -157,6 +157,47 @@ def test_other_parameters_learn_from_the_mean_of_both_views():
     torch.testing.assert_close(net[2].weight.grad, expected)
 
 
+def test_pull_is_the_gradient_of_the_squared_distance_from_the_start():
+    torch.manual_seed(0)
+    net = SpatialTransformer(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5, Translation(0.5), starts=[[-0.5, 0], [0.5, 0]], reach=0.5
+    )
+    start = net.regression.bias.detach().clone()
+    with torch.no_grad():
+        net.regression.bias += torch.tensor([0.1, -0.3, 2.0, 0.4])
+    images = torch.rand(6, 1, 8, 8)
+    with Exploration(net).pairs(images, 0.1, pull=0.7) as pairs:
+        net(pairs.images)
+    loss = pairs.loss(torch.ones(12))  # equal losses: nothing but the pull has a gradient
+    (gradient,) = torch.autograd.grad(loss, net.regression.bias)
+    distance = net.regression.bias.detach() - start
+    assert loss.item() == pytest.approx(1 + 0.7 * distance.square().sum().item())
+    torch.testing.assert_close(gradient, 2 * 0.7 * distance)
+
+
+def test_held_localisation_networks_do_not_learn_and_the_rest_does():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        SpatialTransformer(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5), nn.Flatten(), nn.Linear(64, 3)
+    )
+    images = torch.rand(6, 1, 8, 8)
+    before = net(images)
+    with Exploration(net[0]).held():
+        scores = net(images)
+        scores.square().sum().backward()
+    assert torch.equal(scores, before) and net[2].weight.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in net[0].parameters())
+    net(images).square().sum().backward()
+    assert net[0].regression.bias.grad.abs().max() > 0  # nothing is left behind
+
+
+@pytest.mark.parametrize("pull", [-0.1, math.nan, math.inf])
+def test_a_pull_that_pushes_is_one_line(pull):
+    net = SpatialTransformer(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5)
+    with pytest.raises(ValueError, match="pull must be"), Exploration(net).pairs(torch.rand(2, 1, 8, 8), 1, pull=pull):
+        pass
+
+
 def test_nothing_is_left_behind():
     net = SpatialTransformer(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5)
     images = torch.rand(2, 1, 8, 8)

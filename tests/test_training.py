@@ -82,8 +82,12 @@ def test_a_finished_seed_is_never_trained_again(workplace, tmp_path):
     assert time.monotonic() > started
 
 
-def test_a_killed_run_ends_bit_for_bit_where_an_uninterrupted_one_ends(workplace, tmp_path):
-    long = ["model=st_cnn_affine", "budget.steps=60", "budget.validate_every=20"]
+EXPLORING = ["budget.explore_share=0.8", "budget.noise=[0.2,0]", "budget.pull=0.1"]
+
+
+@pytest.mark.parametrize("settings", [[], EXPLORING], ids=["plain", "exploring"])
+def test_a_killed_run_ends_bit_for_bit_where_an_uninterrupted_one_ends(workplace, tmp_path, settings):
+    long = ["model=st_cnn_affine", "budget.steps=60", "budget.validate_every=20", *settings]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()

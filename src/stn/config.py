@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
@@ -80,6 +80,15 @@ class LocalisationConfig:
 
 @dataclass
 class BudgetConfig:
+    """`conf/budget`, and what networks with transformers may be trained by before the plain steps.
+
+    In the first steps, `random_share` of all, windows stand at random places, so that what reads them learns to read
+    any. In the next, `explore_share` of all, a batch is half as many images, each seen twice, and the localisation
+    networks learn from the smoothed loss (`stn.nn.exploration`): the noise goes from the first value of `noise` to the
+    second, in the units of theta, and `pull` holds theta near its start. After that the localisation networks stay as
+    they are.
+    """
+
     name: str
     steps: int
     batch_size: int
@@ -94,6 +103,10 @@ class BudgetConfig:
     decay_every: Any  # steps, or a list of the steps at which the rate falls
     decay_factor: float
     validate_every: int
+    random_share: float = 0.0
+    explore_share: float = 0.0
+    noise: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    pull: float = 0.0
 
 
 @dataclass
@@ -206,7 +219,7 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
     if not with_model:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, {"model": None}))
     kind = _kind(cfg)
-    cfg = _scheduled(cfg, overrides)
+    cfg = _scheduled(cfg, overrides, kind)
     schema = OmegaConf.structured(RunConfig)
     schema.data, schema.model = OmegaConf.structured(kind.DATA), OmegaConf.structured(kind.MODEL)
     cfg = cast(DictConfig, OmegaConf.merge(schema, cfg, {"name": _cell(cfg, overrides).key}))
@@ -235,6 +248,7 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
         value = OmegaConf.select(cfg, key)
         if value is not None and value < smallest:
             raise UserError(f"{key}={value} is too small: it must be at least {smallest}")
+    _check_exploration(cfg, kind)
     if not cfg.seeds:
         raise UserError("seeds=[] names no seed: give a list of integers such as seeds=[0,1,2]")
     check_seeds(cfg.seeds)
@@ -242,6 +256,35 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
         kind.check(cfg)
     OmegaConf.set_readonly(cfg, True)
     return cfg
+
+
+def _check_exploration(cfg: DictConfig, kind: ModuleType) -> None:
+    """A UserError for steps of exploration that cannot be made."""
+    budget = cfg.budget
+    if len(budget.noise) != 2 or not all(0 <= value < math.inf for value in budget.noise):
+        raise UserError(
+            f"budget.noise={list(budget.noise)} is no noise to explore with: give its first and its last standard "
+            "deviation, zero or positive, such as [0.25,0.1]"
+        )
+    first = next((key for key in ("random_share", "explore_share") if budget[key]), None)
+    if first is None:
+        return
+    if cfg.model is not None and not _has_transformer(kind, cfg.model):
+        raise UserError(f"budget.{first}={budget[first]}: model={cfg.model.name} has no transformer to explore with")
+    if budget.random_share + budget.explore_share > 1:
+        raise UserError(
+            f"budget.random_share={budget.random_share} and budget.explore_share={budget.explore_share} are more than "
+            "all steps: give fractions, together 1 at most"
+        )
+    if budget.explore_share and not budget.noise[0]:
+        raise UserError("budget.noise starts at 0: there is nothing to explore with; give such as [0.25,0.1]")
+    if budget.explore_share and budget.batch_size < 2:
+        raise UserError(f"budget.batch_size={budget.batch_size}: exploration shows each image twice; give at least 2")
+
+
+def _has_transformer(kind: ModuleType, model: DictConfig) -> bool:
+    """Whether a network has transformers that may explore: what the `config` module of its experiment says."""
+    return hasattr(kind, "has_transformer") and bool(kind.has_transformer(model))
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -274,16 +317,21 @@ def _fits(model: DictConfig, schema: type) -> bool:
     return {field.name for field in fields(schema) if field.default is MISSING} <= set(model)
 
 
-def _scheduled(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def _scheduled(cfg: DictConfig, overrides: Sequence[str], kind: ModuleType) -> DictConfig:
     """The config with what its schedule (`conf/schedule`) says of its budget, and without the schedule.
 
     A schedule has a section for each budget, and one named `every` for all of them. A section holds keys of `budget`
-    and `model`. What the command line says of single keys comes last.
+    and `model`, and under `transformers` keys of `budget` that only networks with a transformer follow. What the
+    command line says of single keys comes last.
     """
     schedule = cast(dict[str, Any], OmegaConf.to_container(cfg.schedule))
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "schedule"])
     for section in ("every", cfg.budget.name):
-        for group, values in (schedule.get(section) or {}).items():
+        groups = dict(schedule.get(section) or {})
+        exploration = groups.pop("transformers", {})
+        if cfg.model is not None and _has_transformer(kind, cfg.model):
+            groups["budget"] = {**groups.get("budget", {}), **exploration}
+        for group, values in groups.items():
             if cfg.get(group) is not None:
                 cfg[group] = OmegaConf.merge(cfg[group], values)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -314,6 +362,9 @@ _SMALLEST = {
     "budget.validate_every": 1,
     "budget.learning_rate": 0,
     "budget.localisation_rate": 0,
+    "budget.random_share": 0,
+    "budget.explore_share": 0,
+    "budget.pull": 0,
     "data.canvas": 1,
     "data.validation": 1,
     "model.localisation.filters": 1,

@@ -4,7 +4,8 @@ Its `data.py` has `source(data)`, which returns a `DataSource`. Three more are o
 data to `data.raw` and returns the files; `store(data, scratch)` writes sets to `data.stored` (`stn.data.stored`) and
 returns what `sets.json` says of them; and `DOOR`, "distort" or "crop", is the front door that calls `store`. "distort"
 asks for `stored_folder(data)` too, where the sets lie. Its `networks.py` has `network(model, data)`, which returns a
-`Network`.
+`Network`. Its `config.py` has the schemas `DATA` and `MODEL`, and optionally `SMALLEST` values of keys, `check(cfg)`
+and `has_transformer(model)`: whether a network may be trained with exploration (`stn.config.BudgetConfig`).
 """
 
 from collections.abc import Mapping
@@ -67,8 +68,10 @@ class Network(Protocol):
     A call maps images to scores (B, classes) for labels (B,), or to (B, positions, classes) for labels (B, positions).
     A network that answers something else has an `objective`, with `loss` and `right` of
     `stn.training.learner.Classification`. One whose model config has `pretrained` has `load_pretrained()`, which loads
-    its first weights and returns what they are. For pictures in wandb, `seen(images)` is what the classifier sees
-    (n, C, H, W), and `projected(images)` what it would see without a transformer, where images are volumes.
+    its first weights and returns what they are. Where `budget.random_share` asks for it, `at_random_places(images,
+    generator)` are the scores with its windows at random places. For pictures in wandb, `seen(images)` is what the
+    classifier sees (n, C, H, W), and `projected(images)` what it would see without a transformer, where images are
+    volumes.
     """
 
     def __call__(self, images: Any) -> Tensor: ...
@@ -77,7 +80,7 @@ class Network(Protocol):
         """What its transformers do, by the names of arrays in the record; nothing without transformers."""
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All its parameters, by what their learning rate follows.
+        """All its parameters that learn, by what their learning rate follows.
 
         "localisation" learns at `budget.localisation_rate` times the rate, "head" at `model.head_rate` times, "body" at
         the rate itself.
@@ -95,12 +98,17 @@ if TYPE_CHECKING:
         def thetas(self, images: Any) -> dict[str, Tensor]: ...
         def parameter_groups(self) -> dict[str, list[nn.Parameter]]: ...
         def load_pretrained(self) -> str: ...
+        def at_random_places(self, images: Any, generator: torch.Generator) -> Tensor: ...
         def seen(self, images: Any) -> Tensor: ...
         def projected(self, images: Any) -> Tensor: ...
 
 
 def group_parameters(network: nn.Module, **parts: nn.Module | None) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each of these parts of a network, and under "body" all others."""
-    groups = {name: list(part.parameters()) if part is not None else [] for name, part in parts.items()}
+    """The parameters of each of these parts of a network, and under "body" all others; those that learn."""
+    groups = {name: _learning(part) if part is not None else [] for name, part in parts.items()}
     named = {id(parameter) for parameters in groups.values() for parameter in parameters}
-    return {"body": [parameter for parameter in network.parameters() if id(parameter) not in named], **groups}
+    return {"body": [parameter for parameter in _learning(network) if id(parameter) not in named], **groups}
+
+
+def _learning(part: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in part.parameters() if parameter.requires_grad]

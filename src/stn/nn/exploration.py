@@ -11,6 +11,9 @@ as in evolution strategies), and the difference of the two losses estimates the 
     grad J(theta) = E_e[(L(theta + e) - L(theta - e)) e] / (2 sigma^2).
 
 All other parameters learn from the mean of both losses. A step costs what a step of a batch of twice the size costs.
+
+Theta is then often near the limit of its `reach`, where a bound has no slope and nothing is learned. `pull` adds the
+squared distance from the start to the loss, so that theta goes far only where the loss gains by it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,42 +56,67 @@ class Exploration:
 
     @contextmanager
     def pairs(
-        self, images: Tensor, sigma: float | Sequence[float], generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        sigma: float | Sequence[float],
+        generator: torch.Generator | None = None,
+        pull: float = 0.0,
     ) -> Iterator["Pairs"]:
         """While this context is open, `pairs.images` (2B, ...) is what the network is to see of `images` (B, ...).
 
         Args:
             sigma: standard deviation of the noise in the units of theta; one for all parameters, or one for each of P.
             generator: of the noise, on the device of `images`.
+            pull: weight of |theta - start|^2 in the loss, with the theta that the regression layer gives, before its
+                bound; summed over the transformers, averaged over the images. Needs `SpatialTransformer`s.
         """
         deviation = torch.as_tensor(sigma, dtype=torch.float32, device=images.device)
         if not ((deviation > 0) & deviation.isfinite()).all():
             raise ValueError(f"sigma must be positive, not {sigma}: without noise there is no estimate")
+        if not 0 <= pull < float("inf"):
+            raise ValueError(f"pull must be zero or positive, not {pull}")
         how: dict[str, Any] = {"generator": generator, "device": images.device}
         mirrored = torch.randint(len(self.levels), (len(images),), **how)
-        pairs = Pairs(torch.cat([images, images]), len(self.levels))
+        pairs = Pairs(torch.cat([images, images]), len(self.levels), pull)
         with ExitStack() as stack:
             for i, level in enumerate(self.levels):
                 for transformer in level:
-                    perturb = pairs.perturb(mirrored == i, deviation, generator)
+                    start = transformer.start if pull else None
+                    perturb = pairs.perturb(mirrored == i, deviation, generator, start)
                     stack.callback(transformer.regression.register_forward_hook(perturb).remove)
             yield pairs
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While this context is open, no gradient reaches the localisation networks: theta is taken as it is.
+
+        For the steps after exploration, in which the pathwise gradient would undo what was learned.
+        """
+        with ExitStack() as stack:
+            for transformer in (transformer for level in self.levels for transformer in level):
+                stack.callback(transformer.regression.register_forward_hook(_detached).remove)
+            yield
+
+
+def _detached(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
+    return theta.detach()
 
 
 class Pairs:
     """Two views of each image of a batch: the first B of `images` (2B, ...) and the second B are the same images."""
 
-    def __init__(self, images: Tensor, levels: int):
+    def __init__(self, images: Tensor, levels: int, pull: float = 0.0):
         self.images = images
-        self.n_levels = levels
+        self.n_levels, self.pull = levels, pull
+        self.distances: list[Tensor] = []  # |theta - start|^2 of each transformer, averaged over the images
         self.directions: list[Tensor] = []  # for each transformer (B,): d theta along which its gradient is measured
 
     def perturb(
-        self, mirrored: Tensor, deviation: Tensor, generator: torch.Generator | None
+        self, mirrored: Tensor, deviation: Tensor, generator: torch.Generator | None, start: Tensor | None = None
     ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         """A forward hook of a regression layer: noise on theta, mirrored where `mirrored` (B,) says so.
 
-        What goes on is cut from the layer's graph: its gradient is that of `loss` alone.
+        What goes on is cut from the layer's graph: its gradient is that of `loss` alone. `start` is where `pull` pulls.
         """
 
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
@@ -104,6 +132,8 @@ class Pairs:
             # sum of (e / sigma^2) theta over both views: its gradient by theta is e / sigma^2 in each
             along = (unit / scale * (mean[:half] + mean[half:])).sum(1)
             self.directions.append(torch.where(mirrored, along, torch.zeros_like(along)))
+            if start is not None:
+                self.distances.append((mean - start).square().sum(1).mean())
             noise = unit * scale
             return (mean.detach() + torch.cat([noise, sign * noise])).to(theta.dtype)
 
@@ -113,7 +143,7 @@ class Pairs:
         """The loss of the step, from the loss of each view, `losses` (2B,).
 
         Its gradient is, for the localisation networks, an unbiased estimate of the gradient of the smoothed loss; for
-        all other parameters that of the mean loss. Its value is the mean loss.
+        all other parameters that of the mean loss. Its value is the mean loss, and what `pull` adds.
         """
         if not self.directions:
             raise ValueError("no transformer was called within `pairs`")
@@ -124,4 +154,4 @@ class Pairs:
             )
         slope = self.n_levels * (first - second).detach() / 4
         estimate = (slope * sum(self.directions)).mean()
-        return losses.float().mean() + estimate - estimate.detach()
+        return losses.float().mean() + estimate - estimate.detach() + self.pull * sum(self.distances)

@@ -84,6 +84,11 @@ class DataModule(L.LightningDataModule):
         draws = generator(self.seed, "distortion", step, device=device)
         return self.source.train_batch(index, draws, self.budget.batch_size, self.part(*k), device)
 
+    def draws(self, purpose: str, step: int, k: int = 0) -> torch.Generator:
+        """Random numbers for the k-th part of a step's batch on this process, on its device."""
+        place = f"{purpose}/{self.trainer.global_rank}/{k}"
+        return generator(self.seed, place, step, device=self.trainer.strategy.root_device)
+
     def part(self, k: int = 0) -> slice:
         """Which images of a global batch are the k-th part that this process takes."""
         trainer = self.trainer

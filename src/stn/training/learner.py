@@ -13,6 +13,8 @@ from torch import Tensor
 from stn.config import experiment, filled
 from stn.errors import UserError
 from stn.experiments import load
+from stn.nn.exploration import Exploration
+from stn.nn.transformer import SpatialTransformer
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -55,6 +57,9 @@ class Learner(L.LightningModule):
             if parameter.ndim == 4:  # of convolutions of images; torch's own way stops at those of volumes
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.objective = getattr(self.network, "objective", Classification)
+        transformers = [module for module in self.network.modules() if isinstance(module, SpatialTransformer)]
+        explores = self.cfg.budget.explore_share and transformers  # a control whose windows are fixed has none
+        self.exploration = Exploration(*transformers) if explores else None
         self.validation: list[list[float]] = []  # [step, error in percent, loss]
         self.seconds = 0.0  # of training, over all interruptions
         self.tested: dict[str, list[Tensor]] = {}
@@ -66,8 +71,8 @@ class Learner(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
         images, labels = batch
-        loss = self.objective.loss(self.network(images), labels) / len(labels)
         step, parts = self.global_step, self.trainer.accumulate_grad_batches
+        loss = self._loss_of(images, labels, step, batch_idx % parts)
         self._mean = loss.detach() / parts + (self._mean if batch_idx % parts else 0)  # of a batch taken in parts
         # Looking at the loss makes a GPU wait, so there it is looked at only when it is logged. A NaN stays one.
         if loss.device.type == "cpu" or step % self.log_every == 0:
@@ -77,6 +82,29 @@ class Learner(L.LightningModule):
                 self.log("train/loss", self._mean)
                 self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])
         return loss
+
+    def _loss_of(self, images: Tensor, labels: Tensor, step: int, part: int) -> Tensor:
+        """The mean loss of a training batch, as `stn.config.BudgetConfig` says for that step."""
+        budget, n = self.cfg.budget, len(labels)
+        scattered = round(budget.random_share * budget.steps)
+        explored = scattered + round(budget.explore_share * budget.steps)
+        if step < scattered:
+            draws = self.trainer.datamodule.draws("places", step, part)  # type: ignore[attr-defined]
+            return self.objective.loss(self.network.at_random_places(images, draws), labels) / n
+        if self.exploration is None:
+            return self.objective.loss(self.network(images), labels) / n
+        if step >= explored:
+            with self.exploration.held():
+                return self.objective.loss(self.network(images), labels) / n
+        if n < 2:
+            raise UserError("exploration shows each image twice, half as many: a batch, or part of one, needs two")
+        draws = self.trainer.datamodule.draws("exploration", step, part)  # type: ignore[attr-defined]
+        first, last = budget.noise
+        sigma = first + (last - first) * (step - scattered) / (explored - scattered)
+        images, labels = images[: n // 2], labels[: n // 2]
+        with self.exploration.pairs(images, sigma, draws, budget.pull) as pairs:
+            losses = self.objective.losses(self.network(pairs.images), torch.cat([labels, labels]))
+        return pairs.loss(losses)
 
     def diverged(self, loss: float, step: int) -> UserError:
         """What is raised when the loss of a step is not finite."""
@@ -186,6 +214,12 @@ class Classification:
     def loss(scores: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy, summed over images and positions."""
         return F.cross_entropy(scores.float().flatten(0, -2), labels.flatten(), reduction="sum")
+
+    @staticmethod
+    def losses(scores: Tensor, labels: Tensor) -> Tensor:
+        """(B,): cross entropy of each image, summed over positions."""
+        losses = F.cross_entropy(scores.float().flatten(0, -2), labels.flatten(), reduction="none")
+        return losses.view(len(labels), -1).sum(1)
 
     @staticmethod
     def right(scores: Tensor, labels: Tensor) -> Tensor:

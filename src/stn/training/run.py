@@ -181,7 +181,7 @@ def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger, more: 
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
         num_nodes=cfg.trainer.num_nodes,
-        strategy=cfg.trainer.strategy,
+        strategy=_strategy(cfg),
         precision=precision(cfg),
         max_steps=cfg.budget.steps,
         max_epochs=-1,
@@ -200,6 +200,12 @@ def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger, more: 
         detect_anomaly=cfg.debug.detect_anomaly,
         profiler=cfg.debug.profiler,
     )
+
+
+def _strategy(cfg: DictConfig) -> str:
+    """`trainer.strategy`; while localisation networks wait for their turn, DDP must not wait for their gradients."""
+    waits = cfg.budget.random_share or cfg.budget.explore_share
+    return "ddp_find_unused_parameters_true" if cfg.trainer.strategy == "ddp" and waits else str(cfg.trainer.strategy)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -249,6 +255,7 @@ def block(cfg: DictConfig) -> int:
     alone = cfg.trainer.strategy == "auto" and cfg.trainer.devices * cfg.trainer.num_nodes == 1
     possible = getattr(load_module(cfg.data.kind, "data"), "IN_BLOCKS", False)
     plain = cfg.trainer.accumulate == 1 and not cfg.debug.detect_anomaly
+    plain = plain and not (cfg.budget.random_share or cfg.budget.explore_share)
     return cfg.trainer.block if alone and possible and plain else 1
 
 

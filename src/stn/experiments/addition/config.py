@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from stn.errors import UserError
-from stn.experiments.mnist.config import SMALLEST, MnistDataConfig, MnistModelConfig
+from stn.experiments.mnist.config import SMALLEST, MnistDataConfig, MnistModelConfig, has_transformer
 
-__all__ = ["DATA", "MODEL", "SMALLEST", "check"]
+__all__ = ["DATA", "MODEL", "SMALLEST", "check", "has_transformer"]
 
 
 @dataclass(kw_only=True)

@@ -42,6 +42,12 @@ TEXTS = (
 SPOT = 64  # images of a set, evenly spaced, that are held against what was stored when a run starts
 
 
+# The parts that CUB-200-2011 marks, by what the paper says its windows find: head and body.
+REGIONS = {
+    "head": ("beak", "forehead", "crown", "left eye", "right eye", "nape", "throat"),
+    "body": ("breast", "belly", "back", "left wing", "right wing", "left leg", "right leg", "tail"),
+}
+
 if TYPE_CHECKING:
     Item = TypeVar("Item")
     Made = TypeVar("Made")

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from omegaconf import DictConfig
+
 from stn.config import DataConfig, LocalisationConfig, ModelConfig
+from stn.errors import UserError
 
 
 class Archive(Enum):
@@ -22,6 +25,12 @@ class CubDataConfig(DataConfig):
     source: Archive
     classes: int
     side: int
+    annotated: bool = False
+
+
+@dataclass(kw_only=True)
+class CubLocalisationConfig(LocalisationConfig):
+    side: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -33,11 +42,14 @@ class CubModelConfig(ModelConfig):
     node: str | None
     pretrained: bool
     frozen_norm: bool
+    frozen: str | None = None
+    spread: float = 1.0
+    reach: float | None = None
     shared: bool
     head: Head
     head_rate: float
     dropout: float
-    localisation: LocalisationConfig
+    localisation: CubLocalisationConfig
 
 
 DATA, MODEL = CubDataConfig, CubModelConfig
@@ -47,4 +59,20 @@ SMALLEST = {
     "model.windows": 1,
     "model.size": 1,
     "model.head_rate": 0,
+    "model.spread": 0,
+    "model.localisation.side": 1,
 }
+
+
+def check(cfg: DictConfig) -> None:
+    """A UserError for a reach that is none, and for annotated windows where two streams cannot take them."""
+    model = cfg.model
+    if model is not None and model.reach is not None and not model.reach > 0:
+        raise UserError(f"model.reach={model.reach} is no way to go: give a positive number, or null for no bound")
+    if model is not None and cfg.data.annotated and model.windows != 2:
+        raise UserError(f"data.annotated=true gives windows at head and body: model={model.name} is not of 2 windows")
+
+
+def has_transformer(model: DictConfig) -> bool:
+    """Whether a network has a transformer, with which it may explore."""
+    return model.windows is not None

@@ -1,6 +1,7 @@
 """Birds as a run feeds on them: the stored images, and batches of crops of them (paper, section 4.3)."""
 
 import hashlib
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 
 from stn.data.download import fetch_birds
 from stn.data.stored import read_set
-from stn.experiments.cub.archive import StoredCub, check, fault, open_set, recipe, store
+from stn.experiments.cub.archive import REGIONS, StoredCub, check, fault, open_set, recipe, store
+from stn.geometry.sampling import bilinear
+from stn.geometry.transforms import Translation
 
 DOOR = "crop"  # `python -m stn.crop` stores its sets
 
+SCALE = 0.5  # the side of a window, as a fraction of the image's
 EXAMPLES, SHOWN = 8, 128  # test images in a record, and their side in pixels
 __all__ = ["DOOR", "CubSource", "fetch", "source", "store"]
 
@@ -51,6 +55,9 @@ class CubSource:
     """What a run feeds on. Batches are (images (B, 3, canvas, canvas) float in [0, 1], labels (B,)), on the device.
 
     Training crops stand anywhere in the stored image, and half of them are mirrored; the others are central.
+
+    With `data.annotated` an image is two windows of half its side, (B, 2, 3, half, half): one at the mean of the parts
+    of the head, one at that of the body's, both within the image. That is an oracle: what places of windows can gain.
     """
 
     chunk = 64  # images of a validation or test batch: small enough for four trunks at 448 pixels
@@ -59,7 +66,7 @@ class CubSource:
     def __init__(self, data: DictConfig):
         check(data)
         self.data = data
-        self.shape = (3, data.canvas, data.canvas)
+        self.shape = (2, 3, data.canvas // 2, data.canvas // 2) if data.annotated else (3, data.canvas, data.canvas)
         self.sets: dict[str, StoredCub] = {}
         self.classes: list[str] = []
         self.part_names: list[str] = []
@@ -125,12 +132,17 @@ class CubSource:
 
     def _parts_in_crop(self, split: str) -> np.ndarray:
         """(n, 15, 2): x and y of the parts in the frame of the central crop, NaN where not visible there."""
-        stored = self.sets[split]
-        corners = self._centres(split, np.arange(len(stored.sizes)))
-        pixels = (stored.parts[..., :2] + 1) / 2 * stored.sizes[:, None, ::-1] - corners[:, None, ::-1]
+        everything = np.arange(self.count(split))
+        return self._parts(split, everything, self._centres(split, everything))
+
+    def _parts(self, split: str, index: np.ndarray, corners: np.ndarray) -> np.ndarray:
+        """(B, 15, 2): x and y of the parts of the images `index` in the frame of their crops at `corners` (y, x)."""
+        stored, sizes = self.sets[split], self.sets[split].sizes[index]
+        parts = stored.parts[index]
+        pixels = (parts[..., :2] + 1) / 2 * sizes[:, None, ::-1] - corners[:, None, ::-1]
         placed = 2 * pixels / self.data.canvas - 1
-        seen = (stored.parts[..., 2] > 0) & (np.abs(placed) <= 1).all(-1)
-        return np.where(seen[..., None], placed, np.nan)
+        visible = (parts[..., 2] > 0) & (np.abs(placed) <= 1).all(-1)
+        return np.where(visible[..., None], placed, np.nan)
 
     def _centres(self, split: str, index: np.ndarray) -> np.ndarray:
         """(B, 2) (y, x): the upper left corners of the central crops."""
@@ -145,7 +157,26 @@ class CubSource:
         for row, (i, (y, x)) in enumerate(zip(index, corners, strict=True)):
             crop = stored.image(i)[y : y + side, x : x + side]
             crops.numpy()[row] = crop[:, ::-1] if mirrored is not None and mirrored[row] else crop
-        return crops.to(device).permute(0, 3, 1, 2).div(255)
+        images = crops.to(device).permute(0, 3, 1, 2).div(255)
+        return self._annotated(images, split, index, corners, mirrored) if self.data.annotated else images
+
+    def _annotated(
+        self, images: Tensor, split: str, index: np.ndarray, corners: np.ndarray, mirrored: np.ndarray | None
+    ) -> Tensor:
+        """(B, 2, 3, canvas / 2, canvas / 2): the windows at head and body of crops (B, 3, canvas, canvas)."""
+        parts = self._parts(split, index, corners)
+        if mirrored is not None:
+            parts[mirrored, :, 0] *= -1
+        named = [np.isin(self.part_names, names) for names in REGIONS.values()]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a mean of nothing, where no part of a region is visible
+            everything = np.nanmean(parts, 1, keepdims=True)
+            centres = np.stack([np.nanmean(parts[:, region], 1) for region in named], 1)
+        centres = np.where(np.isnan(centres), everything, centres)  # the bird's, then the middle of the image
+        theta = torch.from_numpy(np.nan_to_num(centres).clip(SCALE - 1, 1 - SCALE)).to(images)
+        size = images.shape[2] // 2, images.shape[3] // 2
+        windows = [bilinear(images, Translation(SCALE).grid(theta[:, i], size)) for i in range(theta.shape[1])]
+        return torch.stack(windows, 1)
 
     def _labels(self, split: str, index: np.ndarray, device: torch.device) -> Tensor:
         return torch.from_numpy(self.sets[split].labels[index]).to(device)

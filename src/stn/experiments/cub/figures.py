@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Polygon, Rectangle
 
-from stn.experiments.cub.parts import REGIONS, measure_parts
+from stn.experiments.cub.archive import REGIONS
+from stn.experiments.cub.parts import measure_parts
 from stn.experiments.cub.table import BIRDS
 from stn.report.drawing import (
     GREY,

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stn.experiments.base import group_parameters
-from stn.experiments.cub.trunks import MEAN, STD, Trunk, pretrained
+from stn.experiments.cub.data import SCALE
+from stn.experiments.cub.trunks import MEAN, STD, Trunk
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import CORNERS, Translation
 from stn.nn.transformer import SpatialTransformer
 
-SCALE = 0.5  # the side of a window, as a fraction of the image's
 HEAD = 0.01  # std of the classifier's first weights: small, or its first errors would upset the trunks and the windows
-SMALL = 1e-5  # products of features below this are not drawn the root of
+SMALL = 1e-5  # epsilon of the signed square root: keeps its gradient finite at zero
 
 
 class CubNetwork(nn.Module):
@@ -29,21 +30,24 @@ class CubNetwork(nn.Module):
 
     Args:
         windows: N; None: no transformer.
-        fixed: the windows stay at `tiles(N)`, where those of a transformer start; there is no localisation network.
+        fixed: the windows stay where those of a transformer start; there is no localisation network.
+        given: images are the N windows already, (B, N, 3, size, size), and there is nothing to localise.
+        spread: the windows start at so much of the way from the middle to `tiles(N)`; 1: at the tiles.
+        reach: how far a window's centre may go from its start; None: as far as it likes.
         size: pixels a side of what each trunk sees. Without windows, and for the localisation network, a larger
             canvas is average-pooled to it.
-        trunk, node, frozen_norm: of `stn.experiments.cub.trunks.Trunk`.
+        trunk, node, frozen_norm, frozen: of `stn.experiments.cub.trunks.Trunk`.
         shared: one trunk for all streams; the localisation network's is another one still.
         head: a descriptor is the mean of a trunk's map over its positions ("linear"), or that of the outer products
             of its features, with signed square root and unit length ("bilinear": Lin et al. 2015, with equal trunks).
         dropout: a rate, on the descriptors.
-        localisation: its `filters` and `features`.
+        localisation: its `filters` and `features`, and the `side` in pixels at which it sees the image (None: `size`).
     """
 
     if TYPE_CHECKING:  # buffers
         mean: Tensor
         std: Tensor
-        tiles: Tensor
+        starts: Tensor
 
     def __init__(
         self,
@@ -54,18 +58,22 @@ class CubNetwork(nn.Module):
         node: str | None = None,
         windows: int | None = None,
         fixed: bool = False,
+        given: bool = False,
+        spread: float = 1.0,
+        reach: float | None = None,
         shared: bool = False,
         frozen_norm: bool = False,
+        frozen: str | None = None,
         head: str = "linear",
         dropout: float = 0.0,
         localisation: dict | None = None,
     ):
         super().__init__()
         self.size, self.head = size, head
-        self.windowed = windows is not None
+        self.windowed, self.given = windows is not None, given
         whole = min(canvas, size)  # the side at which a trunk sees the whole image
         self.shrink = nn.AdaptiveAvgPool2d(whole) if whole < canvas else nn.Identity()
-        first = Trunk(trunk, node, frozen_norm)
+        first = Trunk(trunk, node, frozen_norm, frozen)
         self.trunks = nn.ModuleList([first])
         self.trunks += [copy.deepcopy(first) for _ in range(0 if shared else (windows or 1) - 1)]
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))  # in the state: they belong to the weights
@@ -73,13 +81,14 @@ class CubNetwork(nn.Module):
         self.transformation = Translation(SCALE)
         self.transformer = None
         if self.windowed:
-            self.register_buffer("tiles", tiles(windows), persistent=False)  # type: ignore[arg-type]
-        if self.windowed and not fixed:
+            self.register_buffer("starts", spread * tiles(windows), persistent=False)  # type: ignore[arg-type]
+        if self.windowed and not fixed and not given:
             filters, features = localisation["filters"], localisation["features"]  # type: ignore[index]
-            channels, height, width = first.map_shape(whole)
+            side = min(localisation.get("side") or size, canvas)  # type: ignore[union-attr]
+            channels, height, width = first.map_shape(side)
             # Paper: 1x1 convolution, FC, FC, no word on ReLUs. We: one before each next layer, as elsewhere.
             body = nn.Sequential(
-                self.shrink,
+                nn.AdaptiveAvgPool2d(side) if side < canvas else nn.Identity(),
                 copy.deepcopy(first),
                 nn.Conv2d(channels, filters, 1),
                 nn.ReLU(inplace=True),
@@ -88,7 +97,7 @@ class CubNetwork(nn.Module):
                 nn.ReLU(inplace=True),
             )
             self.transformer = SpatialTransformer(
-                body, features, self.transformation, bilinear, (size, size), self.tiles
+                body, features, self.transformation, bilinear, (size, size), self.starts, reach
             )
         channels = first.map_shape(size if self.windowed else whole)[0]
         descriptor = channels**2 if head == "bilinear" else channels
@@ -100,19 +109,39 @@ class CubNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images = self._normalised(images)
+        if self.given:
+            return self._scores(images.unbind(1))
         theta = self._theta(images)
-        found = []
-        for i in range(theta.shape[1]):
-            trunk = self.trunks[i % len(self.trunks)]
-            found.append(self._descriptor(trunk(self._view(images, theta[:, i]))))
-        return self.classifier(torch.cat(found, 1))
+        return self._scores(self._view(images, theta[:, i]) for i in range(theta.shape[1]))
+
+    def at_random_places(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The scores (B, classes) where all windows of an image stand at one random place within it.
+
+        A shared trunk looks at it once.
+        """
+        if self.given:
+            return self(images)
+        images = self._normalised(images)
+        places = torch.rand(len(images), 2, generator=generator, device=images.device)
+        view = self._view(images, (1 - SCALE) * (2 * places - 1))
+        if len(self.trunks) > 1:
+            return self._scores([view] * len(self.trunks))
+        descriptor = self._descriptor(self.trunks[0](view))
+        return self.classifier(descriptor.repeat(1, self.classifier[-1].in_features // descriptor.shape[1]))
+
+    def _scores(self, views: Iterable[Tensor]) -> Tensor:
+        """(B, classes), from what each stream sees of the images, (B, 3, side, side)."""
+        descriptors = [self._descriptor(self.trunks[i % len(self.trunks)](view)) for i, view in enumerate(views)]
+        return self.classifier(torch.cat(descriptors, 1))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return group_parameters(self, localisation=self.transformer, head=self.classifier)
 
     def thetas(self, images: Tensor) -> dict[str, Tensor]:
         """`theta` (B, 2N): the centres (x, y) of the N windows, one after the other; nothing without windows."""
-        return {"theta": self._theta(self._normalised(images)).flatten(1)} if self.windowed else {}
+        if not self.windowed or self.given:
+            return {}
+        return {"theta": self._theta(self._normalised(images)).flatten(1)}
 
     def windows(self, images: Tensor) -> Tensor:
         """(B, N, 4, 2): the corners of the windows on the images, clockwise from the top left."""
@@ -122,16 +151,19 @@ class CubNetwork(nn.Module):
 
     def seen(self, images: Tensor) -> Tensor:
         """(B, 3, size, size): what the first stream sees, in the colours of the images."""
+        if self.given:
+            return images[:, 0]
         images = self._normalised(images)
         return self._view(images, self._theta(images)[:, 0]) * self.std + self.mean
 
     def load_pretrained(self) -> str:
         """Give all trunks their ImageNet weights, and the network their normalisation; returns the weights' name."""
-        weights = pretrained(self.trunks[0])  # type: ignore[arg-type]
-        for trunk in (module for module in self.modules() if isinstance(module, Trunk)):
-            trunk.body.load_state_dict(weights.state)
-        for own, theirs in ((self.mean, weights.mean), (self.std, weights.std)):
-            own.copy_(torch.tensor(theirs).view(3, 1, 1))
+        first, *others = [module for module in self.modules() if isinstance(module, Trunk)]
+        weights = first.load_pretrained()
+        for trunk in others:
+            trunk.load_state_dict(first.state_dict())
+        for buffer, value in ((self.mean, weights.mean), (self.std, weights.std)):
+            buffer.copy_(torch.tensor(value).view(3, 1, 1))
         return weights.name
 
     def _normalised(self, images: Tensor) -> Tensor:
@@ -141,7 +173,7 @@ class CubNetwork(nn.Module):
         """(B, N, 2), of normalised images. Without windows (B, 1, 0), for one stream on the whole image."""
         if self.transformer is not None:
             return self.transformer.theta(images)
-        return self.tiles.expand(images.shape[0], -1, 2) if self.windowed else images.new_empty(images.shape[0], 1, 0)
+        return self.starts.expand(images.shape[0], -1, 2) if self.windowed else images.new_empty(images.shape[0], 1, 0)
 
     def _view(self, images: Tensor, theta: Tensor) -> Tensor:
         """What a trunk sees of normalised images (B, 3, size, size): the window at theta (B, 2), or all, smaller.
@@ -150,7 +182,8 @@ class CubNetwork(nn.Module):
         """
         if not self.windowed:
             return self.shrink(images)
-        return bilinear(images, self.transformation.grid(theta, (self.size, self.size)))
+        view = bilinear(images, self.transformation.grid(theta, (self.size, self.size)))
+        return view.contiguous(memory_format=torch.channels_last)
 
     def _descriptor(self, maps: Tensor) -> Tensor:
         """(B, C), or (B, C C) for the bilinear head, of maps (B, C, h, w)."""
@@ -188,8 +221,12 @@ def network(model, data) -> CubNetwork:
         node=model.node,
         windows=model.windows,
         fixed=model.fixed,
+        given=data.annotated,
+        spread=model.spread,
+        reach=model.reach,
         shared=model.shared,
         frozen_norm=model.frozen_norm,
+        frozen=model.frozen,
         head=getattr(model.head, "name", model.head),
         dropout=model.dropout,
         localisation=dict(model.localisation),

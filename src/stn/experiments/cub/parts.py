@@ -7,16 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stn.experiments.cub.archive import REGIONS
 from stn.report.captions import format_counts
 from stn.report.records import Record
 from stn.report.statistics import centres, holds
 from stn.report.table import Grid, Section, Table
 
-# The parts that CUB-200-2011 marks, by what the paper says its windows find: head and body.
-REGIONS = {
-    "head": ("beak", "forehead", "crown", "left eye", "right eye", "nape", "throat"),
-    "body": ("breast", "belly", "back", "left wing", "right wing", "left leg", "right leg", "tail"),
-}
 STILL = 1.0  # a window whose centre moves less, in % of the side, has no say in what it holds
 
 
@@ -26,7 +22,8 @@ class WindowParts:
 
     `parts` is the share (%) of the images that show a part in which the window holds it, by name; `regions` the same
     over all parts of head and of body. `centre` (x, y) and `moves` are in % of the image's side, from its upper left
-    corner: the mean centre, and the root mean square of its way from there.
+    corner: the mean centre, and the root mean square of its way from there. `follows` (x, y) are the correlations of
+    its centre with the bird's, which is the mean of the visible parts; nan where one of the two does not move.
     """
 
     record: Record
@@ -35,6 +32,7 @@ class WindowParts:
     parts: Mapping[str, float]
     centre: Sequence[float]
     moves: float
+    follows: Sequence[float]
 
 
 def describe_trunks(table: Table, records: Sequence[Record]) -> str:
@@ -63,8 +61,19 @@ def measure_parts(records: Sequence[Record]) -> list[WindowParts]:
                 region: _share(*(held[name] for name in parts if name in held)) for region, parts in REGIONS.items()
             }
             parts = {name: _share(images) for name, images in held.items()}
-            cells.append(WindowParts(record, i + 1, regions, parts, tuple(50 * (1 + centre)), 50 * moves))
+            follows = follow(windows, record.arrays["parts"])
+            cells.append(WindowParts(record, i + 1, regions, parts, tuple(50 * (1 + centre)), 50 * moves, follows))
     return cells
+
+
+def follow(windows: np.ndarray, parts: np.ndarray) -> tuple[float, float]:
+    """Correlations, in x and in y, of the centres of windows (n, 4, 2) with those of birds, of parts (n, K, 2)."""
+    centre, visible = windows.astype(float).mean(1), ~np.isnan(parts.astype(float)).any(2)
+    known = visible.any(1) & np.isfinite(centre).all(1)
+    parts = np.where(visible[..., None], parts, 0).astype(float)[known]
+    birds, centre = parts.sum(1) / visible[known].sum(1, keepdims=True), centre[known]
+    still = (np.ptp(centre, 0) < 1e-3) | (np.ptp(birds, 0) < 1e-3) if known.any() else np.ones(2, bool)
+    return tuple(math.nan if still[k] else float(np.corrcoef(centre[:, k], birds[:, k])[0, 1]) for k in (0, 1))  # type: ignore[return-value]
 
 
 def describe_parts(table: Table, records: Sequence[Record]) -> Section | None:
@@ -82,11 +91,12 @@ def describe_parts(table: Table, records: Sequence[Record]) -> Section | None:
                 *(f"{cell.regions[region]:.1f}" for region in REGIONS),
                 ", ".join(f"{share:.0f}" for share in cell.centre),
                 f"{cell.moves:.1f}",
+                ", ".join("–" if math.isnan(value) else f"{value:.2f}".replace("-", "−") for value in cell.follows),
                 ", ".join(f"{name} {held[name]:.0f}" for name in most),
             ]
         )
     head = ["model", "column", "window", *(f"{region}, %" for region in REGIONS)]
-    head += ["centre, %", "moves, %", "held most, %"]
+    head += ["centre, %", "moves, %", "follows", "held most, %"]
     regions = "; ".join(f"{region}: {', '.join(parts)}" for region, parts in REGIONS.items())
     return Section(
         "Which part each window holds",
@@ -94,8 +104,9 @@ def describe_parts(table: Table, records: Sequence[Record]) -> Section | None:
             "Of the test images that show a part, the share in which the window holds it: over the parts of the head, "
             f"over those of the body (as the data set marks them; {regions}), and the three parts held most often. "
             "Where the window's centre is on average, x and y from the upper left corner, and how far it moves from "
-            "image to image (root mean square), both in % of the image's side. First seed.",
-            Grid(head, body, "llrrrrrl"),
+            "image to image (root mean square), both in % of the image's side. Follows: how its centre correlates with "
+            "the bird's (the mean of the visible parts), in x and in y, over the test images. First seed.",
+            Grid(head, body, "llrrrrrrl"),
             "The paper saw one window become a detector of heads, another of bodies. Here:",
             "\n".join(f"- {line}" for line in describe_division(table, cells)),
         ],

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from omegaconf import DictConfig
+
 from stn.config import DataConfig, LocalisationConfig, ModelConfig
 
 
@@ -57,3 +59,8 @@ SMALLEST = {
     "data.window": 16,
     "model.width": 0.01,
 }
+
+
+def has_transformer(model: DictConfig) -> bool:
+    """Whether a network has a transformer, with which it may explore."""
+    return getattr(model.transformers, "name", model.transformers) != "none"

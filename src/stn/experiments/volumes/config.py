@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from omegaconf import DictConfig
+
 from stn.config import DataConfig, LocalisationConfig, ModelConfig
 
 
@@ -44,3 +46,8 @@ SMALLEST = {
     "model.match_filters": 1,
     "model.localisation.downsample": 1,
 }
+
+
+def has_transformer(model: DictConfig) -> bool:
+    """Whether a network has a transformer, with which it may explore."""
+    return bool(model.transformer)
