@@ -188,7 +188,7 @@ class Lock:
         self.path = ROOT / "dvc.lock"
         self.text = self.path.read_text(encoding="utf-8")
         entry = r"- path: (reports/\S+)\n +hash: md5\n +md5: (\S+)\n +size: (\d+)\n"
-        self.before = {match[0]: state for match in re.findall(entry, self.text) if (state := _state(match[0]))}
+        self.before = {match[0]: state for match in re.findall(entry, self.text) if (state := dvc_state(match[0]))}
 
     def follow(self, digests: Mapping[Path, str]) -> int:
         """Bring entries up to date: the code of the records that adopted some, and what was as the lock said before.
@@ -202,7 +202,7 @@ class Lock:
             quoted = f"'{digest}'" if re.fullmatch(r"[0-9]+(e[0-9]+)?", digest) else digest  # a number, to YAML
             text = re.sub(rf"(?m)^( +{key}: )\S+$", rf"\g<1>{quoted}", text)
         for path, old in self.before.items():
-            new = _state(path)
+            new = dvc_state(path)
             if new and new != old:
                 pattern = rf"(- path: {re.escape(path)}\n +hash: md5\n +md5: ){old[0]}(\n +size: ){old[1]}\n"
                 text = re.sub(pattern, rf"\g<1>{new[0]}\g<2>{new[1]}\n", text)
@@ -211,7 +211,7 @@ class Lock:
         return changed
 
 
-def _state(name: str) -> tuple[str, int] | None:
+def dvc_state(name: str) -> tuple[str, int] | None:
     """The hash and the size of a file or folder, as DVC gives them; None if it is not there."""
     path = ROOT / name
     if path.is_file():

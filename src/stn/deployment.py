@@ -82,7 +82,7 @@ def deploy(cfg: DictConfig) -> dict:
         raise UserError(f"cannot write {error.filename or folder}: {error.strerror}; set export.folder=...") from error
     runs = {"torch": eager(network), **{name: session(path) for name, path in paths.items()}}
     scores, right = tested(runs, source, learner.objective, cfg.export.batch)
-    _agree(scores, cfg.export.tolerance)
+    check_agreement(scores, cfg.export.tolerance)
     first = source.batch("test", torch.arange(1), torch.device("cpu"))[0].numpy()
     facts = {
         "schema": SCHEMA,
@@ -318,7 +318,8 @@ def latency(run: Run, image: np.ndarray, warm_up: int, n: int) -> dict:
     return {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4), "n": n}
 
 
-def _agree(scores: dict[str, np.ndarray], tolerance: float) -> None:
+def check_agreement(scores: dict[str, np.ndarray], tolerance: float) -> None:
+    """UserError if the scores "float32" differ from those of "torch" by more than `tolerance` of the largest."""
     reach = float(np.abs(scores["torch"]).max())
     worst = float(np.abs(scores["float32"] - scores["torch"]).max()) / (reach or 1.0)
     if not math.isfinite(worst) or worst > tolerance:

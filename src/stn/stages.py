@@ -68,7 +68,7 @@ class Stages:
         from dvc.repo import Repo, lock_repo  # half a second, which a wrong knob should not cost
 
         logging.getLogger("dvc").setLevel(logging.ERROR)  # as `dvc -q`
-        _survive_kills()
+        survive_kills()
         with _told_by_dvc(), Repo(_wait_for_lock=True) as repo:  # as `dvc --wait-for-lock`
             stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in set(names)}
             known = bool(stages)
@@ -98,7 +98,7 @@ class Stages:
     def _run(self, stage, files: dict[str, tuple[int, int]]):
         """Run one stage, unless code or configs are no longer what `files` stands for; returns it."""
         if not self._changed(stage, files):
-            process = self.forks.Process(target=_module, args=(stage.cmd, self.interrupt is signal.SIG_IGN))
+            process = self.forks.Process(target=run_module, args=(stage.cmd, self.interrupt is signal.SIG_IGN))
             process.start()
             process.join()
             if process.exitcode:
@@ -176,7 +176,7 @@ def _told_by_dvc():
         raise UserError(f"dvc: {error}; the same command resumes") from error
 
 
-def _survive_kills() -> None:
+def survive_kills() -> None:
     """Have DVC leave its files, wherever it is killed, so that its next run can read them.
 
     It would write `dvc.lock` in place, for seconds: now it writes it aside, and moves it in when it is whole.
@@ -197,10 +197,10 @@ def _survive_kills() -> None:
 
     if modify.__name__ != modify_whole.__name__:
         dvcfile.modify_yaml = modify_whole
-    _clear(Path(".dvc/tmp"))
+    clear_leftovers(Path(".dvc/tmp"))
 
 
-def _clear(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
     """Take away what a killed DVC left behind, unless one runs here.
 
     That is its list of who reads and writes what, which may be cut short, or name processes whose numbers others bear;
@@ -241,7 +241,7 @@ def _clear(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process, and those it began, when the one that began it is gone; else it would meet the next run."""
     import psutil
 
@@ -260,9 +260,9 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _module(command: str, deaf: bool) -> None:
+def run_module(command: str, deaf: bool) -> None:
     """Run `python -m <module> <arguments>` in this process; `deaf` to interrupts, or not."""
-    _end_with_parent()
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.default_int_handler)
     _, _, module, *arguments = shlex.split(command)
     sys.argv = [module, *arguments]
@@ -273,8 +273,8 @@ def main() -> None:
     with told():
         from dvc.cli import main as dvc
 
-        _end_with_parent()
-        _survive_kills()
+        end_with_parent()
+        survive_kills()
         sys.exit(dvc(sys.argv[1:]))
 
 
