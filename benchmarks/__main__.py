@@ -99,13 +99,13 @@ class Run:
 
 def versions() -> dict[str, str | None]:
     """Of the rivals; None for one that is not installed."""
-    found = {}
+    result = {}
     for package in RIVALS:
         try:
-            found[package] = version(package)
+            result[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            result[package] = None
+    return result
 
 
 def chosen(only: str | None) -> list[str]:
@@ -134,23 +134,23 @@ def compared(rows: list[dict]) -> list[list[str]]:
     """A head and lines: work | ours | every rival, the best first, what it reached and the ratio."""
     lines = [["work", "ours", "rivals, the best first", "theirs", "ratio"]]
     for row in rows:
-        ours = f"{figure(row, OURS)} {row['unit']}"
-        lines += [[row["work"], ours, name, figure(row, name), ratio(row, name)] for name in rivals(row)]
+        value = f"{figure(row, OURS)} {row['unit']}"
+        lines += [[row["work"], value, name, figure(row, name), ratio(row, name)] for name in rivals(row)]
         if not rivals(row):
-            lines.append([row["work"], ours, "–", "–", "–"])
+            lines.append([row["work"], value, "–", "–", "–"])
     return lines
 
 
 def table(title: str, lines: list[list[str]]) -> Table:
     """A head and lines for a terminal; what a line's first two cells repeat is left out."""
-    shown = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    grid = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for name in lines[0]:
-        shown.add_column(name, **({"overflow": "fold"} if name in WORDS else {"justify": "right", "no_wrap": True}))
+        grid.add_column(name, **({"overflow": "fold"} if name in WORDS else {"justify": "right", "no_wrap": True}))
     before = None
     for line in lines[1:]:
-        shown.add_row(*(["", "", *line[2:]] if line[:2] == before else line))
+        grid.add_row(*(["", "", *line[2:]] if line[:2] == before else line))
         before = line[:2]
-    return shown
+    return grid
 
 
 def markdown(lines: list[list[str]]) -> str:
@@ -231,11 +231,11 @@ def main() -> None:
 
 def run(here: Run, parts: list[str]) -> None:
     """Measure, write and show the parts."""
-    begun = time.monotonic()
+    start = time.monotonic()
     tables, paths = [], []
     for i, part in enumerate(parts, 1):
         title, measure = PARTS[part]
-        print(f"[{i}/{len(parts)}, {time.monotonic() - begun:.0f} s] {part}: {title}", flush=True)
+        print(f"[{i}/{len(parts)}, {time.monotonic() - start:.0f} s] {part}: {title}", flush=True)
         here.bench.left_out.clear()
         if measure is None:
             paths += houses(here)
@@ -251,10 +251,10 @@ def run(here: Run, parts: list[str]) -> None:
     here.folder.mkdir(parents=True, exist_ok=True)  # where all was left out nothing is there yet
     (here.folder / "README.md").write_text(page(here.folder), encoding="utf-8")
     console = Console(width=None if Console().is_terminal else 100)
-    for some in tables:
-        console.print(some)
+    for grid in tables:
+        console.print(grid)
     print("ratio: how many times as fast ours is, the median over repeats taken in turn")
-    print(f"{time.monotonic() - begun:.0f} s; {', '.join(map(str, paths))}")
+    print(f"{time.monotonic() - start:.0f} s; {', '.join(map(str, paths))}")
 
 
 def houses(here: Run) -> list[Path]:

@@ -65,8 +65,8 @@ def reader(commit: str) -> codebase.Reader:
 
 def read_records() -> dict[Path, dict]:
     """The records of all cells."""
-    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*/*/*.json"))}
-    return {path: record for path, record in found.items() if "seeds" in record}
+    contents = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*/*/*.json"))}
+    return {path: record for path, record in contents.items() if "seeds" in record}
 
 
 def origins(record: dict) -> list[str]:
@@ -93,9 +93,9 @@ class Curves:
         """The curves of a commit, of what is checked out if None."""
         file = self._file(kind, precision, commit)
         if not file.exists():
-            wanted = self._file(kind, precision, None)
+            base = self._file(kind, precision, None)
             command = [sys.executable, str(REFERENCE), "--out", str(file), "--only", *self.names(kind)]
-            command += ["--set", f"budget.precision={precision}", *(["--like", str(wanted)] if commit else [])]
+            command += ["--set", f"budget.precision={precision}", *(["--like", str(base)] if commit else [])]
             source = self._unpacked(commit) if commit else ROOT
             environment = {**os.environ, "PYTHONPATH": str(source / "src"), "STN_TRAINER": "cpu"}
             print(f"curves of {kind}, {precision}, {commit or 'as checked out'} ...", flush=True)
@@ -142,7 +142,7 @@ def compared(curves: Curves, kind: str, precision: str, commit: str) -> tuple[di
         if "error" not in then[name]:
             apart, allowed = differences(now[name], then[name]), tolerances(curves.reference[name])
             largest[name] = max(value for split in apart.values() for value in split)
-            if any(one > limit for split in apart for one, limit in zip(apart[split], allowed[split], strict=True)):
+            if any(gap > limit for split in apart for gap, limit in zip(apart[split], allowed[split], strict=True)):
                 faults.append(f"{name} differs by {largest[name]:.1e}")
     return largest, faults
 
@@ -158,13 +158,13 @@ def evidence(curves: Curves, record: dict, commits: list[str]) -> str:
                 raise UserError(f"trained on a GPU, and what only a GPU runs is other code in {commit[:7]}")
     largest = {}
     for commit in commits:
-        found, faults = compared(curves, kind, at, commit)
+        gaps, faults = compared(curves, kind, at, commit)
         if faults:
             raise UserError(f"reference curves of {commit[:7]} at {at}: {'; '.join(faults)}")
         own = curves.names(kind, record["model"])
-        if not found or (own and not set(own) & set(found)):
+        if not gaps or (own and not set(own) & set(gaps)):
             raise UserError(f"{commit[:7]} cannot compute the reference curves of {record['model']}")
-        largest |= {name: max(value, largest.get(name, 0)) for name, value in found.items()}
+        largest |= {name: max(value, largest.get(name, 0)) for name, value in gaps.items()}
     worst = max(largest.values())
     how = "every loss equal" if worst == 0 else f"largest relative difference of a loss {worst:.1e}"
     between = " and ".join(commit[:7] for commit in commits)
@@ -188,7 +188,7 @@ class Lock:
         self.path = ROOT / "dvc.lock"
         self.text = self.path.read_text(encoding="utf-8")
         entry = r"- path: (reports/\S+)\n +hash: md5\n +md5: (\S+)\n +size: (\d+)\n"
-        self.before = {match[0]: state for match in re.findall(entry, self.text) if (state := _state(match[0]))}
+        self.before = {match[0]: state for match in re.findall(entry, self.text) if (state := dvc_state(match[0]))}
 
     def follow(self, digests: Mapping[Path, str]) -> int:
         """Bring entries up to date: the code of the records that adopted some, and what was as the lock said before.
@@ -202,16 +202,16 @@ class Lock:
             quoted = f"'{digest}'" if re.fullmatch(r"[0-9]+(e[0-9]+)?", digest) else digest  # a number, to YAML
             text = re.sub(rf"(?m)^( +{key}: )\S+$", rf"\g<1>{quoted}", text)
         for path, old in self.before.items():
-            new = _state(path)
+            new = dvc_state(path)
             if new and new != old:
                 pattern = rf"(- path: {re.escape(path)}\n +hash: md5\n +md5: ){old[0]}(\n +size: ){old[1]}\n"
                 text = re.sub(pattern, rf"\g<1>{new[0]}\g<2>{new[1]}\n", text)
-        changed = sum(one != other for one, other in zip(text.splitlines(), self.text.splitlines(), strict=True))
+        changed = sum(a != b for a, b in zip(text.splitlines(), self.text.splitlines(), strict=True))
         self.path.write_text(text, encoding="utf-8")
         return changed
 
 
-def _state(name: str) -> tuple[str, int] | None:
+def dvc_state(name: str) -> tuple[str, int] | None:
     """The hash and the size of a file or folder, as DVC gives them; None if it is not there."""
     path = ROOT / name
     if path.is_file():

@@ -73,23 +73,23 @@ def contestants(
     """Ours and every rival that is installed and knows this distortion; `stack` closes what they open."""
     n = len(digits)
     here_parameters, here_digits = parameters.to(bench.device), digits.to(bench.device)
-    found = {OURS: _batched(warp.render, here_parameters, here_digits, batch)}
+    entries = {OURS: _batched(warp.render, here_parameters, here_digits, batch)}
     if isinstance(warp, Pose):
-        found[f"affine_grid, grid_sample: {batch:,}"] = _batched(plain(warp), here_parameters, here_digits, batch)
+        entries[f"affine_grid, grid_sample: {batch:,}"] = _batched(plain(warp), here_parameters, here_digits, batch)
         if batch < n:
-            found[f"affine_grid, grid_sample: {n:,}"] = _batched(plain(warp), here_parameters, here_digits, n)
+            entries[f"affine_grid, grid_sample: {n:,}"] = _batched(plain(warp), here_parameters, here_digits, n)
     if installed(bench, "kornia"):
-        some = slice(0, max(batch, n // 8) if isinstance(warp, Elastic) else n)  # its spline is slow
-        rival = _batched(kornia(warp), here_parameters[some], here_digits[some], batch)
+        part = slice(0, max(batch, n // 8) if isinstance(warp, Elastic) else n)  # its spline is slow
+        rival = _batched(kornia(warp), here_parameters[part], here_digits[part], batch)
         rival.other = isinstance(warp, Elastic)  # its kernels stand at the moved points, not at the fixed ones
-        found["kornia (another spline)" if rival.other else "kornia"] = rival
+        entries["kornia (another spline)" if rival.other else "kornia"] = rival
     few = n // 4
     on = " (CPU)" if bench.device.type == "cuda" else ""
     for name, module, loop in (("OpenCV", "cv2", opencv), ("torchvision v2", "torchvision", torchvision)):
         if installed(bench, module):
             rows = loop(warp, parameters[:few], digits[:few])
-            found[f"{name}{on}"] = spread(rows, few, warp.canvas, threads, stack)
-    return found
+            entries[f"{name}{on}"] = spread(rows, few, warp.canvas, threads, stack)
+    return entries
 
 
 def installed(bench: Bench, module: str) -> bool:
@@ -171,18 +171,18 @@ def opencv(warp: Distortion, parameters: Tensor, digits: Tensor) -> Callable[[in
             part = slice(begin, min(begin + BATCH, last))
             where = range(part.start, part.stop)
             if isinstance(warp, Pose):
-                made = [pose(i, *p) for i, p in zip(where, parameters[part].tolist(), strict=True)]
+                pictures = [pose(i, *p) for i, p in zip(where, parameters[part].tolist(), strict=True)]
             elif isinstance(warp, Elastic):
                 maps = _spline_maps(warp, parameters[part])
-                made = [cv2.remap(images[i], m, None, cv2.INTER_LINEAR) for i, m in zip(where, maps, strict=True)]
+                pictures = [cv2.remap(images[i], m, None, cv2.INTER_LINEAR) for i, m in zip(where, maps, strict=True)]
             else:
                 source, target = (points.numpy() for points in _corner_pixels(warp, parameters[part]))
                 matrices = map(cv2.getPerspectiveTransform, source, target)
-                made = [
+                pictures = [
                     cv2.warpPerspective(images[i], m, size, flags=cv2.INTER_LINEAR)
                     for i, m in zip(where, matrices, strict=True)
                 ]
-            torch.div(torch.from_numpy(np.stack(made))[:, None], 255, out=out[part])
+            torch.div(torch.from_numpy(np.stack(pictures))[:, None], 255, out=out[part])
 
     return rows
 

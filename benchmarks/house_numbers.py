@@ -84,16 +84,16 @@ def measure(
     }
     fed = timed(feeding)
 
-    def summary(found: dict[str, list[float]], base: str) -> dict:
-        middle = {name: statistics.median(times) for name, times in found.items()}
-        ratios = {name: [a / b for a, b in zip(found[name], found[base], strict=True)] for name in found}
+    def summary(durations: dict[str, list[float]], base: str) -> dict:
+        middle = {name: statistics.median(times) for name, times in durations.items()}
+        ratios = {name: [a / b for a, b in zip(durations[name], durations[base], strict=True)] for name in durations}
         return {
             name: {
                 "milliseconds": round(1000 * middle[name], 2),
                 "ratio": round(statistics.median(ratios[name]), 4),
                 "ratios": [round(ratio, 4) for ratio in ratios[name]],
             }
-            for name in found
+            for name in durations
         }
 
     return {

@@ -15,10 +15,10 @@ OURS = "ours"
 
 def seconds(work: Callable[[], Any], device: torch.device, n: int) -> float:
     """Of one call, over n of them."""
-    begun = wait(device)
+    start = wait(device)
     for _ in range(n):
         work()
-    return (wait(device) - begun) / n
+    return (wait(device) - start) / n
 
 
 def wait(device: torch.device) -> float:
@@ -30,11 +30,11 @@ def wait(device: torch.device) -> float:
 
 def alternate(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """What each measure says, asked in turn so that the machine's moods fall on all alike; the first round is lost."""
-    found = {name: [] for name in measures}
+    durations = {name: [] for name in measures}
     for _ in range(1 + repeats):
         for name, measure in measures.items():
-            found[name].append(measure())
-    return {name: values[1:] for name, values in found.items()}
+            durations[name].append(measure())
+    return {name: values[1:] for name, values in durations.items()}
 
 
 @dataclass
@@ -106,21 +106,23 @@ class Bench:
                 if not (rival.other or differences[name] <= tolerance):
                     self.skip(f"{name} in {work}: its result is not ours (off by {100 * differences[name]:.2g} %)")
                     del contestants[name]
-        measures = {name: some.measure or self._timed(some.call) for name, some in contestants.items()}
-        found = alternate(measures, self.repeats)
-        per_unit = {name: [s / contestants[name].amount for s in found[name]] for name in found}
+        measures = {
+            name: contestant.measure or self._timed(contestant.call) for name, contestant in contestants.items()
+        }
+        durations = alternate(measures, self.repeats)
+        per_unit = {name: [s / contestants[name].amount for s in durations[name]] for name in durations}
         rows = {
             name: {
                 "rate": _spread([1 / s for s in per_unit[name]]),
-                "seconds_per_call": _spread(found[name]),
+                "seconds_per_call": _spread(durations[name]),
                 "amount_per_call": contestants[name].amount,
                 "same_work": not contestants[name].other,
                 "ours_is_times_as_fast": _spread(
-                    [theirs / ours for theirs, ours in zip(per_unit[name], per_unit[OURS], strict=True)]
+                    [rival_s / own_s for rival_s, own_s in zip(per_unit[name], per_unit[OURS], strict=True)]
                 ),
                 **({"relative_difference_from_ours": differences[name]} if name in differences else {}),
             }
-            for name in found
+            for name in durations
         }
         row = {"work": work, "unit": unit, "repeats": self.repeats, **facts, "contestants": rows}
         print(f"  {told(row)}", flush=True)
@@ -181,12 +183,12 @@ def _results(work: Work) -> tuple[torch.Tensor, ...]:
     return tuple(part.detach().float().cpu() for part in parts)
 
 
-def _difference(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> float:
+def _difference(results: tuple[torch.Tensor, ...], references: tuple[torch.Tensor, ...]) -> float:
     """The largest over results of the relative difference; infinite where shapes differ but in their length."""
-    found = []
-    for a, b in zip(ours, theirs, strict=True):
+    differences = []
+    for a, b in zip(results, references, strict=True):
         n = min(len(a), len(b))
         a, b = a[:n], b[:n]
         off = ((a - b).abs().sum() / a.abs().sum().clamp_min(1e-12)).item() if a.shape == b.shape else math.inf
-        found.append(math.inf if math.isnan(off) else off)
-    return max(found)
+        differences.append(math.inf if math.isnan(off) else off)
+    return max(differences)

@@ -46,11 +46,11 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
     if bench.device.type == "cuda" and not gpu_is_shared():
         print("  no MPS here, so cells take turns: start it with `nvidia-cuda-mps-control -d`", flush=True)
     processes = multiprocessing.get_context("spawn")
-    gate, done = processes.Barrier(len(places)), processes.Value("q", 0)
+    gate, counter = processes.Barrier(len(places)), processes.Value("q", 0)
     threads = max(1, cores() // len(places))
-    with ProcessPoolExecutor(len(places), processes, _enter, (gate, done, threads)) as pool:
+    with ProcessPoolExecutor(len(places), processes, _enter, (gate, counter, threads)) as pool:
         for model in MODELS[1:2] if bench.quick else MODELS:
-            done.value = 0
+            counter.value = 0
             work = [
                 pool.submit(_train, [f"model={model}", *which], seed, scratch / f"together/{i}", warm, steps)
                 for i, (which, seed) in enumerate(places)
@@ -81,9 +81,9 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
 def grid(rows: list[dict]) -> list[list[str]]:
     """A head and lines: steps per second of each network on each data set."""
     names = list(dict.fromkeys(row["model"] for row in rows))
-    found = {name: [figure(row, OURS) for row in rows if row["model"] == name] for name in names}
+    rates = {name: [figure(row, OURS) for row in rows if row["model"] == name] for name in names}
     kinds = [row["data"].split("_")[-1].upper() for row in rows if row["model"] == names[0]]
-    return [["network", *(f"{kind}, steps/s" for kind in kinds)], *([name, *found[name]] for name in names)]
+    return [["network", *(f"{kind}, steps/s" for kind in kinds)], *([name, *rates[name]] for name in names)]
 
 
 def hour(rows: list[dict]) -> str:
@@ -99,10 +99,10 @@ def hour(rows: list[dict]) -> str:
     )
 
 
-def _enter(gate, done, threads: int) -> None:
+def _enter(gate, counter, threads: int) -> None:
     """Begin a process of the pool."""
     global GATE, DONE
-    GATE, DONE = gate, done
+    GATE, DONE = gate, counter
     torch.set_num_threads(threads)
     quieten()
 
@@ -123,7 +123,7 @@ def _train(keys: list[str], seed: int, folder: Path, warm: int, steps: int) -> f
         feed = DataModule(cfg.data, cfg.budget, seed, block=block(cfg))
         clock = _Clock(warm, steps)
         trainer = make_trainer(cfg, seed, folder, False, [clock])
-        trainer.callbacks = [some for some in trainer.callbacks if not isinstance(some, ProgressBar)]
+        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, ProgressBar)]
         trainer.fit(new_learner(cfg, BlockLearner), feed)
         gc.collect()  # the captured step's memory, before the next network comes
         return clock.rate
@@ -137,17 +137,17 @@ class _Clock(L.Callback):
 
     def __init__(self, warm: int, steps: int):
         self.warm, self.steps = warm, steps
-        self.begun = self.rate = None
+        self.start = self.rate = None
 
     def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
         step, now = trainer.global_step, partial(wait, trainer.strategy.root_device)
-        if self.begun is None:
+        if self.start is None:
             if step >= self.warm:
                 now()
                 GATE.wait(START)
-                self.begun, self.first = time.perf_counter(), step
+                self.start, self.first = time.perf_counter(), step
         elif self.rate is None and step >= self.first + self.steps:
-            self.rate = (step - self.first) / (now() - self.begun)
+            self.rate = (step - self.first) / (now() - self.start)
             with DONE.get_lock():
                 DONE.value += 1
         if self.rate is not None and DONE.value == GATE.parties:

@@ -63,8 +63,8 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
     peak = _matmul_rate(bench, precision(compose("model=cnn", *keys)))
     for model in MODELS[:3] if bench.quick else MODELS:
         row = _compared(bench, compose(f"model={model}", *keys), digits, steps)
-        done = row["contestants"][OURS]["rate"]["median"] * row["batch"] * 3 * row["multiply_adds"]
-        yield row | {"matmul_rate": peak, "of_matmul_rate": done / peak}
+        flops = row["contestants"][OURS]["rate"]["median"] * row["batch"] * 3 * row["multiply_adds"]
+        yield row | {"matmul_rate": peak, "of_matmul_rate": flops / peak}
 
 
 def convolutions(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[dict]:
@@ -193,9 +193,9 @@ class _Clock(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
         if trainer.global_step == self.first:
-            self.begun = wait(self.device)
+            self.start = wait(self.device)
         elif trainer.global_step == self.last:
-            self.seconds = wait(self.device) - self.begun
+            self.seconds = wait(self.device) - self.start
             trainer.should_stop = True
 
 
@@ -275,15 +275,15 @@ def rotation(degrees: float | tuple[float, float]) -> transforms.Compose:
     return transforms.Compose([transforms.RandomRotation(degrees, InterpolationMode.BILINEAR), transforms.ToTensor()])
 
 
-def plain_network(ours: DigitNetwork, cfg: DictConfig) -> nn.Module:
+def plain_network(network: DigitNetwork, cfg: DictConfig) -> nn.Module:
     """The textbook's network of the same sizes, with the same weights."""
     classifier = cfg.model.classifier.name
-    width = ours.classifier[0 if classifier == "cnn" else 1].weight.shape[0]
+    width = network.classifier[0 if classifier == "cnn" else 1].weight.shape[0]
     family = cfg.model.transformation.name if cfg.model.transformation else None
     plain = PlainNetwork(cfg.data.canvas, classifier, width, family, **cfg.model.localisation)
     with torch.no_grad():
-        for mine, theirs in zip(plain.parameters(), ours.parameters(), strict=True):
-            mine.copy_(theirs)
+        for parameter, source in zip(plain.parameters(), network.parameters(), strict=True):
+            parameter.copy_(source)
     return plain
 
 

@@ -49,7 +49,7 @@ def _compared(
     U = torch.rand(shape, generator=draws)
     theta = family.identity() + 0.05 * torch.randn(shape[0], family.n_parameters, generator=draws)
     upstream = torch.randn(shape, generator=draws) / (shape[2] * shape[3]) ** 0.5
-    U, theta, upstream = (some.to(bench.device) for some in (U, theta, upstream))
+    U, theta, upstream = (tensor.to(bench.device) for tensor in (U, theta, upstream))
 
     def work(warp: Warp) -> Work:
         def forward() -> Tensor:
@@ -74,15 +74,15 @@ def _compared(
 def rivals(bench: Bench, family: Transformation) -> dict[str, Warp]:
     """What else warps by such a theta."""
     if isinstance(family, Affine):
-        found = {"affine_grid, grid_sample": affine_by_pytorch}
+        entries = {"affine_grid, grid_sample": affine_by_pytorch}
     elif isinstance(family, Projective):
-        found = {"homogeneous grid, grid_sample": projective_by_hand}
+        entries = {"homogeneous grid, grid_sample": projective_by_hand}
     else:
-        kept = Spline(family.k)
-        found = {"spline solved each call": spline_solved, "spline, inverse kept": kept.warp}
+        spline = Spline(family.k)
+        entries = {"spline solved each call": spline_solved, "spline, inverse kept": spline.warp}
     if installed(bench, "kornia"):
-        found |= _kornia(family)
-    return found
+        entries |= _kornia(family)
+    return entries
 
 
 def affine_by_pytorch(U: Tensor, theta: Tensor) -> Tensor:

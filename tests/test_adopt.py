@@ -105,7 +105,7 @@ def project(tmp_path, monkeypatch):
     entries = [
         f"    - path: {path}\n      hash: md5\n      md5: {md5}\n      size: {size}\n"
         for path in paths
-        for md5, size in [adopt._state(path)]
+        for md5, size in [adopt.dvc_state(path)]
     ]
     stale = f"    - path: reports/other.txt\n      hash: md5\n      md5: {'0' * 32}\n      size: 3\n"
     cells = "".join(
@@ -133,7 +133,7 @@ def test_hashes_are_those_of_dvc():
     """Held against the committed `dvc.lock`, which DVC wrote: of files and of folders."""
     text = (ROOT / "dvc.lock").read_text()
     found = re.findall(r"- path: (reports/results/\S+)\n +hash: md5\n +md5: (\S+)\n +size: (\d+)\n", text)
-    same = [path for path, md5, size in found if adopt._state(path) == (md5, int(size))]
+    same = [path for path, md5, size in found if adopt.dvc_state(path) == (md5, int(size))]
     assert len(same) > 0.9 * len(found) and any(path.endswith("mnist") for path in same)
 
 

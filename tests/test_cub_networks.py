@@ -195,19 +195,31 @@ def test_the_classifier_has_its_own_rate():
     assert [len(group["params"]) for group in groups] == [50, 2]
 
 
+class Fixed(torch.nn.Module):
+    """A trunk with the same maps for all images."""
+
+    def __init__(self, maps: torch.Tensor):
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.maps
+
+
 def test_bilinear_pooling_is_lins():
     network = small(None, head="bilinear")
     maps = torch.randn(2, 7, 3, 4).double()
-    wanted = []
-    for one in maps.numpy():
-        outer = sum(np.outer(one[:, y, x], one[:, y, x]) for y in range(3) for x in range(4)) / 12
+    network.trunks[0], network.classifier = Fixed(maps), torch.nn.Identity()
+    images = torch.rand(2, 3, 64, 64).double()
+    expected = []
+    for features in maps.numpy():
+        outer = sum(np.outer(features[:, y, x], features[:, y, x]) for y in range(3) for x in range(4)) / 12
         root = (np.sign(outer) * np.sqrt(np.abs(outer))).ravel()
-        wanted.append(root / np.linalg.norm(root))
-    found = network.double()._descriptor(maps).numpy()
-    np.testing.assert_allclose(found, np.stack(wanted), atol=2e-3)
+        expected.append(root / np.linalg.norm(root))
+    np.testing.assert_allclose(network.double()(images).numpy(), np.stack(expected), atol=2e-3)
     maps[:, 3:] = 0  # features that are silent
     maps.requires_grad_()
-    network._descriptor(maps).square().mul(torch.rand(49)).sum().backward()
+    network(images).square().mul(torch.rand(49)).sum().backward()
     assert maps.grad.isfinite().all()
 
 
@@ -366,11 +378,14 @@ def test_torchvisions_own_weights_come_with_its_normalisation(offline):
         for key, value in network.trunks[0].body.state_dict().items():
             assert torch.equal(value, state[key])
     # torchvision's googlenet normalises as ImageNet, and then turns that into (x - 0.5) / 0.5: the same.
-    images = torch.rand(1, 3, 8, 8)
+    images = torch.rand(1, 3, 64, 64)
     colours = (torch.tensor(c).view(3, 1, 1) for c in (trunks.MEAN, trunks.STD))
     model = trunks.get_model("googlenet", weights=None, init_weights=False, transform_input=True)
-    wanted = model._transform_input(torch.sub(images, next(colours)) / next(colours))
-    torch.testing.assert_close(network._normalised(images), wanted)
+    expected = model._transform_input(torch.sub(images, next(colours)) / next(colours))
+    inputs = []
+    network.trunks[0].register_forward_pre_hook(lambda trunk, arguments: inputs.append(*arguments))
+    network.eval()(images)
+    torch.testing.assert_close(inputs, [expected])
 
 
 def test_a_mirrors_file_is_loaded_into_every_trunk_when_it_has_all_that_is_needed(offline, tmp_path, monkeypatch):

@@ -152,12 +152,12 @@ def test_cores_respect_every_quota_of_the_cgroups(membership, files, expected, t
     cgroups(tmp_path, membership, **{name.replace("/", "__"): text for name, text in files.items()})
     monkeypatch.setattr(environment, "CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(environment, "MEMBERSHIP", tmp_path / "membership")
-    monkeypatch.setattr(environment, "_allowed", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
     assert cores() == expected
 
 
-def test_cores_respect_the_affinity(monkeypatch):
-    monkeypatch.setattr(environment, "_quotas", lambda: [])
+def test_cores_respect_the_affinity(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "MEMBERSHIP", tmp_path / "of no cgroup")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
     assert cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
@@ -189,7 +189,7 @@ def test_torch_and_joblib_heed_a_quota(tmp_path):
     cgroups(tmp_path, "0::/a/b\n", a__cpu__max="")
     code = (
         "import os; from pathlib import Path; from stn import environment as e\n"
-        "e.CGROUPS, e.MEMBERSHIP, e._allowed = Path('cgroup'), Path('membership'), lambda: 64\n"
+        "e.CGROUPS, e.MEMBERSHIP, os.sched_getaffinity = Path('cgroup'), Path('membership'), lambda _: range(64)\n"
         "e.settle(); import torch, joblib; print(torch.get_num_threads(), os.environ['LOKY_MAX_CPU_COUNT'])"
     )
     (tmp_path / "cgroup/a").mkdir(parents=True, exist_ok=True)

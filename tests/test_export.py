@@ -237,13 +237,13 @@ def test_what_the_exporter_cannot_do_is_one_line_that_names_the_cause(onnx, tmp_
 
 
 def test_a_file_that_answers_otherwise_is_refused(exported):
-    from stn.deployment import _agree
+    from stn.deployment import check_agreement
 
     torch_scores = np.array([[1.0, 2.0], [3.0, -4.0]])
-    _agree({"torch": torch_scores, "float32": torch_scores + 0.003}, 0.001)
+    check_agreement({"torch": torch_scores, "float32": torch_scores + 0.003}, 0.001)
     for wrong in (torch_scores + 0.005, torch_scores * np.nan):
         with pytest.raises(UserError, match="does not give torch's scores"):
-            _agree({"torch": torch_scores, "float32": wrong}, 0.001)
+            check_agreement({"torch": torch_scores, "float32": wrong}, 0.001)
 
 
 def test_without_onnxruntime_one_line_says_how_to_get_it(workplace, checkpoint):

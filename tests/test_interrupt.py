@@ -25,7 +25,7 @@ from conftest import ROOT, run
 from stn.errors import UserError
 from stn.files import whole, write_texts, write_whole
 from stn.pipeline import workspace
-from stn.stages import _clear, _survive_kills
+from stn.stages import clear_leftovers, survive_kills
 from stn.training.run import WholeCheckpoints
 
 PARAMS = """budget: smoke
@@ -127,7 +127,7 @@ def test_dvc_moves_its_lock_file_in_when_it_is_whole(tmp_path, monkeypatch):
     Path("dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     before = Path("dvc.lock").read_text()
     for _ in range(2):
-        _survive_kills()
+        survive_kills()
 
     def dump(self, data, stream):
         stream.write("schema: '2")
@@ -153,44 +153,44 @@ def held(path: Path, pid: int) -> None:
 def test_what_a_killed_dvc_left_in_its_lists_does_not_stop_the_next(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rwlock, tried = tmp_path / "rwlock", tmp_path / "reports/results/.gMIGBgQmjUeDOMY-SuLbHA.tmp"
-    _clear(tmp_path / "nowhere")
-    _clear(tmp_path)
+    clear_leftovers(tmp_path / "nowhere")
+    clear_leftovers(tmp_path)
     tried.parent.mkdir(parents=True)
     with subprocess.Popen(["sleep", "60"]) as other:
         for text in ("", "{", '{"read": {"/a": [', "[]", '{"read": {}, "write": {}}'):
             rwlock.write_text(text)
             tried.touch()
-            _clear(tmp_path)
+            clear_leftovers(tmp_path)
             assert not rwlock.exists() and not tried.exists()
         held(rwlock, other.pid)
         os.utime(rwlock, (time.time() - 3600,) * 2)  # written before the process began: its number is another's
         tried.touch()
-        _clear(tmp_path)
+        clear_leftovers(tmp_path)
         assert not rwlock.exists() and not tried.exists()
         held(rwlock, other.pid)
         tried.touch()
-        _clear(tmp_path)
+        clear_leftovers(tmp_path)
         assert rwlock.exists() and tried.exists(), "of a DVC that runs"
         with (tmp_path / "rwlock.lock").open("w") as _:
             guard = zc.lockfile.LockFile(str(tmp_path / "rwlock.lock"))
             rwlock.write_text("")  # as while it is written
-            _clear(tmp_path)
+            clear_leftovers(tmp_path)
             guard.close()
         assert rwlock.exists()
         other.kill()
     held(rwlock, other.pid)
-    _clear(tmp_path)
+    clear_leftovers(tmp_path)
     assert not rwlock.exists()
 
 
 STARTED = """
 import multiprocessing, subprocess, sys
-from stn.stages import _end_with_parent, _module
+from stn.stages import end_with_parent, run_module
 def start():
-    code = "from stn.stages import _end_with_parent; _end_with_parent(); import sleeper"
+    code = "from stn.stages import end_with_parent; end_with_parent(); import sleeper"
     subprocess.run([sys.executable, "-c", code])
 def fork():
-    process = multiprocessing.get_context("forkserver").Process(target=_module, args=("python -m sleeper", False))
+    process = multiprocessing.get_context("forkserver").Process(target=run_module, args=("python -m sleeper", False))
     process.start()
     process.join()
 """

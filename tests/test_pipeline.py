@@ -14,7 +14,7 @@ from stn.cells import declared, describe, on_demand, shown, stage
 from stn.environment import cores
 from stn.errors import UserError
 from stn.params import BUDGETS, DEMO, TABLES, read_params, write_params
-from stn.pipeline import _longest_first, _way_back, export_names, needed, workspace
+from stn.pipeline import bring_up_to_date, export_names, needed, workspace
 
 PARAMS = """# tiny
 budget: smoke   # a comment
@@ -54,11 +54,6 @@ def tiny(tmp_path_factory) -> Path:
     assert "its numbers mean nothing; unpack params.yaml, " in result.stdout
     assert "2 of 2 cells trained here" in result.stdout
     return folder
-
-
-def test_git_takes_smoke_back_where_there_is_git(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert ("git checkout" in _way_back()) == (ROOT / ".git").exists()
 
 
 def stale(folder) -> set[str]:
@@ -108,9 +103,58 @@ def test_what_stages_are_forked_from_has_not_woken_the_gpu(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_what_took_longest_is_trained_first_and_before_it_what_is_new():
-    before = {"fcn": [(9.0, "1"), (8.0, "2")], "cnn": [(90.0, "1")], "st": [(60.0, "1")], "new": None, "newer": None}
-    assert sorted(before, key=_longest_first(before)) == ["new", "newer", "cnn", "st", "fcn"]
+@pytest.fixture
+def order(tmp_path, monkeypatch) -> list[str]:
+    """The cells in the order in which they are handed to `Stages`, which writes their records and trains nothing."""
+    monkeypatch.chdir(tmp_path)
+    rows = "fcn, cnn, st_fcn_affine, st_fcn_tps, st_cnn_affine, st_cnn_tps"
+    Path("params.yaml").write_text(PARAMS.replace("cnn, st_cnn_affine", rows))
+    cells = {stage("smoke", cell): {"reads": ""} for cell in declared(read_params(), 1)}
+    Path("cells.json").write_text(json.dumps({"stored": {}, "cells": cells}))
+    order = []
+
+    class Trainer:
+        def __init__(self, jobs: int):
+            pass
+
+        def repro(self, names: list[str], force: bool = False) -> bool:
+            if not force:
+                order.extend(names)
+                for name in names:
+                    write_seconds(name, 1.0)
+            return True
+
+    monkeypatch.setattr("stn.pipeline.Stages", Trainer)
+    monkeypatch.setattr("subprocess.run", lambda command, **_: subprocess.CompletedProcess(command, 0))
+    return order
+
+
+def write_seconds(name: str, *seconds: float) -> None:
+    """A record of the cell with this stage that says how long each of its seeds took."""
+    path = Path("reports/results/smoke/mnist") / f"{name.removeprefix('cell@smoke-')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = {"gpu": None, "cpu": "a processor", "cores": 2}
+    seeds = [{"seconds": each, "provenance": place | {"date": f"{i}"}} for i, each in enumerate(seconds)]
+    path.write_text(json.dumps({"seeds": seeds}))
+
+
+def test_what_took_longest_is_trained_first_and_before_it_what_is_new(order):
+    times = {"fcn": (9.0, 8.0), "cnn": (90.0,), "st_cnn_affine": (60.0,), "st_fcn_affine": (10.0, 10.0)}
+    for name, seconds in times.items():
+        write_seconds(f"cell@smoke-digits_r-{name}", *seconds)
+    bring_up_to_date(1, 1, fresh=False)
+    names = [name.removeprefix("cell@smoke-digits_r-") for name in order]
+    assert sorted(names[:2]) == ["st_cnn_tps", "st_fcn_tps"]
+    assert names[2:] == ["cnn", "st_cnn_affine", "st_fcn_affine", "fcn"]
+
+
+@pytest.mark.parametrize("git", [True, False])
+def test_git_takes_smoke_back_where_there_is_git(order, git, capsys):
+    if git:
+        Path(".git").mkdir()
+    bring_up_to_date(1, 1, fresh=False)
+    way = "`git checkout params.yaml cells.json dvc.lock reports` takes them back" if git else "unpack params.yaml"
+    assert f"budget smoke: its numbers mean nothing; {way}" in capsys.readouterr().out
 
 
 def test_nothing_is_stale_the_second_time(tiny):

@@ -64,9 +64,9 @@ def shown(params: Params, table: int) -> tuple[list[Cell], list[Cell]]:
     required = declared(params, table)
     if params.source != "mnist":
         return required, []
-    others = [cell for cell in find_tables()[1].cells(on_demand=False) if cell.model in params.rows]
+    candidates = [cell for cell in find_tables()[1].cells(on_demand=False) if cell.model in params.rows]
     columns: dict[str, list[Cell]] = {}
-    for cell in others:
+    for cell in candidates:
         columns.setdefault(cell.data, []).append(cell)
     # Another table may have trained a cell of a column that is not chosen: that is not the whole column.
     whole = [cells for cells in columns.values() if all(record_path(params.budget, cell).exists() for cell in cells)]
@@ -76,11 +76,11 @@ def shown(params: Params, table: int) -> tuple[list[Cell], list[Cell]]:
 
 def _all_cells(table: int, on_demand: bool) -> list[Cell]:
     """The cells of a table with their stand-ins, by column and row."""
-    found = find_tables()[table]
+    layout = find_tables()[table]
     cells = (
         cell
-        for column in found.columns
-        for row in found.rows
+        for column in layout.columns
+        for row in layout.rows
         if row.on_demand == on_demand
         for cell in row.cells(column)
     )
@@ -155,8 +155,8 @@ def describe_stored(name: str, cfg: DictConfig) -> dict[str, str]:
 
 def describe(params: Params) -> dict[str, dict]:
     """The contents of `cells.json`: what each stage is made of and depends on."""
-    wanted = {table: [*declared(params, table), *on_demand(params, table)] for table in find_tables()}
-    cells = list(dict.fromkeys(cell for several in wanted.values() for cell in several))
+    tables = {table: [*declared(params, table), *on_demand(params, table)] for table in find_tables()}
+    cells = list(dict.fromkeys(cell for group in tables.values() for cell in group))
     exported = [cell for table in EXPORTED for cell in declared(params, table)]
     first: dict[str, Cell] = {}
     for cell in cells:

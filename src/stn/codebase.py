@@ -186,11 +186,11 @@ class _Graph:
                 raise ValueError(f"{root}: there is no such definition")
             places = module.defined.get(symbol, ())  # also of what stands apart, if it is asked for
             parts.append(" ".join(self._number((name, place)) for place in places) or self._symbol(name, symbol))
-        done = 0
+        position = 0
         while True:
-            while done < len(self.keys):
-                parts.append(self._part(*self.keys[done]))
-                done += 1
+            while position < len(self.keys):
+                parts.append(self._part(*self.keys[position]))
+                position += 1
             acting = [
                 (dump(statement.tree), (name, place))
                 for name in self.loaded
@@ -205,8 +205,8 @@ class _Graph:
     def module(self, name: str) -> "Module | None":
         """A module of the project by its full name; None if it is none, or stands apart."""
         if name not in self.modules:
-            ours = name.split(".")[0] in self.packages and name not in APART
-            source = self.read(name) if ours else None
+            internal = name.split(".")[0] in self.packages and name not in APART
+            source = self.read(name) if internal else None
             self.modules[name] = source and parse(name, *source)
         return self.modules[name]
 
@@ -249,9 +249,9 @@ class _Graph:
         self._load(prefixes[depth - 1])
         return self._whole(prefixes[-1]) if depth == len(path) else self._symbol(prefixes[depth - 1], path[depth])
 
-    def _symbol(self, name: str, symbol: str, seen: tuple[str, ...] = ()) -> str:
+    def _symbol(self, name: str, symbol: str, trail: tuple[str, ...] = ()) -> str:
         """What a name stands for in a module: the numbers of its statements, or what it is imported from."""
-        if f"{name}:{symbol}" in APART or name in seen:
+        if f"{name}:{symbol}" in APART or name in trail:
             return "apart"
         self._load(name)
         module = self.present(name)
@@ -260,8 +260,8 @@ class _Graph:
             meanings.append(self._full(module.imported[symbol], []))
         if not meanings:
             stars = [star for star in module.stars if self.module(star) is not None]
-            meanings = [self._symbol(star, symbol, (*seen, name)) for star in stars if self._has(star, symbol)]
-        if not meanings and not seen and not module.stars:  # made when it is asked for
+            meanings = [self._symbol(star, symbol, (*trail, name)) for star in stars if self._has(star, symbol)]
+        if not meanings and not trail and not module.stars:  # made when it is asked for
             return self._whole(name)
         return " ".join(meanings)
 

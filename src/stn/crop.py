@@ -20,8 +20,8 @@ def crop(cfg: DictConfig) -> None:
         print(f"{cfg.data.stored}/{split}: {facts['images']} images of {size}")
     for part, reasons in about.get("left_out", {}).items():
         for reason, names in reasons.items():
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            print(f"{part}: {len(names)} left out, {reason}: {shown} (all in {cfg.data.stored}/sets.json)")
+            sample = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            print(f"{part}: {len(names)} left out, {reason}: {sample} (all in {cfg.data.stored}/sets.json)")
 
 
 main = front_door(crop, with_model=False)

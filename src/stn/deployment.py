@@ -61,17 +61,19 @@ def deploy(cfg: DictConfig) -> dict:
     quieten()
     torch.set_num_threads(1)
     learner, checkpoint = opened(cfg)
-    made, network = learner.cfg, learner.network.eval().requires_grad_(False)
-    own = OmegaConf.merge(OmegaConf.structured(experiments.load(made.data.kind, "config").DATA), made.data)
+    config, network = learner.cfg, learner.network.eval().requires_grad_(False)
+    own = OmegaConf.merge(OmegaConf.structured(experiments.load(config.data.kind, "config").DATA), config.data)
     data = cfg.data if "data" in _asked() else own
-    source, training = (experiments.load(made.data.kind, "data").source(each) for each in (data, own))
+    source, training = (experiments.load(config.data.kind, "data").source(each) for each in (data, own))
     source.load("test")
     training.load("train")
     folder = checkpoint.parent if cfg.export.folder is None else Path(cfg.export.folder)
     paths = {name: folder / file for name, file in FILES.items()}
     example = source.batch("test", torch.arange(2), torch.device("cpu"))[0]
     if not isinstance(example, Tensor):
-        raise UserError(f"{made.model.name} cannot be exported to ONNX: it takes more than images and gives no scores")
+        raise UserError(
+            f"{config.model.name} cannot be exported to ONNX: it takes more than images and gives no scores"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         to_onnx(network, example, paths["float32"], cfg.export.opset)
@@ -80,14 +82,14 @@ def deploy(cfg: DictConfig) -> dict:
         raise UserError(f"cannot write {error.filename or folder}: {error.strerror}; set export.folder=...") from error
     runs = {"torch": eager(network), **{name: session(path) for name, path in paths.items()}}
     scores, right = tested(runs, source, learner.objective, cfg.export.batch)
-    _agree(scores, cfg.export.tolerance)
+    check_agreement(scores, cfg.export.tolerance)
     first = source.batch("test", torch.arange(1), torch.device("cpu"))[0].numpy()
-    found = {
+    facts = {
         "schema": SCHEMA,
-        "data": made.data.name,
-        "model": made.model.name,
+        "data": config.data.name,
+        "model": config.model.name,
         "tested": data.name,
-        "config": OmegaConf.to_container(made),
+        "config": OmegaConf.to_container(config),
         "trained": _trained(checkpoint.parent),
         "n_test": source.count("test"),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -107,8 +109,8 @@ def deploy(cfg: DictConfig) -> dict:
         "files": [str(path) for path in paths.values()],
     }
     if cfg.record:
-        _write(Path(f"{cfg.record}.json"), {key: value for key, value in found.items() if key != "files"})
-    return found
+        _write(Path(f"{cfg.record}.json"), {key: value for key, value in facts.items() if key != "files"})
+    return facts
 
 
 def opened(cfg: DictConfig) -> tuple[Learner, Path]:
@@ -119,27 +121,29 @@ def opened(cfg: DictConfig) -> tuple[Learner, Path]:
     if cfg.checkpoint is None:
         return _finished(cfg)
     learner = load(Path(cfg.checkpoint))
-    made, asked = learner.cfg, _asked()
-    if "model" in asked and cfg.model.name != made.model.name:
-        raise UserError(f"{cfg.checkpoint} is a checkpoint of {made.model.name}, not of {cfg.model.name}: drop model=")
-    for key in ("kind", "canvas") if "data" in asked else ():
-        if cfg.data[key] != made.data[key]:
+    config, keys = learner.cfg, _asked()
+    if "model" in keys and cfg.model.name != config.model.name:
+        raise UserError(
+            f"{cfg.checkpoint} is a checkpoint of {config.model.name}, not of {cfg.model.name}: drop model="
+        )
+    for key in ("kind", "canvas") if "data" in keys else ():
+        if cfg.data[key] != config.data[key]:
             raise UserError(
-                f"{cfg.checkpoint} was trained on {made.data.name} ({key} {made.data[key]}); "
+                f"{cfg.checkpoint} was trained on {config.data.name} ({key} {config.data[key]}); "
                 f"data={cfg.data.name} has {key} {cfg.data[key]}"
             )
     return learner, Path(cfg.checkpoint)
 
 
 def _finished(cfg: DictConfig) -> tuple[Learner, Path]:
-    seed, wanted = cfg.seeds[0], experiment(cfg)
+    seed, config = cfg.seeds[0], experiment(cfg)
     own = scratch(cfg, seed)
     # An older one will do: the code that names the folder may have changed where it changes no result.
-    others = sorted(own.parent.glob(f"*-s{seed}"), key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for folder in (own, *others):
+    folders = sorted(own.parent.glob(f"*-s{seed}"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in (own, *folders):
         if read_result(folder) and (folder / "last.ckpt").is_file():
             learner = load(folder / "last.ckpt")
-            if OmegaConf.to_container(learner.cfg) == wanted:
+            if OmegaConf.to_container(learner.cfg) == config:
                 return learner, folder / "last.ckpt"
     raise UserError(
         f"no checkpoint of {title(cfg, seed)} ({cfg.budget.name}) below {own.parent}: `{_training_of(cfg)}` trains it, "
@@ -237,15 +241,15 @@ def sampling_nodes(graph) -> set[str]:
     A learned kernel's sampler is no node of its own: there they lead to the pixels that it picks.
     """
     makers = {output: node for node in graph.node for output in node.output}
-    found: set[str] = set()
-    wanted = [node.input[1] for node in graph.node if node.op_type in ("GridSample", "GatherElements")]
-    while wanted:
-        node = makers.get(wanted.pop())
-        if node is not None and node.name not in found:
-            found.add(node.name)
+    names: set[str] = set()
+    queue = [node.input[1] for node in graph.node if node.op_type in ("GridSample", "GatherElements")]
+    while queue:
+        node = makers.get(queue.pop())
+        if node is not None and node.name not in names:
+            names.add(node.name)
             if not any(name.endswith(REGRESSION) for name in node.input):
-                wanted += node.input
-    return found
+                queue += node.input
+    return names
 
 
 class _Images(quantization.CalibrationDataReader):
@@ -281,8 +285,8 @@ def session(path: Path) -> Run:
     """A file as onnxruntime runs it, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    made = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: made.run(None, {"images": images})[0]
+    runner = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: runner.run(None, {"images": images})[0]
 
 
 def tested(runs: dict[str, Run], source, objective, batch: int) -> tuple[dict, dict]:
@@ -307,14 +311,15 @@ def latency(run: Run, image: np.ndarray, warm_up: int, n: int) -> dict:
         run(image)
     times = []
     for _ in range(n):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         run(image)
-        times.append(1000 * (time.perf_counter() - begun))
+        times.append(1000 * (time.perf_counter() - start))
     low, median, high = np.quantile(times, [0.05, 0.5, 0.95])
     return {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4), "n": n}
 
 
-def _agree(scores: dict[str, np.ndarray], tolerance: float) -> None:
+def check_agreement(scores: dict[str, np.ndarray], tolerance: float) -> None:
+    """UserError if the scores "float32" differ from those of "torch" by more than `tolerance` of the largest."""
     reach = float(np.abs(scores["torch"]).max())
     worst = float(np.abs(scores["float32"] - scores["torch"]).max()) / (reach or 1.0)
     if not math.isfinite(worst) or worst > tolerance:
@@ -326,18 +331,18 @@ def _agree(scores: dict[str, np.ndarray], tolerance: float) -> None:
 
 def _trained(folder: Path) -> dict | None:
     """Which training left the checkpoint in this folder, or None if it did not come to its end."""
-    finished = read_result(folder)
-    if finished is None:
+    files = read_result(folder)
+    if files is None:
         return None
-    result = finished[0]
+    result = files[0]
     return {"seed": result["seed"], "date": result["provenance"]["date"], "errors": result["errors"]}
 
 
-def _write(path: Path, found: dict) -> None:
+def _write(path: Path, facts: dict) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or path}: {error.strerror}; set record=... elsewhere") from error

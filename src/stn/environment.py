@@ -150,9 +150,9 @@ def _without_accent(letter: str) -> str:
     return unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode() or "?"
 
 
-def _settle_temporary_files(ours: Path) -> None:
+def _settle_temporary_files(base: Path) -> None:
     named = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
-    folders = [folder.absolute() for folder in (*map(Path, (*named, "/tmp", "/var/tmp")), ours / "tmp")]
+    folders = [folder.absolute() for folder in (*map(Path, (*named, "/tmp", "/var/tmp")), base / "tmp")]
     folder = next((folder for folder in folders if os.path.isdir(folder) and _writable(folder)), folders[-1])
     if not _writable(folder):
         raise UserError(f"no folder for temporary files can be written to: set TMPDIR to one ({folder} cannot be made)")
@@ -161,19 +161,19 @@ def _settle_temporary_files(ours: Path) -> None:
     tempfile.tempdir = None  # what Python took before
 
 
-def _settle_home(ours: Path) -> None:
+def _settle_home(base: Path) -> None:
     try:
         getpass.getuser()
     except (KeyError, OSError):  # who is not in the list of users, as after `docker run --user 1234`
         os.environ["USER"] = str(os.getuid())
-    if not _writable(ours):
-        ours = Path(tempfile.gettempdir()) / f"stn-{os.getuid()}"
+    if not _writable(base):
+        base = Path(tempfile.gettempdir()) / f"stn-{os.getuid()}"
     home = os.environ.get("HOME", "")
     if not (os.path.isabs(home) and os.path.isdir(home)):
-        home = os.environ["HOME"] = _listed_home() or str(ours)
+        home = os.environ["HOME"] = _listed_home() or str(base)
     for name, folder in CACHES.items():
         if not _writable(Path(home, os.environ.get(name) or folder)):
-            os.environ[name] = str(ours / Path(folder).name)
+            os.environ[name] = str(base / Path(folder).name)
 
 
 def _listed_home() -> str | None:

@@ -9,11 +9,11 @@ def evaluate(cfg: DictConfig) -> None:
     from stn.report.statistics import wilson
     from stn.training.run import test  # loads Lightning: ten seconds, which a misspelt key should not cost
 
-    made, correct = test(cfg)
+    config, correct = test(cfg)
     wrong, n = int((~correct).sum()), len(correct)
     low, high = wilson(wrong, n)
     print(
-        f"{made.model.name}, trained on {made.data.name} ({made.budget.name}), tested on {cfg.data.name}: "
+        f"{config.model.name}, trained on {config.data.name} ({config.budget.name}), tested on {cfg.data.name}: "
         f"error {100 * wrong / n:.2f} % [{low:.2f}, {high:.2f}] ({wrong} of {n} images)"
     )
 

@@ -14,15 +14,15 @@ def export(cfg: DictConfig) -> None:
     from stn.deployment import deploy  # loads Lightning: ten seconds, which a misspelt key should not cost
     from stn.report.statistics import wilson
 
-    found = deploy(cfg)
-    about, n = found["provenance"], found["n_test"]
+    facts = deploy(cfg)
+    about, n = facts["provenance"], facts["n_test"]
     print(
-        f"{found['model']}, trained on {found['data']}, {found['parameters']:,} parameters; "
-        f"tested on {found['tested']}, {n:,} images; one thread of {about['cpu']}, onnxruntime {about['onnxruntime']}"
+        f"{facts['model']}, trained on {facts['data']}, {facts['parameters']:,} parameters; "
+        f"tested on {facts['tested']}, {n:,} images; one thread of {about['cpu']}, onnxruntime {about['onnxruntime']}"
     )
     line = "{:14}{:>8}  {:16}{:>15}  {:>12}  {:18}{:>8}"
     print(line.format("", "error %", "95 % interval", "torch's answer", "ms an image", "5th to 95th %", "KB"))
-    for name, run in found["runs"].items():
+    for name, run in facts["runs"].items():
         low, high = wilson(run["errors"], n)
         time = run["latency"]
         agreement = "" if name == "torch" else f"{run['agreement']:.2f} %"
@@ -32,7 +32,7 @@ def export(cfg: DictConfig) -> None:
         )
         values = f"{run['error']:.2f}", f"{low:.2f} to {high:.2f}", agreement, f"{time['median']:.3f}", spread, size
         print(line.format(NAMES[name], *values).rstrip())
-    print(f"-> {', '.join(found['files'])}")
+    print(f"-> {', '.join(facts['files'])}")
 
 
 main = front_door(export)

@@ -77,7 +77,7 @@ def write_params(**knobs: str) -> list[str]:
             raise UserError(f"no knob {knob!r}: there are {', '.join(KNOBS)}")
         setattr(params, knob, value.split(",") if knob == "columns" else value)
     check(params)
-    text, told = PARAMS.read_text(encoding="utf-8"), []
+    text, messages = PARAMS.read_text(encoding="utf-8"), []
     for knob, value in knobs.items():
         quoted = {"seeds": f'"{value}"', "columns": f"[{value.replace(',', ', ')}]"}.get(knob, value)
         line = re.search(rf'^{knob}: ("[^"]*"|\[[^]]*\]|\S+)', text, re.MULTILINE)
@@ -86,7 +86,7 @@ def write_params(**knobs: str) -> list[str]:
         old = line.group(1)
         if old != quoted:
             text = text.replace(f"{knob}: {old}", f"{knob}: {quoted}")
-            old, value = (said.strip('"') for said in (old, quoted))
-            told.append(f"{PARAMS}: {knob} {old} -> {value}")
+            old, value = (setting.strip('"') for setting in (old, quoted))
+            messages.append(f"{PARAMS}: {knob} {old} -> {value}")
     write_texts({PARAMS: text})
-    return told
+    return messages

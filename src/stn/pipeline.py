@@ -28,8 +28,8 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     With `oracle` the cells of Table 1 that are trained only when asked for are trained too: the true pose.
     """
     params = read_params()
-    wanted = declared(params, table) + (on_demand(params, table) if oracle else [])
-    records = {f"cell@{stage(params.budget, cell)}": record_path(params.budget, cell) for cell in wanted}
+    cells = declared(params, table) + (on_demand(params, table) if oracle else [])
+    records = {f"cell@{stage(params.budget, cell)}": record_path(params.budget, cell) for cell in cells}
     before = {name: _seconds_and_dates(path) for name, path in records.items()}
     if fresh:
         for path in records.values():

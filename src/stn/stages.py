@@ -48,7 +48,7 @@ class Stages:
         """Side by side: `jobs` stages. Begins to load, in the background, what they need."""
         self.jobs = jobs
         self.telling = threading.Lock()
-        self.told: dict[str, tuple[int, int]] = {}
+        self.state: dict[str, tuple[int, int]] = {}
         self.cells: dict[str, Any] = {}
         if jobs > 1:
             share_cores(jobs)
@@ -68,7 +68,7 @@ class Stages:
         from dvc.repo import Repo, lock_repo  # half a second, which a wrong knob should not cost
 
         logging.getLogger("dvc").setLevel(logging.ERROR)  # as `dvc -q`
-        _survive_kills()
+        survive_kills()
         with _told_by_dvc(), Repo(_wait_for_lock=True) as repo:  # as `dvc --wait-for-lock`
             stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in set(names)}
             known = bool(stages)
@@ -76,29 +76,29 @@ class Stages:
                 with lock_repo(repo):  # `repo.status` would read dvc.yaml anew for each
                     stages = {name: stage for name, stage in stages.items() if stage.status()}
             files = _files()
-            finished, entered, failed = [], time.monotonic(), []
+            results, start, errors = [], time.monotonic(), []
             pool = ThreadPoolExecutor(self.jobs)
             work = [pool.submit(self._run, stages[name], files) for name in names if name in stages]
             try:
                 for future in as_completed(work):
                     try:
-                        finished.append(future.result())
+                        results.append(future.result())
                     except UserError as error:
-                        failed.append(error)
-                    if time.monotonic() - entered > ENTERED:
-                        _enter(repo, finished)
-                        finished, entered = [], time.monotonic()
+                        errors.append(error)
+                    if time.monotonic() - start > ENTERED:
+                        _enter(repo, results)
+                        results, start = [], time.monotonic()
             finally:
                 pool.shutdown(cancel_futures=True)  # after an interrupt, which those running have had too
-                _enter(repo, finished)
-        if failed:
-            raise failed[0]
+                _enter(repo, results)
+        if errors:
+            raise errors[0]
         return known
 
     def _run(self, stage, files: dict[str, tuple[int, int]]):
         """Run one stage, unless code or configs are no longer what `files` stands for; returns it."""
         if not self._changed(stage, files):
-            process = self.forks.Process(target=_module, args=(stage.cmd, self.interrupt is signal.SIG_IGN))
+            process = self.forks.Process(target=run_module, args=(stage.cmd, self.interrupt is signal.SIG_IGN))
             process.start()
             process.join()
             if process.exitcode:
@@ -118,10 +118,10 @@ class Stages:
         if now == files or not stage.addressing.startswith("cell@"):
             return False
         with self.telling:
-            if now != self.told:  # told once for each state of the files: it takes seconds
+            if now != self.state:  # computed once for each state of the files: it takes seconds
                 command = [sys.executable, "-m", "stn.cells", "--print"]
                 answer = subprocess.run(command, capture_output=True, encoding="utf-8")
-                self.told, self.cells = now, json.loads(answer.stdout)["cells"] if answer.returncode == 0 else {}
+                self.state, self.cells = now, json.loads(answer.stdout)["cells"] if answer.returncode == 0 else {}
         key = stage.addressing.partition("@")[2]
         return self.cells.get(key) != json.loads(Path("cells.json").read_text(encoding="utf-8"))["cells"][key]
 
@@ -129,17 +129,17 @@ class Stages:
 @contextmanager
 def _short_temporary_folder():
     """Has Python choose a folder for temporary files in which the path of a socket fits into what the kernel takes."""
-    chosen = tempfile.gettempdir()
+    default = tempfile.gettempdir()
     fitting = (
-        folder for folder in (chosen, *SHORT) if len(os.fsencode(folder)) <= LONGEST and os.access(folder, os.W_OK)
+        folder for folder in (default, *SHORT) if len(os.fsencode(folder)) <= LONGEST and os.access(folder, os.W_OK)
     )
     tempfile.tempdir = next(fitting, None)
     if tempfile.tempdir is None:
-        raise UserError(f"TMPDIR={chosen} is too long for a socket: set it to a folder of {LONGEST} bytes or fewer")
+        raise UserError(f"TMPDIR={default} is too long for a socket: set it to a folder of {LONGEST} bytes or fewer")
     try:
         yield
     finally:
-        tempfile.tempdir = chosen
+        tempfile.tempdir = default
 
 
 def gpu_is_shared() -> bool:
@@ -153,16 +153,16 @@ def _files() -> dict[str, tuple[int, int]]:
     return {str(file): (file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()}
 
 
-def _enter(repo, finished: list) -> None:
+def _enter(repo, stages: list) -> None:
     """The stages in `dvc.lock`, at once: `dvc commit` would write that long file anew for each."""
-    if finished:
+    if stages:
         from dvc.repo import lock_repo
 
         with lock_repo(repo):
-            for stage in finished:
+            for stage in stages:
                 stage.save()
                 stage.commit()
-            finished[0].dvcfile.dump_stages(finished, update_pipeline=False)
+            stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def _told_by_dvc():
         raise UserError(f"dvc: {error}; the same command resumes") from error
 
 
-def _survive_kills() -> None:
+def survive_kills() -> None:
     """Have DVC leave its files, wherever it is killed, so that its next run can read them.
 
     It would write `dvc.lock` in place, for seconds: now it writes it aside, and moves it in when it is whole.
@@ -197,10 +197,10 @@ def _survive_kills() -> None:
 
     if modify.__name__ != modify_whole.__name__:
         dvcfile.modify_yaml = modify_whole
-    _clear(Path(".dvc/tmp"))
+    clear_leftovers(Path(".dvc/tmp"))
 
 
-def _clear(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
     """Take away what a killed DVC left behind, unless one runs here.
 
     That is its list of who reads and writes what, which may be cut short, or name processes whose numbers others bear;
@@ -212,8 +212,8 @@ def _clear(folder: Path) -> None:
     def is_gone(process: dict) -> bool:
         """Whether a process has ended; one that began since bears its number."""
         try:
-            other = psutil.Process(int(process["pid"]))
-            return other.create_time() > changed or other.status() == psutil.STATUS_ZOMBIE
+            owner = psutil.Process(int(process["pid"]))
+            return owner.create_time() > changed or owner.status() == psutil.STATUS_ZOMBIE
         except psutil.Error:
             return True
 
@@ -224,9 +224,9 @@ def _clear(folder: Path) -> None:
         return
     try:
         changed = rwlock.stat().st_mtime
-        held = json.loads(rwlock.read_bytes())
-        readers = [process for processes in held.get("read", {}).values() for process in processes]
-        if not all(map(is_gone, [*readers, *held.get("write", {}).values()])):
+        locks = json.loads(rwlock.read_bytes())
+        readers = [process for processes in locks.get("read", {}).values() for process in processes]
+        if not all(map(is_gone, [*readers, *locks.get("write", {}).values()])):
             return
         rwlock.unlink()
     except FileNotFoundError:
@@ -241,17 +241,17 @@ def _clear(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process, and those it began, when the one that began it is gone; else it would meet the next run."""
     import psutil
 
     parent, here = os.getppid(), psutil.Process()
 
     def watch() -> None:
-        asked = multiprocessing.parent_process()
-        if asked:  # for this fork; what it is forked from ends last
-            asked.join()
-        while not asked and os.getppid() == parent:
+        creator = multiprocessing.parent_process()
+        if creator:  # for this fork; what it is forked from ends last
+            creator.join()
+        while not creator and os.getppid() == parent:
             time.sleep(ALONE)
         for process in here.children(recursive=True):
             process.kill()
@@ -260,9 +260,9 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _module(command: str, deaf: bool) -> None:
+def run_module(command: str, deaf: bool) -> None:
     """Run `python -m <module> <arguments>` in this process; `deaf` to interrupts, or not."""
-    _end_with_parent()
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.default_int_handler)
     _, _, module, *arguments = shlex.split(command)
     sys.argv = [module, *arguments]
@@ -273,8 +273,8 @@ def main() -> None:
     with told():
         from dvc.cli import main as dvc
 
-        _end_with_parent()
-        _survive_kills()
+        end_with_parent()
+        survive_kills()
         sys.exit(dvc(sys.argv[1:]))
 
 

@@ -111,7 +111,7 @@ def _bound(tree: ast.AST) -> Iterator[str]:
 def _acts(tree: ast.stmt) -> bool:
     """Whether a statement does more than define names: then it counts wherever its module is imported."""
     if isinstance(tree, Definition):
-        names = [chain[-1] for one in tree.decorator_list for chain in list(name_chains(one))[:1]]
+        names = [chain[-1] for node in tree.decorator_list for chain in list(name_chains(node))[:1]]
         return len(names) < len(tree.decorator_list) or not PLAIN_DECORATORS.issuperset(names)
     if not isinstance(tree, ast.Assign | ast.AnnAssign):
         return True
@@ -132,7 +132,7 @@ def _body(tree: ast.Module | Definition) -> list[ast.stmt]:
     first = tree.body[:1]
     if first and isinstance(first[0], ast.Expr) and isinstance(first[0].value, ast.Constant):
         first = [] if isinstance(first[0].value.value, str) else first
-    return [one for one in [*first, *tree.body[1:]] if not isinstance(one, ast.Pass) and not _is_for_types(one)]
+    return [node for node in [*first, *tree.body[1:]] if not isinstance(node, ast.Pass) and not _is_for_types(node)]
 
 
 def _clean(tree: ast.AST, local: bool = False) -> None:
@@ -154,7 +154,7 @@ def _clean(tree: ast.AST, local: bool = False) -> None:
     elif isinstance(tree, ast.ClassDef):
         local = False
     if local and hasattr(tree, "body") and isinstance(tree.body, list):
-        tree.body = [one for one in tree.body if not isinstance(one, Import)]
+        tree.body = [node for node in tree.body if not isinstance(node, Import)]
     if local and isinstance(tree, ast.AnnAssign):
         tree.annotation = None  # type: ignore[assignment]  # no more a tree that Python takes
     for inner in ast.iter_child_nodes(tree):
@@ -186,13 +186,13 @@ def dump(tree: object) -> str:
 
 def _merged(values: list[ast.expr]) -> list[ast.expr]:
     """The parts of an f-string, each stretch of text as one."""
-    merged: list[ast.expr] = []
+    parts: list[ast.expr] = []
     for value in values:
-        if isinstance(value, ast.Constant) and merged and isinstance(merged[-1], ast.Constant):
-            merged[-1] = ast.Constant(cast(str, merged[-1].value) + cast(str, value.value))
+        if isinstance(value, ast.Constant) and parts and isinstance(parts[-1], ast.Constant):
+            parts[-1] = ast.Constant(cast(str, parts[-1].value) + cast(str, value.value))
         elif not isinstance(value, ast.Constant) or value.value:
-            merged.append(value)
-    return merged
+            parts.append(value)
+    return parts
 
 
 def name_chains(tree: ast.AST) -> Iterator[tuple[str, ...]]:

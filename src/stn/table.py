@@ -71,15 +71,15 @@ def longest_first(number: int, budgets: Sequence[list[Record]]) -> Sequence[list
 
     A budget is whole if each cell is there that the pipeline trains unasked; of Table 1, those of R, RTS, P and E.
     """
-    shown = [found for found in budgets if found and found[0].budget in COMPARED]
-    if len(shown) > 1:
+    candidates = [results for results in budgets if results and results[0].budget in COMPARED]
+    if len(candidates) > 1:
         params = read_params()
         columns = list(COLUMNS[:4]) if params.source == "mnist" else params.columns
         for budget in reversed(COMPARED):
             cells = declared(replace(params, budget=budget, columns=columns), number)
             if all(record_path(budget, cell).exists() for cell in cells):
-                return sorted(shown, key=lambda found: found[0].budget != budget)
-    return shown or budgets
+                return sorted(candidates, key=lambda results: results[0].budget != budget)
+    return candidates or budgets
 
 
 def written(number: int, budgets: list[list[Record]]) -> dict[Path, str]:
@@ -87,28 +87,28 @@ def written(number: int, budgets: list[list[Record]]) -> dict[Path, str]:
 
     If the pages lead with another budget, that has files of its own.
     """
-    found, *more = budgets
-    texts = _files(f"table{number}", number, found, more if _means_something(found) else [])
+    first_records, *rest_records = budgets
+    texts = _files(f"table{number}", number, first_records, rest_records if _means_something(first_records) else [])
     texts[REPORTS / "metrics" / f"table{number}.json"] = render_metrics(find_tables()[number], budgets)
-    texts[REPORTS / "curves" / f"table{number}.csv"] = render_curves(found)
+    texts[REPORTS / "curves" / f"table{number}.csv"] = render_curves(first_records)
     first, *rest = longest_first(number, budgets)
-    return texts | ({} if first is found else _files(_stem(number, first), number, first, rest))
+    return texts | ({} if first is first_records else _files(_stem(number, first), number, first, rest))
 
 
-def _files(stem: str, number: int, found: list[Record], more: list[list[Record]]) -> dict[Path, str]:
+def _files(stem: str, number: int, results: list[Record], rest: list[list[Record]]) -> dict[Path, str]:
     return {
-        REPORTS / f"{stem}.md": tables.to_markdown(found, number, more),
-        REPORTS / f"{stem}.csv": tables.to_csv(found),
-        REPORTS / f"{stem}.tex": tables.to_tex(found, number),
+        REPORTS / f"{stem}.md": tables.to_markdown(results, number, rest),
+        REPORTS / f"{stem}.csv": tables.to_csv(results),
+        REPORTS / f"{stem}.tex": tables.to_tex(results, number),
     }
 
 
-def _stem(number: int, found: list[Record]) -> str:
-    return f"table{number}-{found[0].budget}"
+def _stem(number: int, results: list[Record]) -> str:
+    return f"table{number}-{results[0].budget}"
 
 
-def _means_something(found: list[Record]) -> bool:
-    return not found or found[0].budget in COMPARED
+def _means_something(results: list[Record]) -> bool:
+    return not results or results[0].budget in COMPARED
 
 
 def pages(budgets: Mapping[int, Sequence[list[Record]]]) -> dict[Path, str]:
@@ -119,9 +119,9 @@ def pages(budgets: Mapping[int, Sequence[list[Record]]]) -> dict[Path, str]:
 
     @cache
     def report(number: int) -> Report:
-        given = budgets[number] if number in budgets else _unchecked(number)
-        leading = longest_first(number, given)
-        stem = f"table{number}" if leading[0] is given[0] else _stem(number, leading[0])
+        lists = budgets[number] if number in budgets else _unchecked(number)
+        leading = longest_first(number, lists)
+        stem = f"table{number}" if leading[0] is lists[0] else _stem(number, leading[0])
         return Report(leading, stem)
 
     sources = Sources(report, schedules(), Path())
@@ -138,19 +138,19 @@ def _unchecked(number: int) -> list[list[Record]]:
 def schedules() -> dict[str, dict]:
     """The settings of each budget in `conf/budget`."""
     settings = {path.stem: cast(DictConfig, OmegaConf.load(path)) for path in sorted((CONF / "budget").glob("*.yaml"))}
-    merged = {}
+    configs = {}
     for name, own in settings.items():
         bases = [settings[base] for base in own.get("defaults", ()) if base in settings]
-        merged[name] = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*bases, own)))
-    return merged
+        configs[name] = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*bases, own)))
+    return configs
 
 
-def draw(number: int, shown: Sequence[Record]) -> None:
+def draw(number: int, results: Sequence[Record]) -> None:
     """Draw the figures of a table from its records."""
     for figure in find_tables()[number].figures:
         path = REPORTS / "figures" / figure.name
         with whole(path) as part:
-            figure.write(shown, part)
+            figure.write(results, part)
         print(path)
 
 
@@ -160,15 +160,15 @@ def check(numbers: tuple[int, ...]) -> None:
     A table without records and without files, which nobody began, is left alone.
     """
     texts: dict[Path, str] = {}
-    shown: dict[int, Sequence[list[Record]]] = {}
+    displays: dict[int, Sequence[list[Record]]] = {}
     for number in numbers:
         budgets = [records(number), *others(number)]
         files = written(number, budgets)
         if budgets[0] or any(path.exists() for path in files):
             texts |= files
             if (REPORTS / f"table{number}.md").exists():
-                shown[number] = budgets
-    stale = tables.stale(texts | pages(shown))
+                displays[number] = budgets
+    stale = tables.stale(texts | pages(displays))
     if stale:
         again = " and ".join(f"`python -m stn.table --table {number}`" for number in numbers)
         raise UserError(f"not what the records say: {', '.join(map(str, stale))}; run {again}")
@@ -190,15 +190,15 @@ def main() -> None:
         budgets = [records(number), *others(number)]
         if not args.show:
             texts = written(number, budgets)
-            ours = {REPORTS / f"table{number}-{budget}{path.suffix}" for budget in COMPARED for path in texts}
+            paths = {REPORTS / f"table{number}-{budget}{path.suffix}" for budget in COMPARED for path in texts}
             write_texts(texts | pages({number: budgets}))
-            for path in ours - set(texts):  # of a budget that the pages led with
+            for path in paths - set(texts):  # of a budget that the pages led with
                 path.unlink(missing_ok=True)
         if args.figures and not args.show:
             draw(number, budgets[0])
-        found, *more = budgets
+        first, *rest = budgets
         Console(width=min(100, shutil.get_terminal_size((100, 24)).columns)).print(
-            tables.to_terminal(found, number, more if _means_something(found) else [])
+            tables.to_terminal(first, number, rest if _means_something(first) else [])
         )
 
 

@@ -163,25 +163,25 @@ def _copied(
     files that are copied.
     """
     if target.is_dir():
-        found = fault(target)
-        if found is None:
+        problem = fault(target)
+        if problem is None:
             return target
-        say(f"{target} {found}: fetching it")
+        say(f"{target} {problem}: fetching it")
     if at_mirror is None or not at_mirror.is_dir():
         return None
-    if found := fault(at_mirror):
-        raise UserError(f"{at_mirror} {found}; replace it, or correct STN_DATA_MIRROR")
+    if problem := fault(at_mirror):
+        raise UserError(f"{at_mirror} {problem}; replace it, or correct STN_DATA_MIRROR")
     scratch = SCRATCH / at_mirror.parent.name / f"{at_mirror.name}.part"
     with _alone(scratch), writing(target):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         files = [file for pattern in patterns for file in at_mirror.glob(pattern)]
         with progress(str(target), len(files), unit="files") as tell:
-            for done, file in enumerate(files):
+            for count, file in enumerate(files):
                 copy = scratch / file.relative_to(at_mirror)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
-                tell(done)
+                tell(count)
         target.parent.mkdir(parents=True, exist_ok=True)
         move_in(scratch, target)
     return target
@@ -288,13 +288,13 @@ def _receive(file: RemoteFile, url: str, part: Path) -> None:
         with writing(part), part.open("ab") as out, progress(file.name, total, start) as tell:
             if start < offset:
                 out.truncate(start)
-            done = start
+            position = start
             while chunk := _read(response):
                 out.write(chunk)
-                done += len(chunk)
-                tell(done)
-    if total is not None and done < total:
-        raise _Interrupted(f"the connection closed after {done} of {total} bytes")
+                position += len(chunk)
+                tell(position)
+    if total is not None and position < total:
+        raise _Interrupted(f"the connection closed after {position} of {total} bytes")
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:

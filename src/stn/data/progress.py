@@ -32,13 +32,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def progress(name: str, total: int | None, done: int = 0, unit: str = "MB") -> Iterator[Callable[[int], None]]:
+def progress(name: str, total: int | None, amount: int = 0, unit: str = "MB") -> Iterator[Callable[[int], None]]:
     """Yields a function to be told what is done so far: a bar in a terminal, elsewhere a line now and then.
 
     `total` and what is told are bytes if the unit is MB, else they count units.
     """
     if unit == "MB" and total is not None and total < SMALL:
-        yield lambda done: None
+        yield lambda amount: None
     elif sys.stderr.isatty():
         from rich import progress as bars
         from rich.console import Console
@@ -46,23 +46,23 @@ def progress(name: str, total: int | None, done: int = 0, unit: str = "MB") -> I
         amounts = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit == "MB" else (bars.MofNCompleteColumn(),)
         columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), *amounts, bars.TimeRemainingColumn())
         with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(name, total=total, completed=done)
-            yield lambda done: bar.update(task, completed=done)
+            task = bar.add_task(name, total=total, completed=amount)
+            yield lambda amount: bar.update(task, completed=amount)
     else:
-        first, begun = done, time.monotonic()
-        last_line = begun
+        first, start = amount, time.monotonic()
+        last_line = start
         scale = 1e6 if unit == "MB" else 1
 
-        def tell(done: int) -> None:
+        def tell(amount: int) -> None:
             nonlocal last_line
             now = time.monotonic()
             if now - last_line < SECONDS_BETWEEN_LINES:
                 return
             last_line = now
-            line = f"{name}: {done / scale:.0f} {unit}"
-            if total is not None and done > first:
-                minutes, seconds = divmod(round((total - done) * (now - begun) / (done - first)), 60)
-                line = f"{name}: {done / scale:.0f} of {total / scale:.0f} {unit}, ETA {minutes}:{seconds:02}"
+            line = f"{name}: {amount / scale:.0f} {unit}"
+            if total is not None and amount > first:
+                minutes, seconds = divmod(round((total - amount) * (now - start) / (amount - first)), 60)
+                line = f"{name}: {amount / scale:.0f} of {total / scale:.0f} {unit}, ETA {minutes}:{seconds:02}"
             say(line)
 
         yield tell

@@ -37,10 +37,10 @@ def read_idx(path: Path) -> np.ndarray:
     if axes is None or len(content) < 4 + 4 * axes:
         raise UserError(f"{path} starts with 0x{content[:4].hex()}, expected 0x00000801 or 0x00000803; {remedy}")
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", axes, offset=4))
-    found, expected = len(content) - 4 - 4 * axes, math.prod(shape)
-    if found != expected:
+    content_size, expected = len(content) - 4 - 4 * axes, math.prod(shape)
+    if content_size != expected:
         size = " x ".join(map(str, shape))
-        raise UserError(f"{path} holds {found} bytes of data, its header promises {size} = {expected}; {remedy}")
+        raise UserError(f"{path} holds {content_size} bytes of data, its header promises {size} = {expected}; {remedy}")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
 
 
@@ -50,7 +50,7 @@ class BrokenArchive(Exception):
 
 @contextmanager
 def archive(
-    path: Path, tell: Callable[[int], None] = lambda done: None, folders: bool = False
+    path: Path, tell: Callable[[int], None] = lambda amount: None, folders: bool = False
 ) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
     """The files in a tar.gz as pairs of name and stream, in their order, each to be read at once.
 

@@ -54,10 +54,12 @@ def read_set(
     mend = f"run `{command}`"
     try:
         about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
-        facts, made = about["sets"][split], about.get("recipe", about)
-        others = [f"{key}={made.get(key)} (not {value})" for key, value in recipe.items() if made.get(key) != value]
-        if others:
-            raise UserError(f"{folder} was stored with {', '.join(others)}: {mend}, or set data.stored elsewhere")
+        facts, origin = about["sets"][split], about.get("recipe", about)
+        conflicts = [
+            f"{key}={origin.get(key)} (not {value})" for key, value in recipe.items() if origin.get(key) != value
+        ]
+        if conflicts:
+            raise UserError(f"{folder} was stored with {', '.join(conflicts)}: {mend}, or set data.stored elsewhere")
         stored = load(about, facts)
         whole = is_whole(stored, facts)
     except FileNotFoundError as error:

@@ -328,9 +328,9 @@ def homography_through(source: Tensor, target: Tensor) -> Tensor:
     """
     x, y = target.unbind(-1)
     u, v = source.unbind(-1)
-    one, zero = torch.ones_like(x), torch.zeros_like(x)
-    rows_u = torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], -1)
-    rows_v = torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], -1)
+    unit, zero = torch.ones_like(x), torch.zeros_like(x)
+    rows_u = torch.stack([x, y, unit, zero, zero, zero, -u * x, -u * y], -1)
+    rows_v = torch.stack([zero, zero, zero, x, y, unit, -v * x, -v * y], -1)
     return torch.linalg.solve(torch.cat([rows_u, rows_v], 1), torch.cat([u, v], 1))  # type: ignore[no-any-return]
 
 

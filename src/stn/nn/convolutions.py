@@ -45,8 +45,8 @@ def usable(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
-        one = torch.zeros(1, device=device)
-        _first_images[(1,)](one, torch.empty_like(one), 1, 1, 1, KERNEL=1, BLOCK=16)
+        tensor = torch.zeros(1, device=device)
+        _first_images[(1,)](tensor, torch.empty_like(tensor), 1, 1, 1, KERNEL=1, BLOCK=16)
     except Exception as error:  # Triton takes a C compiler and Python's headers, and misses them in many ways
         reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
         warnings.warn(f"cuDNN's convolutions, since Triton cannot build ours here ({reason})", stacklevel=2)
@@ -85,17 +85,17 @@ def convolution(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         weight = _nhwc(F.pad(weight, (0, 0, 0, 0, 0, channels)))
         return F.linear(_nhwc(maps).flatten(1), weight.flatten(1), bias)[..., None, None]
     maps = F.pad(maps, (0, 0, 0, 0, 0, -maps.shape[1] % 16))
-    more = -len(weight) % 16
-    weight = F.pad(weight, (0, 0, 0, 0, 0, maps.shape[1] - weight.shape[1], 0, more))
-    return _Convolution.apply(maps, weight, F.pad(bias, (0, more)))  # type: ignore[no-any-return, no-untyped-call]
+    padding = -len(weight) % 16
+    weight = F.pad(weight, (0, 0, 0, 0, 0, maps.shape[1] - weight.shape[1], 0, padding))
+    return _Convolution.apply(maps, weight, F.pad(bias, (0, padding)))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _plain(layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether it is a convolution that the kernels know: square, without stride, padding, dilation or groups."""
-    one = layer.stride == layer.dilation == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
+    simple = layer.stride == layer.dilation == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
     square = layer.kernel_size[0] == layer.kernel_size[1] and x.shape[2] == x.shape[3]
     narrow = max(layer.in_channels, layer.out_channels) <= WIDEST
-    return one and square and narrow and layer.bias is not None and x.dtype == torch.float32
+    return simple and square and narrow and layer.bias is not None and x.dtype == torch.float32
 
 
 def _pools(todo: list[nn.Module]) -> bool:
@@ -167,11 +167,11 @@ class _Convolution(torch.autograd.Function):
         maps, weight = _nhwc(maps), _nhwc(weight)
         batch, side, _, channels = maps.shape
         filters, kernel = weight.shape[:2]
-        ctx.how, ctx.left = _precision(maps), side - kernel + 1
-        out = _maps_like(maps, batch, filters, ctx.left)
-        rows, how = _launch("forward", maps, ctx.how, channels, filters, positions=ctx.left**2)
-        _forward[(ctx.left**2, triton.cdiv(batch, rows))](
-            maps, weight, bias, out, batch, side, ctx.left, channels, filters,
+        ctx.how, ctx.out_side = _precision(maps), side - kernel + 1
+        out = _maps_like(maps, batch, filters, ctx.out_side)
+        rows, how = _launch("forward", maps, ctx.how, channels, filters, positions=ctx.out_side**2)
+        _forward[(ctx.out_side**2, triton.cdiv(batch, rows))](
+            maps, weight, bias, out, batch, side, ctx.out_side, channels, filters,
             KERNEL=kernel, BM=rows, BC=_block(channels), BO=_block(filters), **how,
         )  # fmt: skip
         ctx.save_for_backward(maps, weight)
@@ -182,14 +182,14 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         maps, weight = ctx.saved_tensors
         batch, side, _, channels = maps.shape
-        filters, kernel, left = *weight.shape[:2], ctx.left  # type: ignore[misc]
+        filters, kernel, out_side = *weight.shape[:2], ctx.out_side  # type: ignore[misc]
         gradient = _nhwc(gradient)
         to_maps = None
         if ctx.needs_input_grad[0]:
             to_maps = torch.empty_like(maps)
             rows, how = _launch("maps", maps, ctx.how, channels, filters, positions=side**2)
             _maps[(side**2, triton.cdiv(batch, rows))](
-                gradient, weight, to_maps, batch, side, left, channels, filters,
+                gradient, weight, to_maps, batch, side, out_side, channels, filters,
                 KERNEL=kernel, BM=rows, BC=_block(channels), BO=_block(filters), **how,
             )  # fmt: skip
             to_maps = to_maps.permute(0, 3, 1, 2)
@@ -276,11 +276,11 @@ def _first_forward(
         for first in tl.static_range(0, KERNEL * KERNEL, CHUNK):
             k = first + tl.arange(0, CHUNK)
             place = (k // KERNEL + s // 2) * side + k % KERNEL + s % 2
-            some = k < KERNEL * KERNEL
-            a = tl.load(corner[:, None] + place[None, :], mask=there[:, None] & some[None, :], other=0.0)
+            mask = k < KERNEL * KERNEL
+            a = tl.load(corner[:, None] + place[None, :], mask=there[:, None] & mask[None, :], other=0.0)
             w = tl.load(
                 weight + f[None, :] * (KERNEL * KERNEL) + k[:, None],
-                mask=(f < filters)[None, :] & some[:, None],
+                mask=(f < filters)[None, :] & mask[:, None],
                 other=0.0,
             )
             total = _dot(a, w, total, HOW)
@@ -290,9 +290,9 @@ def _first_forward(
         which = tl.where(better, s, which)
     best += tl.load(bias + f, mask=f < filters, other=0.0)[None, :]
     place = m[:, None] * wide + f[None, :]
-    some = (m < n)[:, None] & (f < wide)[None, :]
-    tl.store(out + place, tl.where(best < 0, 0.0, best), mask=some)
-    tl.store(code + place, tl.where(best > 0, which, 4).to(tl.uint8), mask=some)
+    mask = (m < n)[:, None] & (f < wide)[None, :]
+    tl.store(out + place, tl.where(best < 0, 0.0, best), mask=mask)
+    tl.store(code + place, tl.where(best > 0, which, 4).to(tl.uint8), mask=mask)
 
 
 @triton.jit
@@ -310,9 +310,9 @@ def _first_weights(
     for tile in range(tiles):
         m = (split * tiles + tile) * BM + tl.arange(0, BM)
         x, y, b = m % pooled, m // pooled % pooled, m // (pooled * pooled)
-        some = (m < n)[:, None] & (f < wide)[None, :]
-        g = tl.load(gradient + m[:, None] * wide + f[None, :], mask=some, other=0.0)
-        c = tl.load(code + m[:, None] * wide + f[None, :], mask=some, other=4)
+        mask = (m < n)[:, None] & (f < wide)[None, :]
+        g = tl.load(gradient + m[:, None] * wide + f[None, :], mask=mask, other=0.0)
+        c = tl.load(code + m[:, None] * wide + f[None, :], mask=mask, other=4)
         of_bias += tl.sum(tl.where(c < 4, g, 0.0), 0)
         for s in tl.static_range(4):
             row, column = 2 * y[None, :] + ky[:, None] + s // 2, 2 * x[None, :] + kx[:, None] + s % 2
@@ -336,9 +336,9 @@ def _first_sums(
     total = tl.zeros((BS, BF), tl.float32)
     for first in range(0, splits, BS):
         split = first + tl.arange(0, BS)
-        some = (split < splits)[:, None] & (f < wide)[None, :]
+        mask = (split < splits)[:, None] & (f < wide)[None, :]
         place = (split[:, None] * (KERNEL * KERNEL + 1) + tap) * wide + f[None, :]
-        total += tl.load(parts + place, mask=some, other=0.0)
+        total += tl.load(parts + place, mask=mask, other=0.0)
     total = tl.sum(total, 0)
     if tap == KERNEL * KERNEL:
         tl.store(to_bias + f, total, mask=f < filters)
@@ -359,9 +359,9 @@ def _first_taps(
     y, x = place // full, place % full
     there = (place < full * full) & (y // 2 < pooled) & (x // 2 < pooled)
     source = ((b * pooled + y // 2) * pooled + x // 2) * wide
-    some = (f < wide)[:, None] & there[None, :]
-    g = tl.load(gradient + source[None, :] + f[:, None], mask=some, other=0.0)
-    c = tl.load(code + source[None, :] + f[:, None], mask=some, other=4)
+    mask = (f < wide)[:, None] & there[None, :]
+    g = tl.load(gradient + source[None, :] + f[:, None], mask=mask, other=0.0)
+    c = tl.load(code + source[None, :] + f[:, None], mask=mask, other=4)
     g = tl.where(c == (y % 2 * 2 + x % 2)[None, :], g, 0.0)
     w = tl.load(
         weight + f[None, :] * (KERNEL * KERNEL) + k[:, None],
@@ -388,31 +388,31 @@ def _first_images(taps, to_images, n, side, full, KERNEL: tl.constexpr, BLOCK: t
 
 @triton.jit
 def _forward(
-    maps, weight, bias, out, batch, side, left, channels, filters,
+    maps, weight, bias, out, batch, side, out_side, channels, filters,
     KERNEL: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
     """All filters at one place of BM images."""
     place = tl.program_id(0)
-    y, x = place // left, place % left
+    y, x = place // out_side, place % out_side
     b = tl.program_id(1) * BM + tl.arange(0, BM)
     c, o = tl.arange(0, BC), tl.arange(0, BO)
-    some_a = (b < batch)[:, None] & (c < channels)[None, :]
-    some_w = (c < channels)[:, None] & (o < filters)[None, :]
+    mask_a = (b < batch)[:, None] & (c < channels)[None, :]
+    mask_w = (c < channels)[:, None] & (o < filters)[None, :]
     a_at = maps + b[:, None] * (side * side * channels) + c[None, :]
     w_at = weight + o[None, :] * (KERNEL * KERNEL * channels) + c[:, None]
     total = tl.zeros((BM, BO), tl.float32)
     for k in range(KERNEL * KERNEL):
-        a = tl.load(a_at + ((y + k // KERNEL) * side + x + k % KERNEL) * channels, mask=some_a, other=0.0)
-        w = tl.load(w_at + k * channels, mask=some_w, other=0.0)
+        a = tl.load(a_at + ((y + k // KERNEL) * side + x + k % KERNEL) * channels, mask=mask_a, other=0.0)
+        w = tl.load(w_at + k * channels, mask=mask_w, other=0.0)
         total = _dot(a, w, total, HOW)
     total += tl.load(bias + o, mask=o < filters, other=0.0)[None, :]
-    target = out + (b[:, None] * (left * left) + place) * filters + o[None, :]
+    target = out + (b[:, None] * (out_side * out_side) + place) * filters + o[None, :]
     tl.store(target, total, mask=(b < batch)[:, None] & (o < filters)[None, :])
 
 
 @triton.jit
 def _maps(
-    gradient, weight, to_maps, batch, side, left, channels, filters,
+    gradient, weight, to_maps, batch, side, out_side, channels, filters,
     KERNEL: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
     """The gradient of all channels at one pixel of BM images: over the taps that reach it from within the output."""
@@ -420,18 +420,18 @@ def _maps(
     y, x = pixel // side, pixel % side
     b = tl.program_id(1) * BM + tl.arange(0, BM)
     c, o = tl.arange(0, BC), tl.arange(0, BO)
-    some_g = (b < batch)[:, None] & (o < filters)[None, :]
-    some_w = (o < filters)[:, None] & (c < channels)[None, :]
-    g_at = gradient + b[:, None] * (left * left * filters) + o[None, :]
+    mask_g = (b < batch)[:, None] & (o < filters)[None, :]
+    mask_w = (o < filters)[:, None] & (c < channels)[None, :]
+    g_at = gradient + b[:, None] * (out_side * out_side * filters) + o[None, :]
     w_at = weight + o[:, None] * (KERNEL * KERNEL * channels) + c[None, :]
     total = tl.zeros((BM, BC), tl.float32)
-    top, bottom = tl.maximum(0, y - left + 1), tl.minimum(KERNEL, y + 1)
-    start, end = tl.maximum(0, x - left + 1), tl.minimum(KERNEL, x + 1)
+    top, bottom = tl.maximum(0, y - out_side + 1), tl.minimum(KERNEL, y + 1)
+    start, end = tl.maximum(0, x - out_side + 1), tl.minimum(KERNEL, x + 1)
     across = end - start
     for i in range((bottom - top) * across):
         ky, kx = top + i // across, start + i % across
-        g = tl.load(g_at + ((y - ky) * left + x - kx) * filters, mask=some_g, other=0.0)
-        w = tl.load(w_at + (ky * KERNEL + kx) * channels, mask=some_w, other=0.0)
+        g = tl.load(g_at + ((y - ky) * out_side + x - kx) * filters, mask=mask_g, other=0.0)
+        w = tl.load(w_at + (ky * KERNEL + kx) * channels, mask=mask_w, other=0.0)
         total = _dot(g, w, total, HOW)
     target = to_maps + (b[:, None] * (side * side) + pixel) * channels + c[None, :]
     tl.store(target, total, mask=(b < batch)[:, None] & (c < channels)[None, :])

@@ -98,8 +98,8 @@ def measure(table: Table, records: Sequence[Record]) -> list[Value]:
         comparison = against.get(record)
         beaten = "" if not comparison or comparison.clear else NOT_CLEARLY if comparison.beats else NOT_BEATEN
         low, high = sorted(map(table.turned, (low, high)))
-        ours = table.turned(record.error)
-        values.append(Value(record, paper, ours, low, high, judged, marks.get(judged, ""), beaten))
+        value = table.turned(record.error)
+        values.append(Value(record, paper, value, low, high, judged, marks.get(judged, ""), beaten))
     return values
 
 
@@ -107,24 +107,24 @@ def compare(table: Table, records: Sequence[Record], opponents: Callable[[Row], 
     """Each record against those of its opponents in the same column, as far as they are there."""
     places = {(record.row, record.column): record for record in records}
     pairs = (
-        (record, places[other, record.column])
+        (record, places[opponent, record.column])
         for record in records
-        for other in opponents(record.row)
-        if (other, record.column) in places
+        for opponent in opponents(record.row)
+        if (opponent, record.column) in places
     )
     return [compare_pair(table, *pair) for pair in pairs]
 
 
-def compare_pair(table: Table, record: Record, other: Record) -> Comparison:
+def compare_pair(table: Table, record: Record, opponent: Record) -> Comparison:
     """Two records of the same test images; UserError if they are not."""
-    if record.n_test != other.n_test:
-        raise UserError(f"{record.path} and {other.path}: not the same test images, train both again")
-    names = [seed.array for seed in record.seeds if seed.array in other.arrays]
-    tests = [mcnemar(other.arrays[name], record.arrays[name]) for name in names]
+    if record.n_test != opponent.n_test:
+        raise UserError(f"{record.path} and {opponent.path}: not the same test images, train both again")
+    names = [seed.array for seed in record.seeds if seed.array in opponent.arrays]
+    tests = [mcnemar(opponent.arrays[name], record.arrays[name]) for name in names]
     p = max((test[0] for test in tests), default=math.nan)
-    beats = record.error < other.error
+    beats = record.error < opponent.error
     sure = p < SIGNIFICANT and all((n01 > n10) == beats for _, n01, n10 in tests)
-    return Comparison(record, other, table.turned(record.error), table.turned(other.error), tests, p, beats, sure)
+    return Comparison(record, opponent, table.turned(record.error), table.turned(opponent.error), tests, p, beats, sure)
 
 
 def order_steps(table: Table, records: Sequence[Record]) -> list[list[Comparison]]:
@@ -164,10 +164,10 @@ def count_wins(subject: str) -> Callable[[Table, Sequence[Comparison]], list[str
         if not comparisons:
             return []
         places = [name_place(table, comparison) for comparison in comparisons]
-        lost = [place for place, cell in zip(places, comparisons, strict=True) if not cell.beats]
+        losses = [place for place, cell in zip(places, comparisons, strict=True) if not cell.beats]
         unclear = [place for place, cell in zip(places, comparisons, strict=True) if cell.beats and not cell.clear]
-        line = f"{subject} in {len(comparisons) - len(lost)} of {len(comparisons)} cells"
-        line += f"; not in {', '.join(lost)}." if lost else "."
+        line = f"{subject} in {len(comparisons) - len(losses)} of {len(comparisons)} cells"
+        line += f"; not in {', '.join(losses)}." if losses else "."
         if unclear:
             line += f" It does so without significance (p ≥ {SIGNIFICANT}) in {', '.join(unclear)}."
         return [line]

@@ -154,9 +154,9 @@ class Selection:
         return next(iter(self.records.values()))
 
 
-def select(table: Table, records: Sequence[Record], wanted: Callable[[Row], bool]) -> Selection:
+def select(table: Table, records: Sequence[Record], predicate: Callable[[Row], bool]) -> Selection:
     """The records of the wanted rows; UserError if there is none."""
-    places = {(record.row, record.column): record for record in records if wanted(record.row)}
+    places = {(record.row, record.column): record for record in records if predicate(record.row)}
     if not places:
         raise UserError(f"no record to draw of a network with a transformer: `{table.make}` trains the cells")
     rows = [row for row in table.rows if any(place[0] is row for place in places)]
@@ -194,8 +194,8 @@ def name_seeds(records: Sequence[Record]) -> str:
 def draw_image(axes: Axes, image: np.ndarray, frame: str, strength: float = 1.0) -> None:
     """A grey image (H, W) as ink on paper, a colour photo (H, W, 3) as it is; on the frame [-1, 1]."""
     limits = axes.get_xlim(), axes.get_ylim()
-    shown = 255 - image.astype(float) * strength if image.ndim == 2 else image
-    axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=(-1, 1, 1, -1))
+    pixels = 255 - image.astype(float) * strength if image.ndim == 2 else image
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(-1, 1, 1, -1))
     axes.add_patch(Rectangle((-1, -1), 2, 2, fill=False, edgecolor=frame, linewidth=0.8 if frame == PALE else 1.1))
     axes.set(xlim=limits[0], ylim=limits[1], aspect="auto")
 

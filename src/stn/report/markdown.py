@@ -16,7 +16,7 @@ PAIRED = (
 ORDER_HEAD = ("step before", "this step", "before", "this", "is a step up")
 
 
-def render_markdown(table: Table, records: Sequence[Record], others: Sequence[Sequence[Record]] = ()) -> str:
+def render_markdown(table: Table, records: Sequence[Record], alternatives: Sequence[Sequence[Record]] = ()) -> str:
     """The whole report. `others` are the records of the same cells at other budgets, as far as they are there."""
     matrix = build_matrix(table, records)
     text = [
@@ -29,7 +29,7 @@ def render_markdown(table: Table, records: Sequence[Record], others: Sequence[Se
     for build in table.asides:
         aside = build(table, records)
         text += [aside.text, render_grid(aside.grid)] if aside else []
-    budgets = build_budgets([records, *others], table, "**{}**", with_paper=True)
+    budgets = build_budgets([records, *alternatives], table, "**{}**", with_paper=True)
     if budgets:
         (first, *rest), grid = budgets
         text += [first, "\n".join(f"- {line}" for line in rest), render_grid(grid)]
@@ -86,8 +86,8 @@ def _contests(table: Table, records: Sequence[Record]) -> list[Section]:
 
 
 def _comparison_grid(contest: Contest, comparisons: Sequence[Comparison]) -> Grid:
-    theirs, ours, only_theirs, only_ours, beats = contest.head
-    head = ["model", "column", theirs, ours, "difference", f"only {only_theirs} right", f"only {only_ours} right"]
+    first, second, first_alone, second_alone, beats = contest.head
+    head = ["model", "column", first, second, "difference", f"only {first_alone} right", f"only {second_alone} right"]
     body = [
         [
             f"{cell.row.label} : {cell.other.row.label}" if contest.names_both else cell.row.label,
@@ -128,9 +128,9 @@ def _every_cell(table: Table, matrix: Matrix) -> Section | None:
     head += ["multiply-adds, M", "minutes", "verdict"]
     align = "llrrrrrrrrl"
     if table.is_all_ours:  # nothing to hold them against
-        kept = [i for i, name in enumerate(head) if name not in ("paper", "verdict")]
-        head, *body = ([line[i] for i in kept] for line in (head, *body))
-        align = "".join(align[i] for i in kept)
+        indices = [i for i, name in enumerate(head) if name not in ("paper", "verdict")]
+        head, *body = ([line[i] for i in indices] for line in (head, *body))
+        align = "".join(align[i] for i in indices)
     text = "Multiply-adds are those of one image in a test, in millions; minutes are of training, all seeds"
     text += " and all classes." if table.shares_records else "."
     return Section("Every cell", [text, Grid(head, body, align)])

@@ -61,13 +61,13 @@ def describe_absence(table: Table, row: Row, column: Column) -> str:
 def format_place(table: Table, row: Row, column: Column, value: Value | None, bold: str) -> str:
     """One place of the grid: ours in `bold`, such as "**{}**", the paper's in brackets, marks."""
     paper = row.paper.get(column)
-    theirs = "" if paper is None else f"({paper:.1f})"
-    return format_value(value, bold, theirs) if value else join(describe_absence(table, row, column), theirs)
+    citation = "" if paper is None else f"({paper:.1f})"
+    return format_value(value, bold, citation) if value else join(describe_absence(table, row, column), citation)
 
 
-def format_value(value: Value, bold: str, theirs: str = "") -> str:
+def format_value(value: Value, bold: str, citation: str = "") -> str:
     """Ours in `bold`, `theirs` after it, marks."""
-    return join(bold.format(f"{value.ours:.2f}"), theirs, f"{value.mark}{value.against}")
+    return join(bold.format(f"{value.ours:.2f}"), citation, f"{value.mark}{value.against}")
 
 
 def join(*parts: str) -> str:

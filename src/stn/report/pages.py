@@ -182,10 +182,10 @@ def _link(target: str | Path, page: Path) -> str:
 
 def table_block(number: int, report: Report, budget: str | None, section: str | None, page: Path) -> str:
     """The head of a table's report, or one of its sections, at the leading budget or another."""
-    records, others = report.leading, report.budgets[1:]
+    records, alternatives = report.leading, report.budgets[1:]
     if budget:
-        records, others = _at(budget, report), []
-    markdown = tables.to_markdown(records, number, others)
+        records, alternatives = _at(budget, report), []
+    markdown = tables.to_markdown(records, number, alternatives)
     if section:
         return _section(markdown, section)
     head = tables.readme_block(markdown)
@@ -241,14 +241,14 @@ def results_block(page: Path, sources: Sources) -> str:
     matrix = next(text for text in paragraphs if text.startswith("|"))
     head, _, *body = map(_cells, matrix.splitlines())
     body = [line for line in body if any("**" in cell for cell in line)]
-    shown = [i for i, _ in enumerate(head) if i == 0 or any("**" in line[i] for line in body)]
+    indices = [i for i, _ in enumerate(head) if i == 0 or any("**" in line[i] for line in body)]
     legends = " ".join(text for text in paragraphs if text.startswith(MEANT))
     meanings = [text for text in re.split(r"(?<=\.) (?=[^a-z])", legends) if text.startswith(MEANT)]
     line = " ".join([caption.partition(" Trained on ")[0], *meanings])
     if not body:
         return line
-    body = [[line[i] for i in shown] for line in body]
-    return f"{line}\n\n{_markdown([head[i] for i in shown], body, 'l' + 'r' * (len(shown) - 1))}"
+    body = [[line[i] for i in indices] for line in body]
+    return f"{line}\n\n{_markdown([head[i] for i in indices], body, 'l' + 'r' * (len(indices) - 1))}"
 
 
 # -------------------------------------------------------------------------------------------------- index
@@ -283,29 +283,29 @@ def _index_line(experiment: Experiment, report: Report, link: str) -> list[str]:
     budgets = [_on_papers_data(records) for records in budgets if records]
     if not budgets:
         return [name, "not run", "–", "–", "–"]
-    wanted = {(record.row.label, record.column.label) for records in budgets for record in records}
-    mostly = [records for records in budgets if 2 * len(records) >= len(wanted)] or budgets
-    longest = max(mostly, key=lambda records: max(seed.steps for seed in records[0].seeds))
+    places = {(record.row.label, record.column.label) for records in budgets for record in records}
+    candidates = [records for records in budgets if 2 * len(records) >= len(places)] or budgets
+    longest = max(candidates, key=lambda records: max(seed.steps for seed in records[0].seeds))
     table = _values(longest)
     known = [cell for records in budgets for cell in _values(records)]
-    best, theirs = [], []
+    best, references = [], []
     for column in dict.fromkeys(cell["column"] for cell in table):
         cells = [cell for cell in table if cell["column"] == column]
         pick = max if cells[0]["metric"].startswith("accuracy") else min
         cell = pick(cells, key=lambda cell: float(cell["ours"]))
         best.append(f"{column} **{float(cell['ours']):.2f}**" + (f" {cell['row']}" if len(cells) > 1 else ""))
         printed = [float(cell["paper"]) for cell in known if cell["column"] == column and cell["paper"]]
-        theirs.append(f"{pick(printed):.1f}" if printed else "–")
+        references.append(f"{pick(printed):.1f}" if printed else "–")
     stands_in = any(record.part for record in longest)
     if stands_in and not experiment.stand_in:
         raise UserError(f"{experiment.title}: not on the paper's data; say on its page what stand_in is")
     data = experiment.stand_in if stands_in else "whole"
-    partly = "" if len(longest) == len(wanted) else f", {len(longest)} of {len(wanted)} cells"
+    partly = "" if len(longest) == len(places) else f", {len(longest)} of {len(places)} cells"
     seeds = max(len(record.seeds) for record in longest)
     return [
         f"{name}, {experiment.measure or table[0]['metric']}",
         "<br>".join(best),
-        "<br>".join(["–"] * len(theirs) if stands_in else theirs),
+        "<br>".join(["–"] * len(references) if stands_in else references),
         data + partly,
         f"`{longest[0].budget}`, {seeds} seed{'s' * (seeds > 1)}",
     ]

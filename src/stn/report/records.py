@@ -151,8 +151,8 @@ def load_records(
     paths, optional = [Path(path) for path in required], [Path(path) for path in optional]
     loose = {path for path in optional if _is_loose(table, path)}
     own = [path for path in optional if path.parent.name == table.folder] or optional
-    begun = {_data_set(path) for path in own if path.is_file() and path not in loose}
-    paths += [path for path in optional if (path.is_file() if path in loose else _data_set(path) in begun)]
+    sets = {_data_set(path) for path in own if path.is_file() and path not in loose}
+    paths += [path for path in optional if (path.is_file() if path in loose else _data_set(path) in sets)]
     absent = missing(paths)
     if absent:
         cells = "1 cell has" if len(absent) == 1 else f"{len(absent)} cells have"
@@ -163,9 +163,9 @@ def load_records(
             config_differences(fill(record.config), configs[record.path]) if configs and record.path in configs else []
         )
         if differences:
-            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            suffix = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise UserError(
-                f"{record.path}: made with another config ({'; '.join(differences[:3])}{more}); "
+                f"{record.path}: made with another config ({'; '.join(differences[:3])}{suffix}); "
                 f"`{table.make}` trains the cell again"
             )
     for record in records:
@@ -187,9 +187,9 @@ def config_differences(config: Mapping[str, Any], expected: Mapping[str, Any], p
         elif isinstance(config[key], Mapping) and isinstance(expected[key], Mapping):
             differences += config_differences(config[key], expected[key], f"{name}.")
         else:
-            ours, theirs = (json.dumps(tree[key], default=str) for tree in (config, expected))
-            if ours != theirs and ({ours, theirs} & {"true", "false"} or config[key] != expected[key]):
-                differences.append(f"{name}: {ours}, not {theirs}")
+            value, target = (json.dumps(tree[key], default=str) for tree in (config, expected))
+            if value != target and ({value, target} & {"true", "false"} or config[key] != expected[key]):
+                differences.append(f"{name}: {value}, not {target}")
     return differences
 
 
@@ -216,9 +216,9 @@ def _read(path: Path, table: Table) -> list[Record]:
         raise damaged("no valid JSON") from error
     if not isinstance(facts, dict):
         raise damaged("no JSON object")
-    lacking = [key for key in KEYS if key not in facts]
-    if lacking:
-        raise damaged(f"without {', '.join(lacking)}")
+    gaps = [key for key in KEYS if key not in facts]
+    if gaps:
+        raise damaged(f"without {', '.join(gaps)}")
     if facts["schema"] != SCHEMA:
         raise damaged(f"schema {facts['schema']}, not {SCHEMA}")
     reason = fault(facts)
@@ -238,9 +238,9 @@ def _read(path: Path, table: Table) -> list[Record]:
         raise damaged("without any seed" if facts["n_test"] else "without any test image")
     seeds = []
     for seed in facts["seeds"]:
-        lacking = [key for key in SEED_KEYS if not isinstance(seed, dict) or key not in seed]
-        if lacking:
-            raise damaged(f"a seed without {', '.join(lacking)}")
+        gaps = [key for key in SEED_KEYS if not isinstance(seed, dict) or key not in seed]
+        if gaps:
+            raise damaged(f"a seed without {', '.join(gaps)}")
         wrong = _mistyped(Seed, seed)
         if wrong:
             raise damaged(f"a seed whose {wrong[0]} is {json.dumps(seed[wrong[0]])[:40]}")
@@ -258,13 +258,13 @@ def _read(path: Path, table: Table) -> list[Record]:
         raise damaged(f"without {archive.name} beside it") from error
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise damaged(f"{archive.name} cannot be read") from error
-    wanted = [seed.array for seed in seeds]
+    names = [seed.array for seed in seeds]
     if any(row.transformer for row, _ in places):
-        wanted += table.arrays
-    wanted += dict.fromkeys(row.images[0] for row, _ in places if row.images)
-    lacking = [name for name in dict.fromkeys(wanted) if name not in arrays]
-    if lacking:
-        raise damaged(f"{archive.name} without {', '.join(lacking)}")
+        names += table.arrays
+    names += dict.fromkeys(row.images[0] for row, _ in places if row.images)
+    gaps = [name for name in dict.fromkeys(names) if name not in arrays]
+    if gaps:
+        raise damaged(f"{archive.name} without {', '.join(gaps)}")
     for seed in seeds:
         correct = arrays[seed.array].astype(bool)
         counted = int((~correct).sum())
@@ -282,7 +282,7 @@ def _read(path: Path, table: Table) -> list[Record]:
     if reason:
         raise damaged(f"{archive.name} {reason}")
     record = replace(record, export=_read_export(record, table))
-    return [shown for row, column in places if (shown := _at(record, row, column)).n_test]
+    return [part for row, column in places if (part := _at(record, row, column)).n_test]
 
 
 def _mistyped(kind: "type[DataclassInstance]", values: Mapping[str, Any]) -> list[str]:
@@ -306,12 +306,12 @@ def _at(record: Record, row: Row, column: Column) -> Record:
     if row.images is None:
         return replace(record, row=row, column=column)
     name, value = row.images
-    kept = record.arrays[name] == value
-    n = int(kept.sum())
+    mask = record.arrays[name] == value
+    n = int(mask.sum())
     arrays: dict[str, np.ndarray] = {}
     seeds = []
     for seed in record.seeds:
-        correct = arrays[seed.array] = record.arrays[seed.array][kept]
+        correct = arrays[seed.array] = record.arrays[seed.array][mask]
         errors = int((~correct.astype(bool)).sum())
         seeds.append(replace(seed, error=100 * errors / max(n, 1), errors=errors, n_test=n))
     return replace(record, row=row, column=column, n_test=n, seeds=tuple(seeds), arrays=arrays)
@@ -325,13 +325,13 @@ def _read_export(record: Record, table: Table) -> Export | None:
     again = f"delete it and `{table.make}` exports the network again"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        lacking = [key for key in EXPORT_KEYS if key not in facts]
-        lacking += [f"runs.{run}" for run in RUNS if run not in facts.get("runs", ())]
-        lacking += [key for run in facts.get("runs", {}).values() for key in RUN_KEYS if key not in run]
+        gaps = [key for key in EXPORT_KEYS if key not in facts]
+        gaps += [f"runs.{run}" for run in RUNS if run not in facts.get("runs", ())]
+        gaps += [key for run in facts.get("runs", {}).values() for key in RUN_KEYS if key not in run]
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged record, no valid JSON; {again}") from error
-    if lacking or facts["schema"] != SCHEMA:
-        reason = f"without {lacking[0]}" if lacking else f"schema {facts['schema']}, not {SCHEMA}"
+    if gaps or facts["schema"] != SCHEMA:
+        reason = f"without {gaps[0]}" if gaps else f"schema {facts['schema']}, not {SCHEMA}"
         raise UserError(f"{path}: damaged record, {reason}; {again}")
     export = _pick(Export, facts | {"runs": {name: _pick(Run, run) for name, run in facts["runs"].items()}})
     first = record.seeds[0]

@@ -69,14 +69,14 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[float, int, i
 
 
 def share_gained(
-    baseline: np.ndarray, ours: np.ndarray, ceiling: np.ndarray, level: float = 0.95, draws: int = 10_000
+    baseline: np.ndarray, model: np.ndarray, ceiling: np.ndarray, level: float = 0.95, draws: int = 10_000
 ) -> tuple[float, float, float]:
     """How much, in percent, of the way from the baseline's error to the ceiling's ours has come, and its interval.
 
     Each says which of the same test images (n,) is right. The interval is a percentile bootstrap over images: only
     how many there are of each of the eight combinations matters. It is (nan, nan) where a resample may have no way.
     """
-    kinds = np.asarray(baseline, int) + 2 * np.asarray(ours, int) + 4 * np.asarray(ceiling, int)
+    kinds = np.asarray(baseline, int) + 2 * np.asarray(model, int) + 4 * np.asarray(ceiling, int)
     counts = np.bincount(kinds, minlength=8)
     right = np.array([[kind >> k & 1 for k in range(3)] for kind in range(8)])  # of each combination
 
@@ -153,15 +153,15 @@ def scatter(cloud: np.ndarray) -> tuple[float, np.ndarray]:
     whole = np.isfinite(cloud).all((1, 2))
     n = min(int(whole.sum()), int(np.ceil((1 - TRIMMED) * len(cloud))))
     # Least trimmed squares: the mean of the nearest images and the images nearest to that mean, until they agree.
-    centre, kept = np.median(cloud[whole], 0), np.zeros(len(cloud), bool)
+    centre, inliers = np.median(cloud[whole], 0), np.zeros(len(cloud), bool)
     for _ in range(50):
         displacement = np.square(cloud - centre).sum((1, 2))  # inf and nan sort last
-        before, kept = kept, np.zeros(len(cloud), bool)
-        kept[np.argsort(displacement, kind="stable")[:n]] = True
-        centre = cloud[kept].mean(0)
-        if np.array_equal(before, kept):
+        previous, inliers = inliers, np.zeros(len(cloud), bool)
+        inliers[np.argsort(displacement, kind="stable")[:n]] = True
+        centre = cloud[inliers].mean(0)
+        if np.array_equal(previous, inliers):
             break
-    return float(np.square(cloud[kept] - centre).sum((1, 2)).mean()), kept
+    return float(np.square(cloud[inliers] - centre).sum((1, 2)).mean()), inliers
 
 
 def variance_undone(cloud_before: np.ndarray, cloud_after: np.ndarray) -> float:

@@ -38,35 +38,35 @@ def _orders(table: Table, records: Sequence[Record]) -> list[str]:
     if len(table.orders) == 1:
         return [_order(whole) for whole in wholes]
     papers: list[Sequence[Comparison]] = []
-    ours: list[Sequence[Comparison]] = []
+    additions: list[Sequence[Comparison]] = []
     for whole in wholes:
         rows = (whole[0].other.row, *(step.row for step in whole))
-        (papers if all(row.paper for row in rows) else ours).append(whole)
+        (papers if all(row.paper for row in rows) else additions).append(whole)
     return [
         _several_orders(subject, part)
-        for subject, part in (("The paper's order", papers), ("The same order of rows that are ours", ours))
+        for subject, part in (("The paper's order", papers), ("The same order of rows that are ours", additions))
         if part
     ]
 
 
 def _order(whole: Sequence[Comparison]) -> str:
     """Whether the paper's order holds in one column, with the values, and which of its steps are significant."""
-    kept = "holds" if all(step.beats for step in whole) else "does not hold"
+    verdict = "holds" if all(step.beats for step in whole) else "does not hold"
     sure = [f"the step {'up' if step.beats else 'down'} to {step.row.label}" for step in whole if step.sure]
     steps = f"{', '.join(sure)} {'is' if len(sure) == 1 else 'are'}" if sure else "no step is"
     return (
-        f"The paper's order {kept} on {whole[0].column.label}: {_chain(whole)}; {steps} significant "
+        f"The paper's order {verdict} on {whole[0].column.label}: {_chain(whole)}; {steps} significant "
         f"(p < {SIGNIFICANT}, paired test)."
     )
 
 
 def _several_orders(subject: str, wholes: Sequence[Sequence[Comparison]]) -> str:
     """In how many families an order holds, with the values of each, and which of the steps are not significant."""
-    kept = sum(all(step.beats for step in whole) for whole in wholes)
+    count = sum(all(step.beats for step in whole) for whole in wholes)
     unsure = [f"to {step.row.label}" for whole in wholes for step in whole if not step.sure]
     steps = f"every step is significant, but those {', '.join(unsure)}" if unsure else "every step is significant"
     values = "; ".join(map(_chain, wholes))
-    return f"{subject} holds in {kept} of {len(wholes)}: {values}; {steps} (p < {SIGNIFICANT}, paired test)."
+    return f"{subject} holds in {count} of {len(wholes)}: {values}; {steps} (p < {SIGNIFICANT}, paired test)."
 
 
 def _chain(whole: Sequence[Comparison]) -> str:

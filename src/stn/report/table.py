@@ -202,10 +202,10 @@ class Table:
                     raise ValueError(f"Table {self.number}: {kind} {label!r} is there twice")
         for row in self.rows:
             place = f"Table {self.number}: row {row.label!r}"
-            others = [*filter(None, (row.baseline, row.control)), *chain.from_iterable(self.orders)]
-            for other in others:
-                if other not in self.rows:
-                    raise ValueError(f"Table {self.number}: {other.label!r} is no row of it")
+            references = [*filter(None, (row.baseline, row.control)), *chain.from_iterable(self.orders)]
+            for reference in references:
+                if reference not in self.rows:
+                    raise ValueError(f"Table {self.number}: {reference.label!r} is no row of it")
             for column in (*row.paper, *(row.data or ())):
                 if column not in self.columns:
                     raise ValueError(f"{place} names a column {column.label!r}, which is not in the table")

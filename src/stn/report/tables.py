@@ -28,9 +28,9 @@ def load(
     return load_records(find_tables()[number], required, optional, configs, fill)
 
 
-def to_markdown(records: Sequence[Record], number: int, others: Sequence[Sequence[Record]] = ()) -> str:
+def to_markdown(records: Sequence[Record], number: int, alternatives: Sequence[Sequence[Record]] = ()) -> str:
     """See `stn.report.markdown.render_markdown`."""
-    return render_markdown(find_tables()[number], records, others)
+    return render_markdown(find_tables()[number], records, alternatives)
 
 
 def to_csv(records: Sequence[Record]) -> str:
@@ -44,6 +44,6 @@ def to_tex(records: Sequence[Record], number: int) -> str:
     return render_latex(find_tables()[number], records)
 
 
-def to_terminal(records: Sequence[Record], number: int, others: Sequence[Sequence[Record]] = ()) -> Group:
+def to_terminal(records: Sequence[Record], number: int, alternatives: Sequence[Sequence[Record]] = ()) -> Group:
     """See `stn.report.terminal.render_terminal`."""
-    return render_terminal(find_tables()[number], records, others)
+    return render_terminal(find_tables()[number], records, alternatives)

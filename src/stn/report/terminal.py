@@ -16,7 +16,7 @@ from stn.report.table import Column, Grid, Row, Table
 COLOURS = {"better": "green", "within": "cyan", "worse": "yellow", "not comparable": ""}
 
 
-def render_terminal(table: Table, records: Sequence[Record], others: Sequence[Sequence[Record]] = ()) -> Group:
+def render_terminal(table: Table, records: Sequence[Record], alternatives: Sequence[Sequence[Record]] = ()) -> Group:
     """The grid and its summary for a rich console.
 
     Where there are `others`, the same cells at other budgets, a second grid shows them side by side.
@@ -31,7 +31,7 @@ def render_terminal(table: Table, records: Sequence[Record], others: Sequence[Se
         aside = build(table, records)
         if aside:
             parts += [Text(), _aside_grid(aside.grid), Text(), Text(aside.text.replace("`", ""), style="dim")]
-    budgets = build_budgets([records, *others], table, "{}", with_paper=False)  # the paper's stand above
+    budgets = build_budgets([records, *alternatives], table, "{}", with_paper=False)  # the paper's stand above
     if budgets:
         lines, grid = budgets
         parts += [Text(), _budget_grid(grid), Text(), *(Text(line.replace("`", ""), style="dim") for line in lines)]
@@ -98,6 +98,6 @@ def _budget_grid(budgets: Grid) -> RichTable:
         grid.add_column(head if i < 2 else head.rjust(width), no_wrap=True)
     for line, below in zip(budgets.body, [*budgets.body[1:], budgets.body[-1]], strict=True):
         numbers = (text.partition(" ") for text in line[2:])
-        padded = [f"{ours:>{n}} {mark}" for (ours, _, mark), n in zip(numbers, widths[2:], strict=True)]
+        padded = [f"{value:>{n}} {mark}" for (value, _, mark), n in zip(numbers, widths[2:], strict=True)]
         grid.add_row(*line[:2], *padded, end_section=bool(below[0]))
     return grid

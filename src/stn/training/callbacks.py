@@ -23,7 +23,7 @@ class ProgressBar(Callback):
         self.bar: Progress | None = None
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        self.begun, self.first = time.monotonic(), trainer.global_step
+        self.start, self.first = time.monotonic(), trainer.global_step
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
             self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())
@@ -44,11 +44,11 @@ class ProgressBar(Callback):
         if self.bar:
             self.bar.update(self.task, completed=step, note=f"validation {error:.2f} %")
             return
-        rate = (step - self.first) / (time.monotonic() - self.begun)
-        left = (trainer.max_steps - step) / rate
+        rate = (step - self.first) / (time.monotonic() - self.start)
+        remainder = (trainer.max_steps - step) / rate
         print(
             f"{self.name}: step {step}/{trainer.max_steps}, validation error {error:.2f} %, "
-            f"{rate:.1f} steps/s, {left // 60:.0f}:{left % 60:02.0f} left",
+            f"{rate:.1f} steps/s, {remainder // 60:.0f}:{remainder % 60:02.0f} left",
             flush=True,
         )
 
@@ -75,12 +75,12 @@ class Pictures(Callback):
 
         images, _ = _data(trainer).examples(self.n)
         with torch.inference_mode():
-            seen = network.seen(images)
+            outputs = network.seen(images)
             images = getattr(images, "images", images)  # where a batch holds more than these
             if hasattr(network, "projected"):
                 images = network.projected(images)
-        seen = torch.nn.functional.interpolate(seen, size=images.shape[2:], mode="nearest")
-        strip = torch.cat([self._strip(images), self._strip(seen)]).cpu().numpy()
+        outputs = torch.nn.functional.interpolate(outputs, size=images.shape[2:], mode="nearest")
+        strip = torch.cat([self._strip(images), self._strip(outputs)]).cpu().numpy()
         strip = strip - min(strip.min(), 0)  # of images whose mean is subtracted
         image = wandb.Image((strip * 255).clip(0, 255).astype("uint8"), caption="above: input, below: seen")
         run: Any = trainer.logger

@@ -35,11 +35,11 @@ def store(data: DictConfig, scratch: Path) -> dict:
     with the set. Both are distorted independently.
     """
     warp, splits = distortion(data), undistorted(data)
-    made = (
+    sets = (
         (split, _pairs(warp, splits[split], copies, generator(data.seed, f"{split} pairs")))
         for split, copies in stored_splits(data)
     )
-    return write_sets(data, _recipe(data), warp.names, made, scratch)
+    return write_sets(data, _recipe(data), warp.names, sets, scratch)
 
 
 def _pairs(warp, digits: Digits, copies: int, draws: torch.Generator) -> StoredSet:
@@ -112,39 +112,41 @@ class AdditionSource:
         """
         if "theta" not in arrays:
             return {}
-        made, device = self.sets["test"], next(network.parameters()).device
+        test_set, device = self.sets["test"], next(network.parameters()).device
         transformation = network.transformers[0].transformation  # type: ignore[index, union-attr]  # a `AdditionNetwork`
         theta = torch.from_numpy(arrays["theta"]).to(device)  # (n, N, P)
-        first = torch.arange(min(EXAMPLES, len(made.labels)))
+        first = torch.arange(min(EXAMPLES, len(test_set.labels)))
         images, _ = self.batch("test", first, device)
         axis = torch.tensor([-0.6, 0.0, 0.6], device=device)
         points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
-        parameters = made.parameters[:POSES].to(device)  # type: ignore[union-attr]  # (POSES, 2, D)
+        parameters = test_set.parameters[:POSES].to(device)  # type: ignore[union-attr]  # (POSES, 2, D)
         before = torch.stack([self.warp.digit_points(digit, points) for digit in parameters.unbind(1)], 1)
-        sampled = [transformation.points(one, points) for one in theta[:POSES].unbind(1)]
+        sampled = [transformation.points(matrix, points) for matrix in theta[:POSES].unbind(1)]
         after = [
             torch.stack([self.warp.digit_points(digit, canvas) for digit in parameters.unbind(1)], 1)
             for canvas in sampled
         ]
         size = (self.data.canvas, self.data.canvas)
-        found = {
-            "example_input": made.images[first],
-            "example_digits": made.labels[first],
+        tensors = {
+            "example_input": test_set.images[first],
+            "example_digits": test_set.labels[first],
             "example_said": network(images).argmax(1),
-            "example_grid": torch.stack([transformation.grid(one, size) for one in theta[first].unbind(1)], 1).half(),
+            "example_grid": torch.stack(
+                [transformation.grid(matrix, size) for matrix in theta[first].unbind(1)], 1
+            ).half(),
             "example_output": (network.seen(images).float().clamp(0, 1) * 255).round().to(torch.uint8),  # type: ignore[operator]
             "pair_before": before.half(),
             "pair_after": torch.stack(after, 1).half(),
             "theta": theta[:POSES],
         }
-        return {name: value.cpu().numpy() for name, value in found.items()}
+        return {name: value.cpu().numpy() for name, value in tensors.items()}
 
     def _resident(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images and labels of a split, moved to the device once."""
-        made = self.sets[split]
-        if made.images.device != device:
-            made.images, made.labels = made.images.to(device), made.labels.to(device)
-        return made.images, made.labels
+        stored = self.sets[split]
+        if stored.images.device != device:
+            stored.images, stored.labels = stored.images.to(device), stored.labels.to(device)
+        return stored.images, stored.labels
 
 
 def source(data: DictConfig) -> AdditionSource:

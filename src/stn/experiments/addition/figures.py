@@ -31,8 +31,8 @@ def draw_pairs(records: Sequence[Record]) -> Sheet:
     A transformer's grid is drawn in full, and what it shows is framed in its colour, where it undoes more of a digit
     than of the other: see `measure_attention`.
     """
-    shown = select(ADDITION, records, lambda row: row in (*TWO_ST_FCN, *TWO_ST_CNN))
-    networks = {row: record for (row, _), record in shown.records.items()}
+    selection = select(ADDITION, records, lambda row: row in (*TWO_ST_FCN, *TWO_ST_CNN))
+    networks = {row: record for (row, _), record in selection.records.items()}
     undone: dict[Row, list[tuple[float, float]]] = {}
     for cell in measure_attention(list(networks.values())):
         undone.setdefault(cell.record.row, []).append(cell.undone)
@@ -92,7 +92,7 @@ def _draw_pair(
     `sizes` are a tile's width, its height with a grid and without, and half a canvas.
     """
     across, high, low, unit = sizes
-    grids, seen = arrays["example_grid"][i], arrays["example_output"][i]
+    grids, outputs = arrays["example_grid"][i], arrays["example_output"][i]
     for digit in (0, 1):
         canvas = sheet.tile(x + digit * across, y, across, high, unit)
         draw_image(canvas, arrays["example_input"][i, digit], PALE, strength=0.62)
@@ -100,7 +100,7 @@ def _draw_pair(
             attends = np.argmax(shares) == digit
             draw_grid(canvas, grid, STRONG[k], cells=7 if attends else 1)
             output = sheet.tile(x + digit * across, y + high + k * low, across, low, unit)
-            draw_image(output, seen[2 * k + digit], STRONG[k] if attends else PALE)
+            draw_image(output, outputs[2 * k + digit], STRONG[k] if attends else PALE)
     left, right = arrays["example_digits"][i].tolist()
     answer, below = int(arrays["example_said"][i]), y + high + 2 * low
     middle = {"ha": "center", "va": "center"}

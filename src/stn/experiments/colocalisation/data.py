@@ -70,9 +70,9 @@ def store(data: DictConfig, scratch: Path) -> dict:
     fewest = min(map(len, of_class))
     if fewest < data.images:
         raise UserError(f"data.images={data.images}: of one class there are {fewest} {split} digits, choose fewer")
-    chosen = torch.stack(of_class, 1).flatten()
-    parameters = warp.draw(len(chosen), generator(data.seed, f"{split} places"), torch.float64)
-    images = warp.render(parameters.double(), digits.images[chosen], digits.images)
+    indices = torch.stack(of_class, 1).flatten()
+    parameters = warp.draw(len(indices), generator(data.seed, f"{split} places"), torch.float64)
+    images = warp.render(parameters.double(), digits.images[indices], digits.images)
     images = (images[:, 0] * 255).round().to(torch.uint8).numpy()
     about = {
         "distortion": repr(warp),
@@ -95,7 +95,7 @@ def stored_folder(data: DictConfig) -> Path:
 def load_stored(data: DictConfig) -> tuple[Tensor, Tensor]:
     """The stored images (n, canvas, canvas) uint8 and parameters (n, D); UserError names the command that mends."""
     folder, split = stored_folder(data), data.digits.name
-    other = "" if split == "test" else f" data.digits={split}"
+    option = "" if split == "test" else f" data.digits={split}"
     count = CLASSES * data.images
 
     def load(about: dict, facts: dict) -> list[np.ndarray]:
@@ -107,7 +107,7 @@ def load_stored(data: DictConfig) -> tuple[Tensor, Tensor]:
         folder,
         split,
         {"distortion": repr(distortion(data)), "seed": data.seed},
-        f"python -m stn.distort data={data.name}{other}",
+        f"python -m stn.distort data={data.name}{option}",
         load,
         lambda stored, facts: sha256(*stored) == facts["sha256"],
     )

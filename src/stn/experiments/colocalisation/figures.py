@@ -78,8 +78,8 @@ def draw_search(records: Sequence[Record]) -> Animation:
 
 def _select(records: Sequence[Record]) -> dict[Column, Record]:
     """The whole records, of all classes, by column."""
-    shown = select(COLOCALISATION, records, lambda row: row is MEAN)
-    return {column: shown.records[MEAN, column] for column in shown.columns}
+    selection = select(COLOCALISATION, records, lambda row: row is MEAN)
+    return {column: selection.records[MEAN, column] for column in selection.columns}
 
 
 def _draw_boxes(axes: Axes, box: np.ndarray, theta: np.ndarray) -> None:

@@ -42,14 +42,14 @@ class Colocalisation:
     """The objective: the triplet hinge to learn by, and IoU to be right by. The true boxes take no part in the loss."""
 
     @staticmethod
-    def loss(found: Found, boxes: Tensor) -> Tensor:
+    def loss(result: Found, boxes: Tensor) -> Tensor:
         """The hinge, summed over images."""
-        return found.hinge.sum()
+        return result.hinge.sum()
 
     @staticmethod
-    def right(found: Found, boxes: Tensor) -> Tensor:
+    def right(result: Found, boxes: Tensor) -> Tensor:
         """(B, 1) bool: whose window has an IoU greater than 0.5 with the digit's box."""
-        return (overlap(windows(found.theta), boxes) > FOUND)[:, None]
+        return (overlap(windows(result.theta), boxes) > FOUND)[:, None]
 
 
 def windows(theta: Tensor) -> Tensor:
@@ -189,9 +189,9 @@ class Colocaliser(nn.Module):
         with full_precision(images):
             raw = images.new_zeros(images.shape[0], 3)
             for k, localiser in enumerate(self.transformers):
-                mine = (classes == k).nonzero()[:, 0]
-                if len(mine):
-                    raw = raw.index_copy(0, mine, localiser(images[mine]))
+                indices = (classes == k).nonzero()[:, 0]
+                if len(indices):
+                    raw = raw.index_copy(0, indices, localiser(images[indices]))
             side = self.smallest + (1 - self.smallest) * torch.sigmoid(self.start + raw[:, :1])
             return torch.cat([side, (1 - side) * torch.tanh(raw[:, 1:])], 1)
 
@@ -211,12 +211,12 @@ class Colocaliser(nn.Module):
         Paper: the activations concatenated, margin 1. Ours have squared distances in the thousands as they come, where
         a margin of 1 is none, and a faint crop of next to nothing would be near to every other.
         """
-        found = []
+        parts = []
         for i, layer in enumerate(self.classifier):
             crops = F.relu(crops) if isinstance(layer, nn.ReLU) else layer(crops)
             if i in self.layers:
-                found.append(F.normalize(crops.flatten(1).float(), dim=1))
-        return torch.cat(found, 1) / math.sqrt(len(found))
+                parts.append(F.normalize(crops.flatten(1).float(), dim=1))
+        return torch.cat(parts, 1) / math.sqrt(len(parts))
 
     def hinge(self, crops: Tensor, patches: Tensor, classes: Tensor) -> Tensor:
         """The mean hinge (B,) of each image over all others of its class in the batch; 0 without any."""

@@ -30,7 +30,7 @@ def find_larger(table: Table, row: Row) -> list[Row]:
     """The larger rows without a transformer that a row with one is held against; rows stand in the order of size."""
     if not row.transformer:
         return []
-    return [other for other in table.rows[table.rows.index(row) + 1 :] if not other.transformer]
+    return [candidate for candidate in table.rows[table.rows.index(row) + 1 :] if not candidate.transformer]
 
 
 def count_parameters(comparison: Comparison) -> float:
@@ -50,10 +50,10 @@ def tell_small_against_large(table: Table, comparisons: Sequence[Comparison]) ->
         pairs = [pair for pair in comparisons if pair.column is column]
         if not pairs:
             continue
-        won = [pair for pair in pairs if pair.clear]
-        lost = [pair for pair in pairs if pair.sure and not pair.beats]
-        if won:
-            best = max(won, key=count_parameters)
+        wins = [pair for pair in pairs if pair.clear]
+        losses = [pair for pair in pairs if pair.sure and not pair.beats]
+        if wins:
+            best = max(wins, key=count_parameters)
             line = f"On {column.label} a small ST-CNN is better than a large CNN: {best.row.label} ({best.ours:.2f} %) "
             line += f"beats {best.other.row.label} ({best.theirs:.2f} %) with "
             line += f"{_ratio(count_parameters(best), 'parameters')} and "
@@ -62,7 +62,7 @@ def tell_small_against_large(table: Table, comparisons: Sequence[Comparison]) ->
             line = f"On {column.label} no ST-CNN is significantly better than a larger CNN"
         lines.append(
             f"{line}. Pairs of an ST-CNN and a larger CNN: {len(pairs)}; the smaller is significantly better in "
-            f"{len(won)}, worse in {len(lost)}."
+            f"{len(wins)}, worse in {len(losses)}."
         )
     return lines
 

@@ -112,11 +112,11 @@ def store(data: DictConfig, scratch: Path) -> dict:
     and moved to `data.stored` when whole. Returns what `sets.json` says of them.
     """
     warp, splits = distortion(data), undistorted(data)
-    made = (
+    sets = (
         (split, distorted(warp, splits[split], copies, generator(data.seed, split)))
         for split, copies in stored_splits(data)
     )
-    return write_sets(data, repr(warp), warp.names, made, scratch)
+    return write_sets(data, repr(warp), warp.names, sets, scratch)
 
 
 def stored_splits(data: DictConfig) -> list[tuple[str, int]]:
@@ -126,7 +126,7 @@ def stored_splits(data: DictConfig) -> list[tuple[str, int]]:
 
 
 def write_sets(
-    data: DictConfig, recipe: str, columns: list[str], made: Iterable[tuple[str, StoredSet]], scratch: Path
+    data: DictConfig, recipe: str, columns: list[str], sets: Iterable[tuple[str, StoredSet]], scratch: Path
 ) -> dict:
     """Write the sets `made`, by split, to `scratch`, and move them to `data.stored` when all are whole.
 
@@ -135,7 +135,7 @@ def write_sets(
     """
     about = {"distortion": recipe, "columns": columns, "seed": data.seed, "part": data.part, "sets": {}}
     with writing_sets(stored_folder(data), scratch, about) as work:
-        for split, stored in made:
+        for split, stored in sets:
             for name in ("images", "labels", "parameters"):
                 np.save(work / f"{split}_{name}.npy", getattr(stored, name).numpy())
             about["sets"][split] = {"images": len(stored.images), "sha256": sha256(stored.images.numpy())}
@@ -239,7 +239,7 @@ class DistortedDigits:
             images, labels = self.batch("train", index, device)
         else:
             digits, labels = self._resident("train", device)
-            chances = zip(*(self.warp.chances(shape[1], some) for some in draws), strict=True)
+            chances = zip(*(self.warp.chances(shape[1], draw) for draw in draws), strict=True)
             parameters = self.warp.parameters(*map(torch.cat, chances))
             images, labels = self.warp.render(parameters, digits[index], digits), labels[index]
             images = self.warp.undone(parameters, images) if self.undo else images
@@ -260,40 +260,42 @@ class DistortedDigits:
         phi = {}
         if isinstance(sampler, LearnableSampler):
             phi = {"phi_x": sampler.kernel_x.phi.cpu().numpy(), "phi_y": sampler.kernel_y.phi.cpu().numpy()}
-        made, transformation = self.sets["test"], network.transformer.transformation  # type: ignore[union-attr]
+        test_set, transformation = self.sets["test"], network.transformer.transformation  # type: ignore[union-attr]
         device = next(network.parameters()).device
         theta = torch.from_numpy(arrays["theta"]).to(device)
-        first = torch.stack([(made.labels == digit).nonzero()[0, 0] for digit in range(10)]).to(made.images.device)
-        images = made.images[first, None].float() / 255
+        first = torch.stack([(test_set.labels == digit).nonzero()[0, 0] for digit in range(10)]).to(
+            test_set.images.device
+        )
+        images = test_set.images[first, None].float() / 255
         size = (self.data.canvas, self.data.canvas)
         axis = torch.tensor([-0.6, 0.0, 0.6], device=device)
         points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
-        parameters = made.parameters[:POSES].to(device)  # type: ignore[union-attr]
+        parameters = test_set.parameters[:POSES].to(device)  # type: ignore[union-attr]
         sampled = transformation.points(theta[:POSES], points)  # type: ignore[operator, union-attr]
-        found = {
-            "example_input": made.images[first],
+        tensors = {
+            "example_input": test_set.images[first],
             "example_grid": transformation.grid(theta[first.to(device)], size).half(),  # type: ignore[operator, union-attr]
             "example_output": (network.seen(images).float()[:, 0].clamp(0, 1) * 255).round().to(torch.uint8),  # type: ignore[operator]
-            "example_label": made.labels[first],
+            "example_label": test_set.labels[first],
             "cloud_before": self.warp.digit_points(parameters, points).half(),
             "cloud_after": self.warp.digit_points(parameters, sampled).half(),
         }
         names = self.warp.pose_names
         poses = found_pose(sampled, points, self.data.canvas)
-        found["pose_true"] = parameters[:, [self.warp.names.index(name) for name in names]]
-        found["pose_found"] = poses[:, [POSE.index(name) for name in names]]
+        tensors["pose_true"] = parameters[:, [self.warp.names.index(name) for name in names]]
+        tensors["pose_found"] = poses[:, [POSE.index(name) for name in names]]
         return {
-            **{name: value.cpu().numpy() for name, value in found.items()},
+            **{name: value.cpu().numpy() for name, value in tensors.items()},
             **phi,
             "pose_names": np.array(names, dtype=str),
         }
 
     def _resident(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images and labels of a split, moved to the device once."""
-        made = self.sets[split]
-        if made.images.device != device:
-            made.images, made.labels = made.images.to(device), made.labels.to(device)
-        return made.images, made.labels
+        stored = self.sets[split]
+        if stored.images.device != device:
+            stored.images, stored.labels = stored.images.to(device), stored.labels.to(device)
+        return stored.images, stored.labels
 
 
 def source(data: DictConfig) -> DistortedDigits:

@@ -162,8 +162,8 @@ class Projection(Distortion):
         following = sides.roll(-1, 2)
         turns = sides[..., 0] * following[..., 1] - sides[..., 1] * following[..., 0]
         first = (turns > 0).all(-1).int().argmax(1)  # 0 if none is convex
-        chosen = moves[torch.arange(len(u), device=u.device), first].flatten(1)
-        return torch.cat([scale[:, None], chosen, first[:, None].to(u.dtype)], 1).float()
+        move = moves[torch.arange(len(u), device=u.device), first].flatten(1)
+        return torch.cat([scale[:, None], move, first[:, None].to(u.dtype)], 1).float()
 
     def _moved(self, moves: Tensor) -> Tensor:
         return self._at_rest(moves) + 2 * moves / self.canvas
@@ -304,11 +304,11 @@ class Clutter(Distortion):
         canvas = torch.zeros(n, self.canvas**2, dtype=parameters.dtype, device=parameters.device)
         x, y = parameters[:, :2].long().unbind(1)
         canvas.scatter_add_(1, self._places(x, y, self.digit), digits.to(parameters).flatten(1) / 255)
-        other = pool.flatten(1)  # type: ignore[union-attr]  # TC is never without
+        pixels = pool.flatten(1)  # type: ignore[union-attr]  # TC is never without
         for patch in parameters[:, 2:].unflatten(1, (self.patches, 5)).unbind(1):
             which = (patch[:, 0] * len(pool)).long().clamp_max(len(pool) - 1)  # type: ignore[arg-type]
             cut_x, cut_y, put_x, put_y = patch[:, 1:].long().unbind(1)
-            cut = other[which[:, None], self._places(cut_x, cut_y, self.side, self.digit)].to(parameters) / 255
+            cut = pixels[which[:, None], self._places(cut_x, cut_y, self.side, self.digit)].to(parameters) / 255
             canvas.scatter_add_(1, self._places(put_x, put_y, self.side), cut)
         return canvas.clamp_max_(1).view(n, 1, self.canvas, self.canvas)
 

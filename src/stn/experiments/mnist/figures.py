@@ -31,55 +31,55 @@ POSES = {"angle": ("rotation", "°"), "scale": ("scale", "%"), "x": ("x", "px"),
 
 def draw_pictures(records: Sequence[Record]) -> Sheet:
     """Per data set three test digits: the canvas under each family's sampling grid, and what is made of it."""
-    shown, colours = _select(records)
+    selection, colours = _select(records)
     unit = 0.30  # inches for half a canvas
     across, low, high = 2 * 1.4 * unit, 2 * 1.08 * unit, 2 * 1.42 * unit  # a tile's width; its height, with a grid
     gap, left, top, block_gap, bottom = 0.24, 1.12, 0.72, 0.14, 0.42
     block = high + low + block_gap
-    width = left + len(shown.columns) * (3 * across + gap) - gap + 0.1
-    height = top + low + block_gap + len(shown.rows) * block - block_gap + bottom
+    width = left + len(selection.columns) * (3 * across + gap) - gap + 0.1
+    height = top + low + block_gap + len(selection.rows) * block - block_gap + bottom
     with open_sheet(width, height) as sheet:
 
         def tile(x: float, y: float, tall: float) -> Axes:
             return sheet.tile(x, y, across, tall, unit)
 
-        for i, column in enumerate(shown.columns):
+        for i, column in enumerate(selection.columns):
             x0 = left + i * (3 * across + gap)
             sheet.text(x0 + 0.36 * unit, 0.32, column.label, size=13, weight="bold", va="baseline")
             sheet.text(x0 + 0.36 * unit, 0.54, column.description, color=GREY, va="baseline")
-            present = [row for row in shown.rows if (row, column) in shown.records]
+            present = [row for row in selection.rows if (row, column) in selection.records]
             for j, digit in enumerate(DIGITS):
                 x = x0 + j * across
                 for row in present:
-                    arrays = shown.records[row, column].arrays
+                    arrays = selection.records[row, column].arrays
                     at = int(np.flatnonzero(arrays["example_label"] == digit)[0])
                     if row is present[0]:
                         draw_image(tile(x, top, low), arrays["example_input"][at], PALE)
-                    y = top + low + block_gap + shown.rows.index(row) * block
+                    y = top + low + block_gap + selection.rows.index(row) * block
                     under_grid = tile(x, y, high)
                     draw_image(under_grid, arrays["example_input"][at], PALE, strength=0.62)
                     draw_grid(under_grid, arrays["example_grid"][at], colours[row])
                     draw_image(tile(x, y + high, low), arrays["example_output"][at], colours[row])
         sheet.text(left - 0.05, top + low / 2, "input", ha="right", va="center")
-        for k, row in enumerate(shown.rows):
+        for k, row in enumerate(selection.rows):
             y = top + low + block_gap + k * block
             sheet.text(0.12, y + high / 2, row.name, size=11, weight="bold", color=colours[row], va="center")
             sheet.text(left - 0.05, y + high / 2, "grid", ha="right", va="center")
             sheet.text(left - 0.05, y + high + low / 2, "output", ha="right", va="center")
         words = "a 2, a 4 and a 7 of each test set; the output is what the classifier sees"
-        source = _describe_source(shown, words)
+        source = _describe_source(selection, words)
         sheet.text(left + 0.36 * unit, height - 0.15, source, size=7.5, color=GREY)
     return sheet
 
 
 def draw_poses(records: Sequence[Record]) -> Sheet:
     """Found against true pose of the first test images, and where nine points of the canvas land in them."""
-    shown, colours = _select(records)
-    rows, columns = shown.rows, shown.columns
+    selection, colours = _select(records)
+    rows, columns = selection.rows, selection.columns
     panels = [
-        (column, name) for column in columns for name in next(iter(_of_column(shown, column).values())).pose_names
+        (column, name) for column in columns for name in next(iter(_of_column(selection, column).values())).pose_names
     ]
-    n = max(len(record.arrays["cloud_before"]) for record in shown.records.values())
+    n = max(len(record.arrays["cloud_before"]) for record in selection.records.values())
     side, gap, left, cloud_gap = 1.72, 0.62, 0.95, 0.34
     step = side + gap
     width = left + max(len(panels), len(columns) + 1) * step - gap + 0.25
@@ -95,7 +95,7 @@ def draw_poses(records: Sequence[Record]) -> Sheet:
             sheet.text(0.2, 0.56, f"Dots: {rows[0].name}; {words}. RMS is of what remains.", color=GREY)
         for i, (column, name) in enumerate(panels):
             axes = sheet.axes(left + i * step, title, side, side)
-            _draw_pose(axes, _of_column(shown, column), colours, column, name)
+            _draw_pose(axes, _of_column(selection, column), colours, column, name)
 
         sheet.text(0.2, top_height + 0.32, "How much of the pose is undone", size=12, weight="bold")
         words = "Where nine points of the canvas fall on the undistorted digit, image by image."
@@ -104,9 +104,9 @@ def draw_poses(records: Sequence[Record]) -> Sheet:
             x = left + i * step
             sheet.text(x, cloud_top - 0.34, column.label, size=11, weight="bold")
             for k, row in enumerate(rows):
-                if (row, column) in shown.records:
+                if (row, column) in selection.records:
                     axes = sheet.axes(x, cloud_top + k * (side + cloud_gap), side, side)
-                    _draw_cloud(axes, shown.records[row, column], colours[row])
+                    _draw_cloud(axes, selection.records[row, column], colours[row])
         x = left + len(columns) * step
         sheet.text(x, cloud_top, "grey: without transformer", color=GREY, va="top")
         sheet.text(x, cloud_top + 0.20, "colour: with it", color=colours[rows[0]], va="top")
@@ -119,23 +119,23 @@ def draw_poses(records: Sequence[Record]) -> Sheet:
         for k, row in enumerate(rows):
             y = cloud_top + k * (side + cloud_gap) + side / 2
             sheet.text(0.2, y, row.name, size=11, weight="bold", color=colours[row], va="center")
-        source = _describe_source(shown, f"the first {n:,} test images of each set")
+        source = _describe_source(selection, f"the first {n:,} test images of each set")
         sheet.text(0.2, height - 0.14, source, size=7.5, color=GREY)
     return sheet
 
 
 def _select(records: Sequence[Record]) -> tuple[Selection, Mapping[Row, str]]:
     """The records of the ST-CNNs, and a colour for each family."""
-    drawn = [row for row in DISTORTED.rows if row.transformer and row.baseline is CNN]
-    return select(DISTORTED, records, lambda row: row in drawn), assign_colours(drawn)
+    rows = [row for row in DISTORTED.rows if row.transformer and row.baseline is CNN]
+    return select(DISTORTED, records, lambda row: row in rows), assign_colours(rows)
 
 
-def _of_column(shown: Selection, column: Column) -> dict[Row, Record]:
-    return {row: shown.records[row, column] for row in shown.rows if (row, column) in shown.records}
+def _of_column(selection: Selection, column: Column) -> dict[Row, Record]:
+    return {row: selection.records[row, column] for row in selection.rows if (row, column) in selection.records}
 
 
-def _describe_source(shown: Selection, images: str) -> str:
-    return describe_source(shown.records.values(), "ST-CNN, ", images + describe_part(shown.first))
+def _describe_source(selection: Selection, images: str) -> str:
+    return describe_source(selection.records.values(), "ST-CNN, ", images + describe_part(selection.first))
 
 
 def _draw_pose(
@@ -151,10 +151,10 @@ def _draw_pose(
         true, estimate = true[usable], estimate[usable]
         aligned, residual = without_constant(true, estimate, name)
         rms = np.sqrt(np.mean(np.square(residual))) * (100 if name == "scale" else 1)
-        lost = "" if usable.all() else f", {(~usable).sum()} lost"
+        remark = "" if usable.all() else f", {(~usable).sum()} lost"
         space = "" if unit == "°" else " "
         explained = share_explained(true, residual, name)
-        lines.append((row, f"R² {explained:.3f}  RMS {rms:.1f}{space}{unit}{lost}"))
+        lines.append((row, f"R² {explained:.3f}  RMS {rms:.1f}{space}{unit}{remark}"))
         if i == 0:
             low, high = min(true.min(), np.quantile(aligned, 0.005)), max(true.max(), np.quantile(aligned, 0.995))
             pad = 0.06 * (high - low)
@@ -180,10 +180,10 @@ def _draw_cloud(axes: Axes, record: Record, colour: str) -> None:
     before, after = (record.arrays[key].astype(float) for key in ("cloud_before", "cloud_after"))
     share = variance_undone(before, after)
     after = at_size_of(before, after)
-    kept = scatter(after)[1]
+    inliers = scatter(after)[1]
     before = before[np.isfinite(before).all((1, 2))]
     # The canonical pose is the network's own choice: turn its mean upright and centre it.
-    reference, mean = np.median(before, 0), after[kept].mean(0)
+    reference, mean = np.median(before, 0), after[inliers].mean(0)
     x, y = (mean - mean.mean(0)).T
     u, v = (reference - reference.mean(0)).T
     turn = np.arctan2((x * v - y * u).sum(), (x * u + y * v).sum())

@@ -36,10 +36,10 @@ def measure_gains(records: Sequence[Record], baseline: Row, ceiling: Row) -> lis
         trio = [places[row, record.column] for row in (baseline, record.row, ceiling) if (row, record.column) in places]
         if record.row.baseline is not baseline or len(trio) < 3:
             continue
-        common = sorted(set.intersection(*({seed.seed for seed in one.seeds} for one in trio)))
-        if common and len({one.n_test for one in trio}) == 1:
-            without, own, best = (one.arrays[f"correct_s{common[0]}"] for one in trio)
-            errors = [one.error for one in trio]
+        common = sorted(set.intersection(*({seed.seed for seed in member.seeds} for member in trio)))
+        if common and len({member.n_test for member in trio}) == 1:
+            without, own, best = (member.arrays[f"correct_s{common[0]}"] for member in trio)
+            errors = [member.error for member in trio]
             gains.append(Gain(record, errors[0], errors[1], errors[2], *share_gained(without, own, best)))
     return gains
 

@@ -17,15 +17,15 @@ KINDS = {False: ("CNN", "#767676"), True: ("ST-CNN", "#0072B2")}  # without and 
 
 def draw_kernels(records: Sequence[Record]) -> Sheet:
     """Per column the learned kernels beside those that are fixed, and the error with each."""
-    shown, colours = select(KERNELS, records, lambda row: True), assign_colours(KERNELS.rows)
+    selection, colours = select(KERNELS, records, lambda row: True), assign_colours(KERNELS.rows)
     wide, tall, left, gap, top, between = 3.3, 2.1, 0.75, 0.75, 1.05, 0.75
-    width = max(left + len(shown.columns) * (wide + gap), 5.6)
+    width = max(left + len(selection.columns) * (wide + gap), 5.6)
     height = top + tall + between + 1.25 + 0.75
     with open_sheet(width, height) as sheet:
         sheet.text(0.2, 0.32, "Sampling kernels: fixed and learned", size=12, weight="bold")
         sheet.text(0.2, 0.56, "Above: weight by distance. Below: test error with its 95 % interval.", color=GREY)
         d = np.linspace(-2, 2, 401)
-        for i, column in enumerate(shown.columns):
+        for i, column in enumerate(selection.columns):
             x = left + i * (wide + gap)
             axes = sheet.axes(x, top, wide, tall)
             axes.axhline(0, color=PALE, linewidth=0.8)
@@ -33,7 +33,7 @@ def draw_kernels(records: Sequence[Record]) -> Sheet:
                 if row.name in FIXED:
                     weights = FIXED[row.name](np.abs(d))
                     axes.plot(d, weights, color=colours[row], linewidth=1.2, label=row.name, alpha=0.8)
-            learned = shown.records.get((LEARNED, column))
+            learned = selection.records.get((LEARNED, column))
             for axis, dash in (("x", "-"), ("y", "--")):
                 if learned is None:
                     break
@@ -47,9 +47,9 @@ def draw_kernels(records: Sequence[Record]) -> Sheet:
             if i == 0:
                 axes.legend(frameon=False, fontsize=7.5, loc="upper left", handlelength=1.6, borderaxespad=0)
             errors = sheet.axes(x, top + tall + between, wide, 1.25)
-            present = [row for row in shown.rows if (row, column) in shown.records]
+            present = [row for row in selection.rows if (row, column) in selection.records]
             for k, row in enumerate(present):
-                record = shown.records[row, column]
+                record = selection.records[row, column]
                 low, high = interval(record.seeds)
                 errors.plot([low, high], [k, k], color=colours[row], linewidth=2.2, solid_capstyle="butt")
                 errors.plot([record.error], [k], "o", color=colours[row], markersize=4.5)

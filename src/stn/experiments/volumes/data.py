@@ -79,9 +79,9 @@ class SolidPose:
         size = (self.canvas,) * 3
         volumes = parameters.new_empty(len(parameters), 1, *size)
         parts = (parameters.split(CHUNK), digits.split(CHUNK), volumes.split(CHUNK))
-        for some, images, target in zip(*parts, strict=True):
-            points = Affine3D().grid(self.theta(some), size)
-            flat = bilinear(images[:, None].to(some) / 255, points[..., :2].flatten(1, 2)).view_as(target)
+        for chunk, images, target in zip(*parts, strict=True):
+            points = Affine3D().grid(self.theta(chunk), size)
+            flat = bilinear(images[:, None].to(chunk) / 255, points[..., :2].flatten(1, 2)).view_as(target)
             depth = points[:, None, ..., 2].abs() * (DIGIT / 2)
             torch.mul(flat, (self.thickness / 2 + 0.5 - depth).clamp_(0, 1), out=target)
         return volumes
@@ -127,9 +127,9 @@ def store(data: DictConfig, scratch: Path) -> dict:
     with writing_sets(stored_folder(data), scratch, about) as work:
         for split in SPLITS:
             count = len(splits[split].labels)
-            drawn = poses.draw(count, generator(data.seed, split), torch.float64).numpy()
-            np.save(work / f"{split}_parameters.npy", drawn)
-            about["sets"][split] = {"images": count, "sha256": sha256(drawn)}
+            parameters = poses.draw(count, generator(data.seed, split), torch.float64).numpy()
+            np.save(work / f"{split}_parameters.npy", parameters)
+            about["sets"][split] = {"images": count, "sha256": sha256(parameters)}
     return about
 
 
@@ -141,7 +141,7 @@ def stored_folder(data: DictConfig) -> Path:
 def load_poses(data: DictConfig, split: str) -> Tensor:
     """The stored poses (n, 7) of a split; missing or damaged ones are a UserError that names the command."""
     folder = stored_folder(data)
-    drawn = read_set(
+    parameters = read_set(
         folder,
         split,
         {"distortion": repr(pose(data)), "seed": data.seed},
@@ -149,7 +149,7 @@ def load_poses(data: DictConfig, split: str) -> Tensor:
         lambda about, facts: np.load(folder / f"{split}_parameters.npy"),
         lambda stored, facts: sha256(stored) == facts["sha256"],
     )
-    return torch.from_numpy(drawn)
+    return torch.from_numpy(parameters)
 
 
 class Volumes:
@@ -197,8 +197,8 @@ class Volumes:
         return self._posed("train", index, self.poses.draw(size, draws)[part], device)
 
     def _posed(self, split: str, index: Tensor, parameters: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        for held in (self.images, self.labels):  # moved to the device once
-            held[split] = held[split].to(device)
+        for tensors in (self.images, self.labels):  # moved to the device once
+            tensors[split] = tensors[split].to(device)
         volumes = self.poses.render(parameters, self.images[split][index])
         if self.data.undo:
             volumes = self.poses.undone(parameters, volumes, self.data.projection)
@@ -218,7 +218,7 @@ class Volumes:
         labels = self.labels["test"].cpu()
         first = torch.stack([(labels == digit).nonzero()[0, 0] for digit in range(10)])
         volumes, labels = self.batch("test", first, device)
-        found = {
+        tensors = {
             "example_volume": (volumes[:, 0] * 255).round().to(torch.uint8),
             "example_before": network.projected(volumes)[:, 0].half(),  # type: ignore[operator]  # a `VolumeNetwork`
             "example_after": network.seen(volumes)[:, 0].half(),  # type: ignore[operator]
@@ -226,7 +226,7 @@ class Volumes:
             "pose_true": self.parameters["test"][:POSES],
         }
         return {
-            **{name: value.cpu().numpy() for name, value in found.items()},
+            **{name: value.cpu().numpy() for name, value in tensors.items()},
             "example_theta": arrays["theta"][first.numpy()].astype("float32"),
             "pose_names": np.array(self.poses.names, dtype=str),
         }

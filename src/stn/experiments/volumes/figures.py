@@ -36,9 +36,11 @@ FACE = (0, 1, 3, 2)  # the corners of the front face in turn
 
 def draw_volumes(records: Sequence[Record]) -> Sheet:
     """Per column test volumes with the box that the transformer samples, their projections, and the poses."""
-    shown = select(VOLUMES, records, lambda row: row.transformer)
+    selection = select(VOLUMES, records, lambda row: row.transformer)
     colours = assign_colours(row for row in VOLUMES.rows if row.transformer)
-    cells = [(row, column) for column in shown.columns for row in shown.rows if (row, column) in shown.records]
+    cells = [
+        (row, column) for column in selection.columns for row in selection.rows if (row, column) in selection.records
+    ]
     side, across, tall, small = 1.80, 1.84, 1.80, 1.16  # inches: a volume, from one to the next; a projection
     left, top, title, gap, panel, bottom = 1.22, 0.78, 0.34 * (len(cells) > 1), 0.12, 2.05, 0.34
     block = title + tall + 2 * (small + gap) + 0.18
@@ -49,7 +51,7 @@ def draw_volumes(records: Sequence[Record]) -> Sheet:
         words = "The transformer looks through the tinted face, along the arrow; what lies behind it is summed."
         sheet.text(0.2, 0.56, words, color=GREY)
         for i, (row, column) in enumerate(cells):
-            arrays, y, colour = shown.records[row, column].arrays, top + i * block, colours[row]
+            arrays, y, colour = selection.records[row, column].arrays, top + i * block, colours[row]
             if len(cells) > 1:
                 sheet.text(0.2, y + 0.14, f"{row.name}, {column.label}", size=11, weight="bold", va="center")
             y += title
@@ -70,15 +72,15 @@ def draw_volumes(records: Sequence[Record]) -> Sheet:
                     below = y + tall + j * (small + gap)
                     tile = sheet.tile(x + (side - small) / 2, below, small, small, small / 2.06)
                     draw_image(tile, projection, frame)
-            left_over = pose_left(arrays["theta"][: len(arrays["pose_true"])], arrays["pose_true"][:, :3])
+            residuals = pose_left(arrays["theta"][: len(arrays["pose_true"])], arrays["pose_true"][:, :3])
             high = (block - title - 1.26) / 2
             for j, (name, words) in enumerate((("tilt", "tilt"), ("turn", "turn in the picture"))):
                 axes = sheet.axes(edge + 0.62, y + 0.28 + j * (high + 0.76), panel, high)
-                _draw_angles(axes, left_over[f"{name}_before"], left_over[f"{name}_after"], words, colour)
-        n = max(len(record.arrays["pose_true"]) for record in shown.records.values())
+                _draw_angles(axes, residuals[f"{name}_before"], residuals[f"{name}_after"], words, colour)
+        n = max(len(record.arrays["pose_true"]) for record in selection.records.values())
         images = f"the first test digit of each class shown; poses of the first {n:,} test volumes"
         sheet.text(
-            0.2, height - 0.15, describe_source(shown.records.values(), "ST-CNN, ", images), size=7.5, color=GREY
+            0.2, height - 0.15, describe_source(selection.records.values(), "ST-CNN, ", images), size=7.5, color=GREY
         )
     return sheet
 
@@ -106,10 +108,10 @@ def _draw_solid(axes: Axes, volume: np.ndarray, theta: np.ndarray, colour: str) 
 
 def _draw_box(axes: Axes, corners: np.ndarray, colour: str, width: float) -> None:
     """The edges of a box; the three at its farthest corner, which it hides itself, are thin and behind the digit."""
-    seen = corners @ CAMERA.T
-    farthest = int(seen[:, 2].argmax())
+    points = corners @ CAMERA.T
+    farthest = int(points[:, 2].argmax())
     for hidden in (True, False):
-        lines = [seen[list(edge), :2] for edge in EDGES if (farthest in edge) == hidden]
+        lines = [points[list(edge), :2] for edge in EDGES if (farthest in edge) == hidden]
         style = {"linewidths": 0.55 if hidden else width, "alpha": 0.75 if hidden else 1, "zorder": 1 if hidden else 4}
         dashes = (0, (3, 2)) if hidden else "-"
         edges = axes.add_collection(LineCollection(lines, colors=colour, linestyles=dashes, capstyle="round", **style))
@@ -131,8 +133,8 @@ def _shade(volume: np.ndarray, dots: int = 120) -> tuple[np.ndarray, tuple[float
     ink = np.argwhere(smooth > SURFACE)
     if not len(ink):
         return np.zeros((1, 1, 4)), (-1, 1, 1, -1)
-    seen = ((2 * (ink - 2) + 1) / size - 1)[:, ::-1] @ CAMERA.T
-    low, high = seen.min(0) - 4 / size.min(), seen.max(0) + 4 / size.min()
+    projection = ((2 * (ink - 2) + 1) / size - 1)[:, ::-1] @ CAMERA.T
+    low, high = projection.min(0) - 4 / size.min(), projection.max(0) + 4 / size.min()
     right, down, away = (np.linspace(*ends, dots) for ends in zip(low, high, strict=True))
     points = np.stack(np.meshgrid(away, down, right, indexing="ij")[::-1]).reshape(3, -1)
     voxels = ((CAMERA.T @ points)[::-1] + 1) * size[:, None] / 2 - 0.5 + 2

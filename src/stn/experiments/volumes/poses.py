@@ -26,8 +26,8 @@ def solid_pose(theta: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.nda
     digit = Rotation.from_rotvec(np.asarray(turns, float), degrees=True).as_matrix()
     sight = linear[..., 2] / np.linalg.norm(linear[..., 2], axis=1, keepdims=True)
     tilt = np.degrees(np.arccos((sight * digit[..., 2]).sum(1).clip(-1, 1)))
-    seen = np.linalg.solve(linear, digit)[:, :2, :2]  # the digit's plane in the projection's
-    turn = np.degrees(np.arctan2(seen[:, 1, 0] - seen[:, 0, 1], seen[:, 0, 0] + seen[:, 1, 1]))
+    plane = np.linalg.solve(linear, digit)[:, :2, :2]  # the digit's plane in the projection's
+    turn = np.degrees(np.arctan2(plane[:, 1, 0] - plane[:, 0, 1], plane[:, 0, 0] + plane[:, 1, 1]))
     return np.where(usable, tilt, np.nan), np.where(usable, turn, np.nan)
 
 
@@ -36,14 +36,14 @@ def pose_left(theta: np.ndarray, turns: np.ndarray) -> dict[str, np.ndarray]:
 
     Tilts are angles; turns are distances from the pose to which the network turns its digits, of which none is right.
     """
-    left: dict[str, np.ndarray] = {}
+    residuals: dict[str, np.ndarray] = {}
     for when, how in (("before", np.broadcast_to(np.eye(3, 4).ravel(), (len(turns), 12))), ("after", theta)):
         tilt, turn = solid_pose(how, turns)
         whole = np.isfinite(turn)
         if whole.any():
             turn[whole] = np.abs(without_constant(np.zeros(whole.sum()), turn[whole], "angle")[1])
-        left |= {f"tilt_{when}": tilt, f"turn_{when}": turn}
-    return left
+        residuals |= {f"tilt_{when}": tilt, f"turn_{when}": turn}
+    return residuals
 
 
 def describe_poses(table: Table, records: Sequence[Record]) -> Section | None:
@@ -53,8 +53,8 @@ def describe_poses(table: Table, records: Sequence[Record]) -> Section | None:
         if record.row.transformer:
             true = record.arrays["pose_true"]
             n = max(n, len(true))
-            left = pose_left(record.arrays["theta"][: len(true)], true[:, :3])
-            angles = [left[f"{name}_{when}"] for name in ("tilt", "turn") for when in ("before", "after")]
+            residuals = pose_left(record.arrays["theta"][: len(true)], true[:, :3])
+            angles = [residuals[f"{name}_{when}"] for name in ("tilt", "turn") for when in ("before", "after")]
             medians = (f"{np.nanmedian(angle):.1f}" for angle in angles)
             body.append([record.row.label, record.column.label, *medians])
     if not body:
