@@ -127,7 +127,7 @@ class CubNetwork(nn.Module):
         if len(self.trunks) > 1:
             return self._scores([view] * len(self.trunks))
         descriptor = self._descriptor(self.trunks[0](view))
-        return self.classifier(descriptor.repeat(1, self.classifier[-1].in_features // descriptor.shape[1]))
+        return self.classifier(torch.cat([descriptor] * len(self.starts), 1))
 
     def _scores(self, views: Iterable[Tensor]) -> Tensor:
         """(B, classes), from what each stream sees of the images, (B, 3, side, side)."""
