@@ -98,6 +98,8 @@ class Pictures(Callback):
 class Trace(Callback):
     """Keeps theta of the first n validation images, at the start and at each validation: how windows move in training.
 
+    Of a network without a transformer it keeps nothing.
+
     Its state is in the checkpoints, so the trace of a resumed run is whole.
     """
 
@@ -107,7 +109,7 @@ class Trace(Callback):
         self.thetas: list[torch.Tensor] = []
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        if not self.steps:
+        if not trainer.global_step:
             self._look(trainer, learner)
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
@@ -120,12 +122,16 @@ class Trace(Callback):
         training = network.training
         network.eval()  # to look is not to learn: batch normalisation keeps statistics
         with torch.no_grad():
-            self.thetas.append(network.thetas(images)["theta"].cpu())
+            theta = network.thetas(images).get("theta")
         network.train(training)
-        self.steps.append(trainer.global_step)
+        if theta is not None:
+            self.thetas.append(theta.cpu())
+            self.steps.append(trainer.global_step)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """`trace` (T, n, P) and `trace_steps` (T,), for the record."""
+        if not self.thetas:
+            return {}
         return {"trace": torch.stack(self.thetas).numpy(), "trace_steps": np.array(self.steps)}
 
     def state_dict(self) -> dict:

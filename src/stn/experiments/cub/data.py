@@ -62,6 +62,7 @@ class CubSource:
 
     chunk = 64  # images of a validation or test batch: small enough for four trunks at 448 pixels
     images_per_pick = 1  # of a training batch
+    traced = 6  # validation images whose windows are recorded as training goes on
 
     def __init__(self, data: DictConfig):
         check(data)
@@ -105,7 +106,8 @@ class CubSource:
         example_input (E, 128, 128, 3), example_label, example_said (E,), example_name, example_said_name (E,): test
         images spread evenly, their class, and what the network says. example_windows (E, N, 4, 2), window_all (n, N,
         4, 2): the corners of the N windows. parts (n, 15, 2), part_names (15,): where a bird's parts are, NaN where
-        not visible. Windows and parts are in the frame of the central crop.
+        not visible. Windows and parts are in the frame of the central crop. trace_input (T, 128, 128, 3): the
+        validation images whose windows are recorded as training goes on.
         """
         if not any(name.startswith("theta") for name in arrays):
             return {}
@@ -115,11 +117,13 @@ class CubSource:
         windows = torch.cat(windows).numpy()
         chosen = torch.linspace(0, n - 1, min(EXAMPLES, n)).round().long()
         images, labels = self.batch("test", chosen, device)
-        small = F.interpolate(images, (SHOWN, SHOWN), mode="bilinear", antialias=True)
+        self.load("validation")
+        traced, _ = self.batch("validation", torch.arange(min(self.traced, self.count("validation"))), device)
         label, said = labels.cpu().numpy(), network(images).argmax(-1).cpu().numpy()
         names = np.array(self.classes)
         return {
-            "example_input": (small.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy(),
+            "trace_input": _small(traced),
+            "example_input": _small(images),
             "example_label": label,
             "example_said": said,
             "example_name": names[label],
@@ -180,6 +184,12 @@ class CubSource:
 
     def _labels(self, split: str, index: np.ndarray, device: torch.device) -> Tensor:
         return torch.from_numpy(self.sets[split].labels[index]).to(device)
+
+
+def _small(images: Tensor) -> np.ndarray:
+    """Images (n, 3, H, W) in [0, 1] as (n, 128, 128, 3) uint8."""
+    small = F.interpolate(images, (SHOWN, SHOWN), mode="bilinear", antialias=True)
+    return (small.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def source(data: DictConfig) -> CubSource:

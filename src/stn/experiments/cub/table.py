@@ -86,7 +86,7 @@ BIRDS = Table(
     ),
     arrays=(
         *("example_input", "example_label", "example_said", "example_name", "example_said_name", "example_windows"),
-        *("window_all", "parts", "part_names"),
+        *("window_all", "parts", "part_names", "trace", "trace_steps", "trace_input"),
     ),
     contests=(
         WITH_AND_WITHOUT,
