@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conftest import one_error, run, spawn
 from stn.cells import config
-from stn.config import CONF, LARGEST_SEED, checked, compose, experiment, filled, one_line
+from stn.config import CONF, LARGEST_SEED, checked, compose, deliberate, experiment, filled, one_line
 from stn.errors import UserError
 from stn.experiments.mnist.networks import DigitNetwork, n_parameters
 from stn.experiments.mnist.table import SIZES
@@ -231,6 +231,14 @@ def test_a_key_that_is_younger_than_a_config_has_its_default_there():
         older = {name: dict(values) for name, values in config.items()}
         del older[group][key]
         assert older != config and filled(older) == config
+
+
+def test_a_key_that_is_younger_changes_no_cell():
+    config = experiment(compose())
+    older = {group: dict(values) for group, values in config.items()}
+    del older["data"]["undo"], older["model"]["parallel"], older["budget"]["explore_share"], older["budget"]["noise"]
+    assert deliberate(older) == deliberate(config) != deliberate(experiment(compose("budget.warm_up=0.3")))
+    assert deliberate(experiment(compose("data.undo=true")))["data"]["undo"] is True
 
 
 def test_a_misspelt_key_in_a_file_is_one_line_that_names_it():

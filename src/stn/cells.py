@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.codebase import digest_of, training_digest
-from stn.config import checked, compose, digest, experiment, read
+from stn.config import checked, compose, deliberate, digest, experiment, read
 from stn.errors import told
 from stn.experiments import find_tables, load
 from stn.files import write_texts
@@ -137,7 +137,7 @@ def describe_cell(budget: str, cell: Cell) -> dict[str, str]:
         "record": str(record_path(budget, cell).with_suffix("")),
         "stored": cfg.data.stored if offers(cfg, "store") else str(PARAMS),
         "reads": weights if isinstance(weights, str) else cfg.data.raw if offers(cfg, "fetch") else str(PARAMS),
-        "config": digest(json.dumps(experiment(cfg), sort_keys=True)),
+        "config": digest(json.dumps(deliberate(experiment(cfg)), sort_keys=True)),
         "code": training_digest(cfg.data.kind),
     }
 
@@ -148,7 +148,7 @@ def describe_stored(name: str, cfg: DictConfig) -> dict[str, str]:
         "door": load(cfg.data.kind, "data").DOOR,
         "raw": cfg.data.raw,
         "stored": cfg.data.stored,
-        "config": digest(json.dumps(experiment(cfg)["data"], sort_keys=True)),
+        "config": digest(json.dumps(deliberate(experiment(cfg))["data"], sort_keys=True)),
         "code": digest_of(f"stn.experiments.{cfg.data.kind}.data:store"),
     }
 

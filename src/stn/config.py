@@ -399,6 +399,23 @@ def filled(config: Mapping) -> dict:
     }
 
 
+def deliberate(config: Mapping) -> dict:
+    """An `experiment` without the keys that have their defaults: the same before and after a key was added."""
+    kind = load(config["data"]["kind"], "config")
+    schemas = {"data": kind.DATA, "model": kind.MODEL, "budget": BudgetConfig}
+    defaults = {
+        group: {part.name: part.default for part in fields(schema) if part.default is not MISSING}
+        | {part.name: part.default_factory() for part in fields(schema) if part.default_factory is not MISSING}
+        for group, schema in schemas.items()
+    }
+    return {
+        group: {
+            key: value for key, value in values.items() if key not in defaults[group] or value != defaults[group][key]
+        }
+        for group, values in config.items()
+    }
+
+
 def digest(*parts: bytes | str) -> str:
     """Twelve hexadecimal digits that stand for the parts."""
     hashed = hashlib.blake2b(digest_size=6)
