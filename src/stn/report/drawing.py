@@ -101,8 +101,8 @@ class Sheet:
 class Animation:
     """Frames, all of one size, that are written as an animated GIF."""
 
-    def __init__(self, frames: Sequence[Image.Image]) -> None:
-        colours = frames[-1].quantize(SHADES, dither=Image.Dither.NONE)  # of all frames: small, and nothing flickers
+    def __init__(self, frames: Sequence[Image.Image], shades: int = SHADES) -> None:
+        colours = frames[-1].quantize(shades, dither=Image.Dither.NONE)  # of all frames: small, and nothing flickers
         self.frames = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
 
     def save(self, path: Path) -> None:

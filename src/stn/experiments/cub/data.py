@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from stn.data.download import fetch_birds
 from stn.data.stored import read_set
-from stn.experiments.cub.archive import REGIONS, StoredCub, check, fault, open_set, recipe, store
+from stn.experiments.cub.archive import REGIONS, SCALE, StoredCub, check, fault, open_set, recipe, store
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Translation
 
 DOOR = "crop"  # `python -m stn.crop` stores its sets
 
-SCALE = 0.5  # the side of a window, as a fraction of the image's
 EXAMPLES, SHOWN = 8, 128  # test images in a record, and their side in pixels
 __all__ = ["DOOR", "CubSource", "fetch", "source", "store"]
 

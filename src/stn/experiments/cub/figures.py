@@ -9,15 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Polygon, Rectangle
 
-from stn.experiments.cub.archive import REGIONS
+from stn.experiments.cub.archive import REGIONS, SCALE
 from stn.experiments.cub.parts import measure_parts
-from stn.experiments.cub.table import BIRDS
+from stn.experiments.cub.table import BIRDS, TWO_448
 from stn.report.drawing import (
     GREY,
     INK,
     LINE,
     STRONG,
     WRONG,
+    Animation,
     Sheet,
     describe_source,
     line_style,
@@ -135,6 +136,45 @@ def draw_parts(records: Sequence[Record]) -> Sheet:
         for i, line in enumerate(reversed(source)):
             sheet.text(0.2, height - 0.15 - LINE * i, line, size=7.5, color=GREY)
     return sheet
+
+
+def draw_training(records: Sequence[Record]) -> Animation:
+    """Windows on validation birds along the training of the first network that has any: an animation."""
+    shown = select(BIRDS, records, lambda row: row.transformer and not row.shown_where_run)
+    places = [place for place in shown.records if place[0] is TWO_448] or list(shown.records)
+    record = shown.records[places[0]]
+    arrays, budget = record.arrays, record.config["budget"]
+    images, trace, steps = arrays["trace_input"], arrays["trace"].astype(float), arrays["trace_steps"]
+    centres = trace.reshape(len(steps), len(trace[0]), -1, 2)
+    side, gap, left, top, across = 1.35, 0.1, 0.2, 0.98, 3
+    rows = -(-len(images) // across)
+    width, height = 2 * left + across * (side + gap) - gap, top + rows * (side + gap) + 0.3
+    phases = [(budget["random_share"], "the trunk learns from windows at random places")]
+    phases += [
+        (phases[0][0] + budget["explore_share"], "the windows explore"),
+        (1.0, "the rest learns, windows as they are"),
+    ]
+    errors = {step: error for step, error, _ in record.seeds[0].validation}
+    frames = []
+    for t, step in enumerate(steps):
+        share = step / budget["steps"]
+        phase = next((words for end, words in phases if end and share <= end + 1e-9), phases[-1][1])
+        with open_sheet(width, height, photos=True) as sheet:
+            sheet.text(left, 0.32, f"{record.row.label}: windows find birds", size=12, weight="bold")
+            sheet.text(left, 0.56, f"step {step} of {budget['steps']}: {phase}", va="center")
+            error = f"validation error {errors[step]:.0f} %" if step in errors else "before training"
+            sheet.text(left, 0.76, error, color=GREY, va="center")
+            for i, image in enumerate(images):
+                x, y = left + i % across * (side + gap), top + i // across * (side + gap)
+                tile = sheet.tile(x, y, side, side, side / 2)
+                _draw_photo(tile, image)
+                for k, centre in enumerate(centres[t, i]):
+                    style = line_style(STRONG[k % len(STRONG)], strong=True)
+                    tile.add_patch(Rectangle(centre - SCALE, 2 * SCALE, 2 * SCALE, **style))
+            words = describe_source([record], "", f"{len(images)} validation images")
+            sheet.text(left, height - 0.15, words, size=7.5, color=GREY)
+            frames.append(sheet.render(100))
+    return Animation(frames, shades=128)
 
 
 def _draw_bird(sheet: Sheet, x: float, y: float, side: float, image: np.ndarray, windows: np.ndarray) -> None:

@@ -119,6 +119,7 @@ BIRDS = Table(
     figures=(
         Figure("table3.png", "stn.experiments.cub.figures:draw_birds"),
         Figure("table3_parts.png", "stn.experiments.cub.figures:draw_parts"),
+        Figure("table3.gif", "stn.experiments.cub.figures:draw_training"),
     ),
 )
 
