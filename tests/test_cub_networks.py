@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import subprocess
 import sys
@@ -32,6 +33,9 @@ MIRROR = os.environ.get("STN_DATA_MIRROR", "")
 with_mirror = pytest.mark.skipif(
     not (Path(MIRROR) / "weights").is_dir() or not MIRROR, reason="STN_DATA_MIRROR names no folder with weights"
 )
+
+
+with_timm = pytest.mark.skipif(not importlib.util.find_spec("timm"), reason="timm is optional: `sh setup.sh trunks`")
 
 
 def small(windows: int | None = 2, canvas: int = 64, size: int = 32, **other) -> CubNetwork:
@@ -250,7 +254,11 @@ def test_a_trunk_is_cut_at_any_node():
 
 
 @pytest.mark.parametrize(
-    "name", ["tf_efficientnet_lite0", "resnet18", "densenet121", "googlenet", "mobilenet_v3_small"]
+    "name",
+    [
+        pytest.param("tf_efficientnet_lite0", marks=with_timm),
+        *("resnet18", "densenet121", "googlenet", "mobilenet_v3_small"),
+    ],
 )
 def test_folded_normalisation_is_the_same_function(name):
     trunk, draws = Trunk(name).double(), torch.Generator().manual_seed(1)
@@ -277,7 +285,9 @@ def test_normalisation_learns_its_statistics_unless_it_is_frozen():
     assert frozen.trunks[1].body.conv1.bias.grad is not None and frozen.training
 
 
-@pytest.mark.parametrize("name, part", [("tf_efficientnet_lite0", "blocks.2"), ("resnet18", "layer1")])
+@pytest.mark.parametrize(
+    "name, part", [pytest.param("tf_efficientnet_lite0", "blocks.2", marks=with_timm), ("resnet18", "layer1")]
+)
 def test_a_frozen_part_and_all_before_it_does_not_learn(name, part):
     network = small(2, trunk=name, frozen=part, dropout=0.0).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -332,8 +342,6 @@ def test_given_windows_are_classified_as_they_are():
     [
         (lambda: Trunk("squeezenet1_2"), "model.trunk=squeezenet1_2 .* squeezenet1_1"),
         (lambda: Trunk("zzz"), "model.trunk=zzz .* googlenet"),
-        (lambda: Trunk("tf_efficientnet_lite9"), "model.trunk=tf_efficientnet_lite9 .* tf_efficientnet_lite"),
-        (lambda: Trunk("tf_efficientnet_lite0", "blocks.3"), "model.node=blocks.3: .* drop it"),
         (lambda: Trunk("resnet18", frozen="layer9"), "model.frozen=layer9 is no part of resnet18 .*layer"),
         (lambda: Trunk("resnet18", "layer5"), "model.node=layer5 is no node of resnet18: .*layer4"),
         (lambda: Trunk("resnet18", "flatten").map_shape(64), "node=flatten of resnet18 gives no map"),
@@ -341,6 +349,20 @@ def test_given_windows_are_classified_as_they_are():
     ],
 )
 def test_a_trunk_that_cannot_be_is_one_line(made, told):
+    with pytest.raises(UserError, match=told) as error:
+        made()
+    assert "\n" not in str(error.value)
+
+
+@with_timm
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: Trunk("tf_efficientnet_lite9"), "model.trunk=tf_efficientnet_lite9 .* tf_efficientnet_lite"),
+        (lambda: Trunk("tf_efficientnet_lite0", "blocks.3"), "model.node=blocks.3: .* drop it"),
+    ],
+)
+def test_a_trunk_of_timm_that_cannot_be_is_one_line(made, told):
     with pytest.raises(UserError, match=told) as error:
         made()
     assert "\n" not in str(error.value)
@@ -420,6 +442,7 @@ def test_a_file_of_another_trunk_is_not_taken(tmp_path):
 
 
 @with_mirror
+@with_timm
 @pytest.mark.parametrize("frozen_norm", [True, False])
 def test_the_mirrors_efficientnet_loads_with_timms_normalisation(frozen_norm):
     network = small(2, trunk="tf_efficientnet_lite0", frozen_norm=frozen_norm, canvas=64, size=64)
