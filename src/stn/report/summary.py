@@ -38,13 +38,13 @@ def _orders(table: Table, records: Sequence[Record]) -> list[str]:
     if len(table.orders) == 1:
         return [_order(whole) for whole in wholes]
     papers: list[Sequence[Comparison]] = []
-    additions: list[Sequence[Comparison]] = []
+    variants: list[Sequence[Comparison]] = []
     for whole in wholes:
         rows = (whole[0].other.row, *(step.row for step in whole))
-        (papers if all(row.paper for row in rows) else additions).append(whole)
+        (papers if all(row.paper for row in rows) else variants).append(whole)
     return [
         _several_orders(subject, part)
-        for subject, part in (("The paper's order", papers), ("The same order of rows that are ours", additions))
+        for subject, part in (("The paper's order", papers), ("The same order of rows that are ours", variants))
         if part
     ]
 
