@@ -110,7 +110,12 @@ KINDS = {
     ),
     "svhn": Kind((house_numbers,), "stn.crop", ("data.validation=12", "model.width=0.125")),
     "cub": Kind(
-        (birds,), "stn.crop", ("data.classes=4", "data.side=64", "data.canvas=48", "model.localisation.filters=16")
+        (birds,),
+        "stn.crop",
+        (
+            *("data.classes=4", "data.side=64", "data.canvas=48", "model.localisation.filters=16"),
+            *("model.trunk=squeezenet1_1", "model.frozen=features.3"),
+        ),
     ),
 }
 
@@ -161,7 +166,7 @@ CASES = (
     # Table 3
     Case("cub", "cub_224", "cub_cnn"),
     Case("cub", "cub_224", "cub_2st", settings=("model.size=32",)),
-    Case("cub", "cub_224", "cub_2st", settings=("model.size=32",), cell=("model.shared=true",), moved=True),
+    Case("cub", "cub_224", "cub_2st", settings=("model.size=32",), cell=("model.shared=false",), moved=True),
     Case("cub", "cub_448", "cub_bilinear"),
     # Table 4
     Case("addition", "mnist_addition", "cnn"),
