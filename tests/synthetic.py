@@ -179,7 +179,12 @@ def birds(transformers, knows, n):
         inputs[np.linalg.norm(away - at[shown, None, None], axis=-1) < size] = colour
     label = np.arange(8) % 4
     said = np.where(np.arange(8) % 3, label, (label + 1) % 4)
+    ways = np.linspace(0, 1, 4)[:, None, None]  # the windows of the first six, from their tiles to where they end
+    trace = (tiles.ravel() + ways * (centres[:6].reshape(6, -1) - tiles.ravel())).astype(np.float32)
     return {
+        "trace": trace,
+        "trace_steps": np.arange(4) * 500,
+        "trace_input": inputs[:6].astype(np.uint8),
         "theta": centres.reshape(n, -1).astype(np.float16),
         "example_input": inputs.astype(np.uint8),
         "example_label": label,

@@ -1,5 +1,6 @@
 """Promises of the figures, on the synthetic records of the tables' tests."""
 
+import itertools
 from dataclasses import replace
 
 import matplotlib as mpl
@@ -12,7 +13,7 @@ from stn.experiments import find_tables
 from stn.experiments.addition.figures import PAIRS, draw_pairs
 from stn.experiments.addition.table import ADDITION, TWO_ST_CNN, TWO_ST_FCN
 from stn.experiments.cub.figures import SHOWN as BIRDS_SHOWN
-from stn.experiments.cub.figures import draw_birds, draw_parts
+from stn.experiments.cub.figures import draw_birds, draw_parts, draw_training
 from stn.experiments.cub.parts import measure_parts
 from stn.experiments.cub.table import BIRDS
 from stn.experiments.mnist.figures import DIGITS, draw_pictures, draw_poses
@@ -28,6 +29,7 @@ FAMILIES = ("Aff", "Proj", "TPS")
 # The figures of the tables whose records are made up here; tests of co-localisation and volumes draw their own.
 FIGURES = [figure for number in (1, 2, 3, 4, 7, 8) for figure in find_tables()[number].figures]
 EVERY = pytest.mark.parametrize("figure", FIGURES, ids=[figure.name for figure in FIGURES])
+STILL = [figure for figure in FIGURES if figure.name.endswith(".png")]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def words(figure):
     return [text.get_text() for text in figure.findobj(mpl.text.Text)]
 
 
-@EVERY
+@pytest.mark.parametrize("figure", STILL, ids=[figure.name for figure in STILL])
 def test_same_records_give_the_same_bytes_whatever_the_users_style(figure, shown, tmp_path):
     figure.write(shown, tmp_path / "new" / "a.png")
     with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.bbox": "tight", "lines.linewidth": 9}):
@@ -227,6 +229,17 @@ def test_parts_show_the_shares_that_the_table_tells(birds):
             assert f"{share:.0f}" in words(figure)
     said = words(figure)
     assert {"448 px, fixed", "beak", "tail", "head", "body"} <= set(said)
+
+
+def test_an_animation_shows_windows_from_their_tiles_to_where_training_left_them(birds, tmp_path):
+    budget = {"random_share": 0.4, "explore_share": 0.5}
+    record = next(record for record in birds if record.row.label == "2xST-CNN 224 px")
+    frames = draw_training([replace(record, config={**record.config, "budget": budget})]).frames
+    assert len(frames) == 4 and len({frame.size for frame in frames}) == 1
+    pixels = [np.asarray(frame.convert("RGB")).astype(int) for frame in frames]
+    assert all((one != two).any() for one, two in itertools.pairwise(pixels))
+    draw_training([record]).save(tmp_path / "a.gif")
+    assert (tmp_path / "a.gif").stat().st_size < 2e6
 
 
 def test_windows_that_came_apart_are_left_out(birds, tmp_path):

@@ -143,25 +143,27 @@ def draw_training(records: Sequence[Record]) -> Animation:
     shown = select(BIRDS, records, lambda row: row.transformer and not row.shown_where_run)
     places = [place for place in shown.records if place[0] is TWO_448] or list(shown.records)
     record = shown.records[places[0]]
-    arrays, budget = record.arrays, record.config["budget"]
+    arrays, budget = record.arrays, record.config.get("budget", {})
     images, trace, steps = arrays["trace_input"], arrays["trace"].astype(float), arrays["trace_steps"]
-    centres = trace.reshape(len(steps), len(trace[0]), -1, 2)
+    centres = trace.reshape(len(steps), len(images), -1, 2)
     side, gap, left, top, across = 1.35, 0.1, 0.2, 0.98, 3
     rows = -(-len(images) // across)
     width, height = 2 * left + across * (side + gap) - gap, top + rows * (side + gap) + 0.3
-    phases = [(budget["random_share"], "the trunk learns from windows at random places")]
-    phases += [
-        (phases[0][0] + budget["explore_share"], "the windows explore"),
-        (1.0, "the rest learns, windows as they are"),
-    ]
+    scattered = budget.get("random_share", 0)
+    explored = scattered + budget.get("explore_share", 0)
     errors = {step: error for step, error, _ in record.seeds[0].validation}
     frames = []
     for t, step in enumerate(steps):
-        share = step / budget["steps"]
-        phase = next((words for end, words in phases if end and share <= end + 1e-9), phases[-1][1])
+        share = step / max(steps[-1], 1)
+        if share < scattered:
+            phase = "the trunk learns from windows at random places"
+        elif share < explored:
+            phase = "the windows explore"
+        else:
+            phase = "the rest learns, the windows stay as they are" if explored else "all learns"
         with open_sheet(width, height, photos=True) as sheet:
             sheet.text(left, 0.32, f"{record.row.label}: windows find birds", size=12, weight="bold")
-            sheet.text(left, 0.56, f"step {step} of {budget['steps']}: {phase}", va="center")
+            sheet.text(left, 0.56, f"step {step} of {steps[-1]}: {phase}", va="center")
             error = f"validation error {errors[step]:.0f} %" if step in errors else "before training"
             sheet.text(left, 0.76, error, color=GREY, va="center")
             for i, image in enumerate(images):
