@@ -175,6 +175,28 @@ def test_pull_is_the_gradient_of_the_squared_distance_from_the_start():
     torch.testing.assert_close(gradient, 2 * 0.7 * distance)
 
 
+@pytest.mark.parametrize("kind, shape", [(nn.Dropout, (64,)), (nn.Dropout2d, (64, 1, 1))])
+def test_both_views_drop_the_same_units(kind, shape):
+    torch.manual_seed(0)
+    dropout = kind(0.5)
+    net = nn.Sequential(
+        SpatialTransformer(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5),
+        nn.Flatten(),
+        nn.Unflatten(1, shape),
+        dropout,
+    )
+    images = torch.rand(6, 1, 8, 8) + 1
+    with Exploration(net[0], network=net).pairs(images, 1e-4) as pairs:
+        first, second = net(pairs.images).flatten(1).chunk(2)
+        assert torch.equal(first == 0, second == 0) and 0.3 < (first == 0).float().mean() < 0.7
+        assert len((first == 0).unique(dim=0)) == 6  # each image has a mask of its own
+        dropout.eval()
+        assert (net(pairs.images) != 0).all()
+    dropout.train()
+    first, second = net(torch.cat([images, images])).flatten(1).chunk(2)
+    assert not torch.equal(first == 0, second == 0)  # nothing is left behind
+
+
 def test_held_localisation_networks_do_not_learn_and_the_rest_does():
     torch.manual_seed(0)
     net = nn.Sequential(

@@ -36,12 +36,13 @@ class Exploration:
     estimate would mix two inputs of the later one. For each image one level is drawn at random; the noise of the others
     is the same in both views.
 
-    The estimate is unbiased if, up to the mirrored level, both views of an image differ in the noise alone. Dropout
-    before it is another difference; the paper has none in localisation networks.
+    The estimate is unbiased if, up to the mirrored level, both views of an image differ in the noise alone. After it
+    another difference does no harm but makes the estimate vary more. Dropout is such a difference: name the `network`.
 
     Args:
         levels: the transformers in the order in which an image meets them. Those that stand in parallel are one level,
             given as a sequence. (N transformers made with `starts` are one module, and one level, anyway.)
+        network: its dropout layers drop the same units in both views of an image.
 
     Example:
         with Exploration(net[0]).pairs(images, sigma=0.2, generator=generator) as pairs:
@@ -49,7 +50,11 @@ class Exploration:
         pairs.loss(losses).backward()
     """
 
-    def __init__(self, *levels: SpatialTransformer | Sequence[SpatialTransformer]):
+    def __init__(
+        self, *levels: SpatialTransformer | Sequence[SpatialTransformer], network: nn.Module | None = None
+    ) -> None:
+        modules = () if network is None else network.modules()
+        self.dropouts = [module for module in modules if isinstance(module, nn.modules.dropout._DropoutNd)]
         self.levels = [[level] if isinstance(level, nn.Module) else list(level) for level in levels]
         if not any(self.levels):
             raise ValueError("there is no transformer to explore with")
@@ -84,6 +89,9 @@ class Exploration:
                     start = transformer.start if pull else None
                     perturb = pairs.perturb(mirrored == i, deviation, generator, start)
                     stack.callback(transformer.regression.register_forward_hook(perturb).remove)
+            for dropout in self.dropouts:
+                dropout.forward = _in_both_views(dropout.forward)
+                stack.callback(delattr, dropout, "forward")  # that of its class is there again
             yield pairs
 
     @contextmanager
@@ -96,6 +104,16 @@ class Exploration:
             for transformer in (transformer for level in self.levels for transformer in level):
                 stack.callback(transformer.regression.register_forward_hook(_detached).remove)
             yield
+
+
+def _in_both_views(dropout: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A dropout layer's forward, that drops of the second half of a batch what it drops of the first."""
+
+    def forward(features: Tensor) -> Tensor:
+        kept = dropout(torch.ones_like(features[: len(features) // 2]))
+        return features * torch.cat([kept, kept])
+
+    return forward
 
 
 def _detached(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:

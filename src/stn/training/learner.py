@@ -59,7 +59,7 @@ class Learner(L.LightningModule):
         self.objective = getattr(self.network, "objective", Classification)
         transformers = [module for module in self.network.modules() if isinstance(module, SpatialTransformer)]
         explores = self.cfg.budget.explore_share and transformers  # a control whose windows are fixed has none
-        self.exploration = Exploration(*transformers) if explores else None
+        self.exploration = Exploration(*transformers, network=self.network) if explores else None
         self.validation: list[list[float]] = []  # [step, error in percent, loss]
         self.seconds = 0.0  # of training, over all interruptions
         self.tested: dict[str, list[Tensor]] = {}
