@@ -42,6 +42,8 @@ BILINEAR = Row(
     "cub_bilinear",
     baseline=CNN,
     data=AT_448,
+    on_demand=True,
+    shown_where_run=True,
     note="The bilinear CNN is ours: the pooling of Lin '15 on the trunk of the other rows.",
 )
 ANNOTATED = Row(
