@@ -153,7 +153,7 @@ def test_identity_theta_resizes_like_opencv(sampler, target):
 
 
 @pytest.mark.parametrize("target", [(60, 84), (40, 112)], ids=str)
-@pytest.mark.parametrize("family", [Translation(0.5), Attention(), Similarity(), Crop(), Affine(), Projective()], ids=repr)
+@pytest.mark.parametrize("family", [Translation(0.5), *FAMILIES[1:6]], ids=repr)
 def test_warps_match_opencv(family, target):
     source = (60, 84)
     U = blob(*source).float()
@@ -215,7 +215,7 @@ def test_ties_are_exact_for_all_sizes_though_grids_are_rounded(family, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("family", [Translation(), Similarity(), Crop(), Affine(), Projective(), ThinPlateSpline(4)], ids=repr)
+@pytest.mark.parametrize("family", [Translation(), *FAMILIES[2:6], ThinPlateSpline(4)], ids=repr)
 def test_translations_by_half_pixels_are_exact_for_all_sizes(family, dtype):
     shifts = torch.arange(-7, 8)  # in half pixels
     for n in range(1, 65):
