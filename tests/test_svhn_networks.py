@@ -147,7 +147,7 @@ def test_thetas_are_of_the_family_and_within_reach(transformers, family, n):
 
 @pytest.mark.parametrize("transformers", [1, 4])
 def test_only_the_first_localisation_network_sees_the_image_at_its_own_side(transformers):
-    with_side, without = (small(transformers, localisation=LOCALISATION | {"side": side}) for side in (16, None))
+    with_side, without = (small(transformers, localisation=LOCALISATION | {"side": side}) for side in (4, None))
     seen = []
     for network in (with_side, without):
         sides = []
@@ -156,7 +156,7 @@ def test_only_the_first_localisation_network_sees_the_image_at_its_own_side(tran
             first.register_forward_pre_hook(lambda module, inputs, sides=sides: sides.append(inputs[0][0].numel()))
         network(torch.rand(2, 3, 32, 32))
         seen.append(sides)
-    assert seen[0][0] == 3 * 16**2 and seen[1][0] == 3 * 32**2 and seen[0][1:] == seen[1][1:]
+    assert seen[0][0] == 3 * 4**2 and seen[1][0] == 3 * 32**2 and seen[0][1:] == seen[1][1:]
 
 
 def test_he_makes_the_features_of_the_localisation_differ_and_leaves_the_rest_as_it_was():
