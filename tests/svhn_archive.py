@@ -1,6 +1,7 @@
 """Small archives in the exact form of SVHN, format 1: `train/1.png` ... and `train/digitStruct.mat` in a tar.gz."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -85,6 +86,15 @@ def write_part(folder: Path, n: int, seed: int) -> list[Entry]:
         entries.append((f"{i}.png", [tuple(map(float, box)) for box in boxes]))
     write_digit_struct(folder / "digitStruct.mat", entries)
     return entries
+
+
+def write_photographs(folder: Path, numbers: dict[str, str]) -> None:
+    """A folder of ramps of varying size and the labels.json of their numbers; blue is the place in it, from 1 on."""
+    folder.mkdir(parents=True)
+    for i, name in enumerate(numbers, 1):
+        ramp(40 + 20 * i, 30 + 10 * i, blue=i).save(folder / name)
+    labels = {name: {"number": number, "agree": "A3"} for name, number in numbers.items()}
+    (folder / "labels.json").write_text(json.dumps(labels))
 
 
 def pack(folder: Path, archive: Path) -> Path:

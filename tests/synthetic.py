@@ -17,6 +17,7 @@ from stn.experiments.mnist.table import SIZES
 from stn.experiments.svhn.table import HOUSE_NUMBERS
 
 STRIPS = ("64 px strips", "128 px strips")
+PHOTOGRAPHS = "photographs, 128 px"
 SPECIES = np.array(["Black footed Albatross", "Laysan Albatross", "Groove billed Ani", "Crested Auklet"])
 WHOLE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 POINTS = np.array([[x, y] for y in (-0.6, 0, 0.6) for x in (-0.6, 0, 0.6)])
@@ -251,7 +252,9 @@ def write_cell(folder, row, column, errors, n_test=10000, knows=0.9, n=60, turn=
     if not table.row(row).transformer:
         pass
     elif table is HOUSE_NUMBERS:
-        arrays.update(house_numbers(int(column.split()[0]), 4 if row.endswith("Multi") else 1, knows, n_test))
+        arrays.update(
+            house_numbers(int(re.search(r"(\d+) px", column)[1]), 4 if row.endswith("Multi") else 1, knows, n_test)
+        )
     elif table is BIRDS:
         arrays.update(birds(int(row[0]), 0.0 if row.endswith("fixed") else knows, n_test))
     elif table is ADDITION:

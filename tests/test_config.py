@@ -210,6 +210,14 @@ def test_a_wrong_override_is_one_line_that_names_it(override, named):
         (("model=cnn", "budget.explore_share=0.5", "budget.noise=[1,0]"), "model=cnn has no transformer"),
         (("data=colocalisation_t", "model=colocalisation", "budget.random_share=0.5"), "has no transformer to explore"),
         (("data=cub_448", "model=cub_4st", "data.annotated=true"), "model=cub_4st is not of 2 windows"),
+        (("data=svhn_64", "model=svhn_st_single", "model.reach=0"), "model.reach=0.0 is no way to go"),
+        (("data=svhn_64", "model=svhn_st_multi", "model.reach=nan"), "model.reach=nan is no way to go"),
+        (("data=svhn_64", "model=svhn_cnn", "model.size=65"), "model.size=65 is larger than the images of 64 pixels"),
+        (("data=svhn_64", "model=svhn_cnn", "data.window=54", "model.size=64"), "model.size=64 is larger than"),
+        (("data=svhn_64", "model=svhn_cnn", "model.size=15"), "model.size=15 is too small"),
+        (("data=svhn_64", "model=svhn_st_single", "model.smallest=0"), "model.smallest=0.0 is no share"),
+        (("data=svhn_64", "model=svhn_st_single", "model.smallest=1.5"), "model.smallest=1.5 is no share"),
+        (("data=svhn_photos_128", "model=svhn_cnn", "budget.random_share=0.5"), "has no transformer to explore with"),
     ],
 )
 def test_exploration_and_windows_that_cannot_be_are_one_line(overrides, named):
@@ -219,10 +227,9 @@ def test_exploration_and_windows_that_cannot_be_are_one_line(overrides, named):
 
 
 def test_only_networks_with_a_transformer_follow_what_a_schedule_says_of_them():
-    shares = [
-        compose("data=cub_224", f"model={m}", "budget=quick").budget.explore_share for m in ("cub_cnn", "cub_2st")
-    ]
-    assert shares[0] == 0 < shares[1]
+    for data, models in (("cub_224", ("cub_cnn", "cub_2st")), ("svhn_photos_128", ("svhn_cnn", "svhn_st_multi"))):
+        shares = [compose(f"data={data}", f"model={m}", "budget=quick").budget.explore_share for m in models]
+        assert shares[0] == 0 < shares[1]
 
 
 def test_a_key_that_is_younger_than_a_config_has_its_default_there():
@@ -239,6 +246,18 @@ def test_a_key_that_is_younger_changes_no_cell():
     del older["data"]["undo"], older["model"]["parallel"], older["budget"]["explore_share"], older["budget"]["noise"]
     assert deliberate(older) == deliberate(config) != deliberate(experiment(compose("budget.warm_up=0.3")))
     assert deliberate(experiment(compose("data.undo=true")))["data"]["undo"] is True
+
+
+def test_younger_keys_of_house_numbers_have_their_defaults_and_change_no_cell():
+    config = experiment(compose("data=svhn_64", "model=svhn_st_multi"))
+    older = {group: dict(values) for group, values in config.items()}
+    del older["data"]["whole"]
+    for key in ("size", "family", "reach", "smallest"):
+        del older["model"][key]
+    older["model"]["localisation"] = {key: older["model"]["localisation"][key] for key in ("filters", "features")}
+    assert filled(older) == config
+    older["model"]["localisation"] = config["model"]["localisation"]
+    assert deliberate(older) == deliberate(config)
 
 
 def test_a_misspelt_key_in_a_file_is_one_line_that_names_it():
@@ -290,6 +309,7 @@ def test_importing_stn_loads_torch_only(tmp_path):
         "mnist_addition",
         "svhn_64",
         "svhn_strips_128",
+        "svhn_photos_128",
         "cub_224",
         "cub50_448",
         "colocalisation_tc",

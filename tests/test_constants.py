@@ -15,6 +15,7 @@ from stn.geometry.transforms import (
     Affine,
     Affine3D,
     Attention,
+    Crop,
     Projective,
     Rotation,
     Similarity,
@@ -23,7 +24,7 @@ from stn.geometry.transforms import (
     pixel_centres,
 )
 
-FAMILIES = [Translation(0.5), Attention(), Rotation(), Similarity(), Affine(), Projective(), ThinPlateSpline(4)]
+FAMILIES = [Translation(0.5), Attention(), Rotation(), Similarity(), Crop(), Affine(), Projective(), ThinPlateSpline(4)]
 SAMPLERS = [integer, bilinear, bicubic, LearnableSampler()]
 SIZES = {"batch": {0}, "height": {2}, "width": {3}, "all": {0, 2, 3}}
 

@@ -13,6 +13,7 @@ from stn.geometry.transforms import (
     Affine,
     Affine3D,
     Attention,
+    Crop,
     Projective,
     Rotation,
     Similarity,
@@ -25,7 +26,7 @@ from stn.geometry.transforms import (
 
 torch.set_num_threads(1)
 
-MATRIX_FAMILIES = [Translation(0.5), Attention(), Rotation(), Similarity(), Affine(), Projective(), Affine3D()]
+MATRIX_FAMILIES = [Translation(0.5), Attention(), Rotation(), Similarity(), Crop(), Affine(), Projective(), Affine3D()]
 SPLINES = [ThinPlateSpline(k) for k in (2, 3, 4, 5)]
 SIZES = {2: (20, 41), 3: (5, 20, 41)}  # of the source, by dimensions
 CPU = torch.device("cpu")
@@ -147,6 +148,7 @@ SINGULAR = {  # no inverse: a line or a point is all that the target shows
     "Translation(scale=0.0)": (Translation(0.0), [0.1, 0.2]),
     "Attention()": (Attention(), [0.0, 0.3, 0.1]),
     "Similarity()": (Similarity(), [0.0, 0.0, 0.3, 0.1]),
+    "Crop()": (Crop(), [0.7, 0.0, 0.3, 0.1]),
     "Affine()": (Affine(), [0.1, 0.2, 0.0, 0.3, 0.6, 0.0]),
     "Affine3D()": (Affine3D(), [0.1, 0.2, 0.3, 0, 0.7, 0.1, 0.9, 0, 0.8, 0.3, 1.2, 0]),  # the third row: their sum
     "Projective()": (Projective(), [0.1, 0.2, 0.0, 0.3, 0.6, 0.0, 0.1, 0.3]),

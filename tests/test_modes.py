@@ -24,6 +24,7 @@ from stn.geometry.transforms import (
     Affine,
     Affine3D,
     Attention,
+    Crop,
     Projective,
     Similarity,
     ThinPlateSpline,
@@ -33,7 +34,7 @@ from stn.geometry.transforms import (
 from stn.nn.localisation import convolutional
 
 CPU = torch.device("cpu")
-FAMILIES = [Translation(0.5), Attention(), Similarity(), Affine(), Projective(), ThinPlateSpline(4), Affine3D()]
+FAMILIES = [Translation(0.5), Attention(), Similarity(), Crop(), Affine(), Projective(), ThinPlateSpline(4), Affine3D()]
 SAMPLERS = {"integer": integer, "bilinear": bilinear, "bicubic": bicubic, "learnable": LearnableSampler()}
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=repr)

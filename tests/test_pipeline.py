@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -408,6 +409,15 @@ def test_the_committed_params_declare_the_32_cells_of_the_paper(monkeypatch):
     assert len(required) == 32 and len(optional) == 8 + 4  # TC, and the CNN that is told the true pose
     assert [len(declared(params, table)) for table in TABLES] == [32, 6, 6, 14, 2, 3, 8, 24]
     assert len(on_demand(params, 1)) == 4 and len(shown(params, 3)[1]) == 2 * 9
+
+
+def test_photographs_of_house_numbers_are_chosen_with_the_strips(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for numbers, names in (
+        ("svhn", {"svhn_64", "svhn_128"}),
+        ("svhn_strips", {"svhn_strips_64", "svhn_strips_128", "svhn_photos_128"}),
+    ):
+        assert {cell.data for cell in declared(replace(read_params(), numbers=numbers), 2)} == names
 
 
 def test_two_tables_that_show_the_same_experiment_share_its_cell(monkeypatch):

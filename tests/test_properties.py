@@ -17,6 +17,7 @@ from stn.geometry.transforms import (
     Affine,
     Affine3D,
     Attention,
+    Crop,
     MatrixTransformation,
     Projective,
     Rotation,
@@ -37,7 +38,8 @@ settings.register_profile(
 settings.load_profile("stn")
 
 SPLINES = [ThinPlateSpline(k) for k in (2, 3, 4, 5)]
-PLANE = [Translation(), Translation(0.5), Attention(), Rotation(), Similarity(), Affine(), Projective(), *SPLINES]
+WINDOWS = [Translation(), Translation(0.5), Attention(), Crop()]
+PLANE = [*WINDOWS, Rotation(), Similarity(), Affine(), Projective(), *SPLINES]
 FAMILIES = [*PLANE, Affine3D()]
 LINEAR = [family for family in PLANE if isinstance(family, MatrixTransformation)]
 SPREAD = 0.2  # of theta round the identity: what is far from singular there, and no projective horizon in the image

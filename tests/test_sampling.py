@@ -12,6 +12,7 @@ from stn.geometry.transforms import (
     Affine,
     Affine3D,
     Attention,
+    Crop,
     Projective,
     Similarity,
     ThinPlateSpline,
@@ -47,7 +48,7 @@ def learnable(U, grid, **how):
 
 
 FAMILIES = [
-    *(Translation(), Attention(), Similarity(), Affine(), Projective()),
+    *(Translation(), Attention(), Similarity(), Crop(), Affine(), Projective()),
     *(ThinPlateSpline(k) for k in (2, 3, 4, 5)),
 ]
 SAMPLERS = [integer, bilinear, bicubic, general_bilinear, general_bicubic, learnable]
@@ -152,7 +153,7 @@ def test_identity_theta_resizes_like_opencv(sampler, target):
 
 
 @pytest.mark.parametrize("target", [(60, 84), (40, 112)], ids=str)
-@pytest.mark.parametrize("family", [Translation(0.5), Attention(), Similarity(), Affine(), Projective()], ids=repr)
+@pytest.mark.parametrize("family", [Translation(0.5), *FAMILIES[1:6]], ids=repr)
 def test_warps_match_opencv(family, target):
     source = (60, 84)
     U = blob(*source).float()
@@ -214,7 +215,7 @@ def test_ties_are_exact_for_all_sizes_though_grids_are_rounded(family, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("family", [Translation(), Similarity(), Affine(), Projective(), ThinPlateSpline(4)], ids=repr)
+@pytest.mark.parametrize("family", [Translation(), *FAMILIES[2:6], ThinPlateSpline(4)], ids=repr)
 def test_translations_by_half_pixels_are_exact_for_all_sizes(family, dtype):
     shifts = torch.arange(-7, 8)  # in half pixels
     for n in range(1, 65):
@@ -481,7 +482,7 @@ def test_learnable_sampler_learns_a_half_pixel_shift():
 
 
 @pytest.mark.parametrize("sampler", [bilinear, bicubic, learnable])
-@pytest.mark.parametrize("family", [Attention(), Similarity(), Affine(), Projective()], ids=repr)
+@pytest.mark.parametrize("family", [Attention(), Similarity(), Crop(), Affine(), Projective()], ids=repr)
 def test_inverse_warp_returns_the_image(family, sampler):
     U = blob(120, 130, sigma=10.0)
     theta = (

@@ -7,6 +7,7 @@ import pytest
 
 from stn.report.statistics import (
     centres,
+    follow,
     holds,
     interval,
     mcnemar,
@@ -190,3 +191,24 @@ def test_the_share_of_a_gain_is_that_of_the_errors_and_its_interval_covers_it():
         assert share == pytest.approx(100 * (errors[0] - errors[1]) / (errors[0] - errors[2]))
         covered.append(low < 50 < high)
     assert np.mean(covered) > 0.85
+
+
+def test_a_window_follows_what_its_centre_goes_with_axis_by_axis():
+    draws = np.random.default_rng(0)
+    targets, noise = draws.uniform(-0.5, 0.5, (2, 200, 2))
+    centre = np.column_stack([0.3 - 0.5 * targets[:, 0], noise[:, 1]])
+    windows = SQUARE + centre[:, None]
+    x, y = follow(windows, targets)
+    assert x == pytest.approx(-1) and y == pytest.approx(np.corrcoef(noise[:, 1], targets[:, 1])[0, 1])
+    windows[0], targets[1] = np.inf, np.nan  # as if they were not there
+    assert follow(windows, targets) == pytest.approx(follow(windows[2:], targets[2:]))
+    assert follow(windows, targets)[0] == pytest.approx(-1)
+
+
+def test_what_stands_still_is_followed_by_nothing_and_follows_nothing():
+    targets = np.random.default_rng(0).uniform(-0.5, 0.5, (20, 2))
+    windows = SQUARE + targets[:, None]
+    still = np.tile(SQUARE, (20, 1, 1)) + np.random.default_rng(1).uniform(-1e-4, 1e-4, (20, 1, 2))
+    assert np.isnan(follow(still, targets)).all()
+    assert np.isnan(follow(windows, np.column_stack([targets[:, 0], np.zeros(20)]))[1])
+    assert np.isnan(follow(windows[:0], targets[:0])).all()

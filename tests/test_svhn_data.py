@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import h5py
@@ -22,13 +23,13 @@ from stn.data.draws import generator
 from stn.errors import UserError
 from stn.experiments.svhn import archive as svhn
 from stn.experiments.svhn import crops
-from stn.experiments.svhn.archive import digits_in
-from stn.experiments.svhn.crops import store
+from stn.experiments.svhn.archive import digits_in, table_of
+from stn.experiments.svhn.crops import recipe, store
 from stn.experiments.svhn.data import SvhnSource
 from stn.experiments.svhn.figures import draw_windows
 from stn.experiments.svhn.table import HOUSE_NUMBERS
 from stn.report.records import load_records
-from svhn_archive import pack, ramp, write_digit_struct, write_part
+from svhn_archive import pack, ramp, write_digit_struct, write_part, write_photographs
 
 COUNTS = {"train": 20, "test": 7, "extra": 16}
 VALIDATION = 6
@@ -410,7 +411,7 @@ def test_a_part_without_its_boxes_is_named(made, tmp_path, packed):
     if packed:
         pack(folder / "test", folder / "test.tar.gz")
     line = one_error(run("stn.crop", *SVHN, cwd=tmp_path))
-    assert f"data/raw/svhn/test{'.tar.gz' * packed} holds no digitStruct.mat; delete it" in line
+    assert f"data/raw/svhn/test{'.tar.gz' * packed} holds no digitStruct.mat and no labels.json; delete it" in line
 
 
 @pytest.mark.parametrize(
@@ -463,6 +464,180 @@ def test_a_placed_number_stands_whole_on_the_canvas_at_a_random_place(made, base
         expected = x0 + (column + 0.5 - left) / (right - left) * (x1 - x0) - 0.5  # red is the image's column
         assert abs(float(image[row, column, 0]) - expected) < 1.5
         assert (image[..., 2] == int(name.removesuffix(".png"))).all()  # surroundings of the image's own colour
+
+
+# Whole photographs
+
+
+NUMBERS = {"000000.png": "159", "000001.png": "20", "000003.png": "7", "000004.png": "00123", "000007.png": "88"}
+PHOTOGRAPHS = ("data=svhn_photos_128", "model=svhn_cnn", "data.validation=2")
+
+
+def photograph_mirror(root) -> None:
+    """The folder `mirror`: photographs, and strips of which the test part is tested on."""
+    write_photographs(Path("mirror/svhn_photos/train"), NUMBERS)
+    shutil.copytree(root / "parts/train", "mirror/svhn_strips/train")
+    shutil.copytree(root / "parts/test", "mirror/svhn_strips/test")
+
+
+def test_photographs_and_strips_come_from_two_folders_of_the_mirror(made, monkeypatch, tmp_path):
+    root, _ = made
+    photograph_mirror(root)
+    monkeypatch.setenv("STN_DATA_MIRROR", "mirror")
+    assert run("stn.fetch", *PHOTOGRAPHS, cwd=tmp_path).returncode == 0
+    places = {"train": "svhn_photos/train", "extra": "svhn_strips/train", "test": "svhn_strips/test"}
+    for part, place in places.items():
+        assert contents(Path("data/raw/svhn_photos", part)) == contents(Path("mirror", place))
+    shutil.rmtree("data/raw")
+    assert run("stn.fetch", *PHOTOGRAPHS, "data.extra=false", cwd=tmp_path).returncode == 0
+    assert sorted(contents(Path("data/raw/svhn_photos/train"))) == sorted([*NUMBERS, "labels.json"])
+    assert not Path("data/raw/svhn_photos/extra").exists()
+
+
+def test_photographs_without_labels_or_a_mirror_are_one_line(made, monkeypatch, tmp_path):
+    root, _ = made
+    line = one_error(run("stn.fetch", *PHOTOGRAPHS, cwd=tmp_path))
+    assert line.endswith("set STN_DATA_MIRROR to a folder that holds svhn_photos/train")
+    photograph_mirror(root)
+    shutil.rmtree("mirror/svhn_strips")
+    monkeypatch.setenv("STN_DATA_MIRROR", "mirror")
+    line = one_error_after_notices(run("stn.fetch", *PHOTOGRAPHS, cwd=tmp_path))
+    assert line.endswith("set STN_DATA_MIRROR to a folder that holds svhn_strips/test")
+    shutil.rmtree("data/raw")
+    Path("mirror/svhn_photos/train/labels.json").unlink()
+    line = one_error_after_notices(run("stn.fetch", *PHOTOGRAPHS, cwd=tmp_path))
+    assert "svhn_photos/train holds no labels.json; replace it, or correct STN_DATA_MIRROR" in line
+
+
+@pytest.fixture(scope="module")
+def photographs(made, tmp_path_factory):
+    """The config, and the stored sets, of whole photographs with strips to train on."""
+    root, folder = made[0], tmp_path_factory.mktemp("photographs")
+    raw_data = folder / "raw"
+    write_photographs(raw_data / "train", NUMBERS)
+    shutil.copytree(root / "parts/train", raw_data / "extra")
+    shutil.copytree(root / "parts/test", raw_data / "test")
+    data = changed(compose(*PHOTOGRAPHS).data, raw=str(raw_data), stored=str(folder / "stored"))
+    store(data, folder / "scratch")
+    return data
+
+
+def opened(data) -> dict:
+    """(names, images, boxes, labels) of each stored set."""
+    source = SvhnSource(data)
+    for split in ("train", "validation", "test"):
+        source.load(split)
+    return {
+        split: (
+            np.load(Path(data.stored, f"{split}_names.npy")).tolist(),
+            stored.images,
+            stored.boxes,
+            stored.labels.tolist(),
+        )
+        for split, stored in source.sets.items()
+    }
+
+
+def test_a_whole_image_becomes_the_canvas_and_boxes_lie_in_its_frame(photographs, made):
+    root, entries = made
+    sets = opened(photographs)
+    shown = [(split, *row) for split, rows in sets.items() for row in zip(*rows, strict=True)]
+    whole = [row for row in shown if not row[1].startswith("extra/")]
+    assert len(whole) == len(NUMBERS) + COUNTS["test"]
+    folders = {"train": Path(photographs.raw, "train"), "test": root / "parts/test"}
+    for _, name, image, box, label in whole:
+        part, file = name.split("/")
+        width, height = Image.open(folders[part] / file).size
+        centre, inner = (np.arange(128) + 0.5) / 128, slice(9, -9)  # near the border the filter meets the image's end
+        np.testing.assert_allclose(image[64, inner, 0], (centre * width - 0.5)[inner], atol=0.75)
+        np.testing.assert_allclose(image[inner, 64, 1], (centre * height - 0.5)[inner], atol=0.75)
+        if part == "train":
+            digits = [int(digit) for digit in NUMBERS[file]]
+            np.testing.assert_array_equal(box, [-1, -1, 1, 1])
+        else:
+            boxes = np.array(dict(entries["test"])[file])
+            digits = [int(digit) % 10 for digit in boxes[:, 4]]
+            corners = [boxes[:, 0].min(), boxes[:, 1].min()]
+            corners += [(boxes[:, 0] + boxes[:, 2]).max(), (boxes[:, 1] + boxes[:, 3]).max()]
+            np.testing.assert_allclose(box, 2 * np.array(corners) / [width, height, width, height] - 1, atol=1e-5)
+        assert label == digits + [10] * (5 - len(digits))
+
+
+def test_strips_beside_whole_photographs_are_placed_and_none_validates(photographs):
+    sets = opened(photographs)
+    assert len(sets["validation"][0]) == 2 and all(name.startswith("train/") for name in sets["validation"][0])
+    names, _, boxes, _ = sets["train"]
+    assert sorted(name.split("/")[0] for name in names) == ["extra"] * COUNTS["train"] + ["train"] * 3
+    strips = boxes[[name.startswith("extra/") for name in names]]
+    sides = (strips[:, 2:] - strips[:, :2]).max(1) / 2
+    assert sides.min() > 0.28 and sides.max() < 1.02 and sides.std() > 0.1
+    assert (((strips[:, :2] + strips[:, 2:]) / 2).std(0) > 0.1).all()
+
+
+def test_photographs_and_strips_have_the_same_bytes_whenever_they_are_stored(photographs, tmp_path):
+    again = changed(photographs, stored=str(tmp_path / "again"))
+    store(again, tmp_path / "scratch", workers=2)
+    assert contents(Path(again.stored)) == contents(Path(photographs.stored))
+
+
+def test_photographs_are_read_from_an_archive_alike(photographs, tmp_path):
+    pack(Path(photographs.raw, "train"), tmp_path / "train.tar.gz")
+    table, images = table_of(tmp_path / "train.tar.gz", tmp_path)
+    expected, listed = table_of(Path(photographs.raw, "train"), tmp_path)
+    assert images == listed == set(NUMBERS) and table.labels[:3].tolist() == [1, 5, 9]
+    for name, value in vars(expected).items():
+        np.testing.assert_array_equal(vars(table)[name], value)
+
+
+def test_photographs_need_no_h5py(photographs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert len(table_of(Path(photographs.raw, "train"), tmp_path)[0].names) == len(NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        ("{", "labels.json is no labels.json of photographs (Expecting property name"),
+        (b"\xff{}", "labels.json is no labels.json of photographs ("),
+        ("[1, 2]", "labels.json is no labels.json of photographs (no object of JSON); delete it and run"),
+        ('{"a.png": {"number": "1"}, "a.png": {"number": "2"}}', "(a.png is there twice)"),
+        ({"000001.png": None}, 'labels.json says null of 000001.png, not a number of 1 to 5 digits such as {"number"'),
+        ({"000001.png": {"number": "123456"}}, 'says {"number": "123456"} of 000001.png, not a number of 1 to 5'),
+        ({"000001.png": {"number": ""}}, 'says {"number": ""} of 000001.png'),
+        ({"000001.png": {"number": "1O"}}, 'says {"number": "1O"} of 000001.png'),
+        ({"000001.png": {"number": 20}}, 'says {"number": 20} of 000001.png'),
+        ({"000001.png": {"agree": "A3"}}, 'says {"agree": "A3"} of 000001.png'),
+        ({"000001.png": "20"}, 'says "20" of 000001.png'),
+        ({"000009.png": {"number": "9"}}, "has a label for 000009.png, which is not there: delete the entry, or add"),
+        ("000003.png", "has no label for 000003.png: add its number, or delete the photograph"),
+    ],
+)
+def test_photographs_and_labels_that_do_not_fit_are_one_line(photographs, tmp_path, harm, told):
+    shutil.copytree(photographs.raw, "raw")
+    path = Path("raw/train/labels.json")
+    labels = json.loads(path.read_text())
+    if isinstance(harm, dict):
+        path.write_text(json.dumps(labels | harm))
+    elif harm in labels:
+        del labels[harm]
+        path.write_text(json.dumps(labels))
+    else:
+        path.write_bytes(harm if isinstance(harm, bytes) else harm.encode())
+    line = one_error(run("stn.crop", *PHOTOGRAPHS, "data.raw=raw", cwd=tmp_path))
+    assert "raw/train/labels.json" in line and told in line
+    assert not Path("data/stored").exists()
+
+
+def test_a_validation_set_larger_than_the_photographs_is_one_line(photographs):
+    with pytest.raises(UserError, match=r"data.validation=5 leaves nothing of 5 numbers to train on"):
+        store(changed(photographs, validation=5), Path("outputs/scratch"))
+
+
+def test_only_whole_images_have_another_recipe(photographs, base):
+    assert recipe(photographs)["whole"] is True
+    assert list(recipe(base)) == ["source", "extra", "canvas", "expand", "place", "validation", "seed"]
+    with pytest.raises(UserError, match="was stored with whole=True"):
+        SvhnSource(changed(photographs, whole=False)).load("test")
 
 
 # Training starts

@@ -12,9 +12,21 @@ LOCALISATION = {"filters": 4, "features": 6}
 MODELS = ["svhn_cnn", "svhn_st_single", "svhn_st_multi"]
 
 
-def small(transformers: int, side: int = 32) -> SvhnNetwork:
+def small(transformers: int, side: int = 32, **settings) -> SvhnNetwork:
     torch.manual_seed(0)
-    return SvhnNetwork(side, transformers, width=0.1, dropout=0.0, localisation=LOCALISATION)
+    settings = {"localisation": LOCALISATION} | settings
+    return SvhnNetwork(side, transformers, width=0.1, dropout=0.0, **settings)
+
+
+def cropped(network: SvhnNetwork) -> list[np.ndarray]:
+    """Gives each transformer another constant rectangle and returns them as 3x3 matrices."""
+    matrices = []
+    for i, transformer in enumerate(network.transformers):
+        sx, sy, tx, ty = theta = torch.tensor([0.7, 0.6 + 0.1 * i, 0.2, -0.1 * i])
+        with torch.no_grad():
+            transformer.regression.bias.copy_(theta)
+        matrices.append(np.array([[sx, 0, tx], [0, sy, ty], [0, 0, 1]], float))
+    return matrices
 
 
 def turned(network: SvhnNetwork) -> list[np.ndarray]:
@@ -77,11 +89,14 @@ def test_untrained_transformers_change_nothing(transformers):
     torch.testing.assert_close(network.windows(images), expected, atol=1e-6, rtol=0)
 
 
-def test_windows_lie_on_the_image_through_all_transformers_before():
-    network = small(4)
+@pytest.mark.parametrize(
+    ("settings", "turn"), [({}, turned), ({"family": "crop"}, cropped), ({"family": "crop", "size": 16}, cropped)]
+)
+def test_windows_lie_on_the_image_through_all_transformers_before(settings, turn):
+    network = small(4, **settings)
     product, corners = np.eye(3), np.hstack([np.array(CORNERS), np.ones((4, 1))])
     found = network.windows(torch.rand(2, 3, 32, 32))
-    for k, matrix in enumerate(turned(network)):
+    for k, matrix in enumerate(turn(network)):
         product = product @ matrix
         wanted = torch.from_numpy((corners @ product.T)[:, :2]).float()
         again = network.windows(torch.rand(2, 3, 32, 32))
@@ -89,11 +104,122 @@ def test_windows_lie_on_the_image_through_all_transformers_before():
     assert not torch.allclose(again, found)
 
 
-def test_what_is_seen_is_the_image_at_the_last_window():
-    network = small(1)
-    turned(network)
+@pytest.mark.parametrize(
+    ("settings", "turn"), [({}, turned), ({"family": "crop"}, cropped), ({"family": "crop", "size": 16}, cropped)]
+)
+def test_what_is_seen_is_the_image_at_the_last_window(settings, turn):
+    network = small(1, **settings)
+    turn(network)
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(network.seen(images), network.transformers[0](images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("transformers", [0, 1, 4])
+def test_all_networks_read_as_many_pixels_where_a_size_is_given(transformers):
+    """So their layers but those of the transformers are as large as those of a network of that side."""
+    network, plain = small(transformers, size=16), small(0, side=16)
+    layers = {name: value.shape for name, value in network.state_dict().items() if "transformers" not in name}
+    assert layers == {name: value.shape for name, value in plain.state_dict().items()}
+    plain.load_state_dict(network.state_dict(), strict=False)
+    images = torch.rand(2, 3, 32, 32)
+    pooled = torch.nn.functional.avg_pool2d(images, 2)  # what bilinear sampling at half the size is, too
+    torch.testing.assert_close(network(images), plain(pooled), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(network.seen(images), pooled, atol=1e-5, rtol=0)
+    assert len(network.thetas(images)) == transformers
+
+
+def test_a_size_that_the_image_has_changes_nothing():
+    images = torch.rand(2, 3, 32, 32)
+    for transformers in (0, 4):
+        assert torch.equal(small(transformers, size=32)(images), small(transformers)(images))
+
+
+@pytest.mark.parametrize(("family", "n"), [("affine", 6), ("crop", 4)])
+@pytest.mark.parametrize("transformers", [1, 4])
+def test_thetas_are_of_the_family_and_within_reach(transformers, family, n):
+    network, images = small(transformers, family=family, reach=0.3), torch.rand(2, 3, 32, 32)
+    for transformer in network.transformers:
+        nn.init.normal_(transformer.regression.weight, std=100)
+    for theta, transformer in zip(network.thetas(images).values(), network.transformers, strict=True):
+        away = (theta - transformer.transformation.identity()).abs()
+        assert theta.shape == (2, n) and 0.2 < away.max() <= 0.3 + 1e-6
+
+
+@pytest.mark.parametrize("transformers", [1, 4])
+def test_only_the_first_localisation_network_sees_the_image_at_its_own_side(transformers):
+    with_side, without = (small(transformers, localisation=LOCALISATION | {"side": side}) for side in (4, None))
+    seen = []
+    for network in (with_side, without):
+        sides = []
+        for transformer in network.transformers:
+            first = next(m for m in transformer.localisation.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+            first.register_forward_pre_hook(lambda module, inputs, sides=sides: sides.append(inputs[0][0].numel()))
+        network(torch.rand(2, 3, 32, 32))
+        seen.append(sides)
+    assert seen[0][0] == 3 * 4**2 and seen[1][0] == 3 * 32**2 and seen[0][1:] == seen[1][1:]
+
+
+def test_he_makes_the_features_of_the_localisation_differ_and_leaves_the_rest_as_it_was():
+    images = torch.rand(8, 3, 32, 32)
+    for transformers in (1, 4):
+        plain, he = (small(transformers, localisation=LOCALISATION | {"he": value}) for value in (False, True))
+        layers = [m for m in he.transformers[0].localisation if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert all(not layer.bias.any() for layer in layers)
+        for layer in layers:
+            fan_in = layer.weight[0].numel()
+            assert layer.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.5)
+        theta = he.transformers[0].regression
+        assert not theta.weight.any() and torch.equal(theta.bias, torch.tensor([1.0, 0, 0, 0, 1, 0]))
+        spread = [net.transformers[0].localisation(images).std(0).mean() for net in (he, plain)]
+        assert spread[0] > 3 * spread[1]
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_random_windows_lie_within_the_image_and_have_all_places_and_sides(size):
+    network, n = small(1, size=size, smallest=0.4), 2000
+    windows = []
+    network.sampler = lambda images, grid, **how: windows.append(grid) or torch.zeros(len(grid), 3, *grid.shape[1:3])
+    scores = network.at_random_places(torch.rand(n, 3, 32, 32), torch.Generator().manual_seed(0))
+    (grid,) = windows
+    side = size or 32
+    assert scores.shape == (n, 5, 11) and grid.shape == (n, side, side, 2)
+    first, last = grid[:, 0, 0], grid[:, -1, -1]
+    sides, centres = (last - first) / 2 * side / (side - 1), (last + first) / 2
+    assert 0.4 <= sides.min() < 0.41 and 0.99 < sides.max() <= 1
+    assert (sides.mean(0) - 0.7).abs().max() < 0.02  # U(0.4, 1), in x and in y
+    assert torch.corrcoef(sides.T)[0, 1].abs() < 0.1  # each axis by itself
+    places = centres / (1 - sides)  # from one edge to the other
+    assert places.abs().max() <= 1 + 1e-4 and (places.std(0) - 3**-0.5).abs().max() < 0.02
+    assert (centres.abs() + sides).max() <= 1 + 1e-5
+    again = network.at_random_places(torch.rand(n, 3, 32, 32), torch.Generator().manual_seed(0))
+    assert torch.equal(windows[0], windows[1]) and torch.equal(again, scores)
+
+
+@pytest.mark.parametrize("transformers", [1, 4])
+def test_steps_at_random_places_train_all_but_the_localisation_networks(transformers):
+    network, images = small(transformers, family="crop", size=16), torch.rand(4, 3, 32, 32)
+    network.at_random_places(images, torch.Generator().manual_seed(0)).square().sum().backward()
+    grads = {name: value.grad is not None for name, value in network.named_parameters()}
+    assert all(has != name.startswith("transformers") for name, has in grads.items())
+
+
+def test_later_transformers_do_at_random_places_what_they_do_anyway():
+    """With a window that is the whole image, which U(1, 1) gives, the network is what it is."""
+    network, images = small(4, family="crop", smallest=1.0), torch.rand(4, 3, 32, 32)
+    cropped(network)
+    with torch.no_grad():
+        network.transformers[0].regression.bias.copy_(torch.tensor([1.0, 1, 0, 0]))
+    scores = network.at_random_places(images, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(scores, network(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["svhn_st_single", "svhn_st_multi"])
+def test_the_recipe_of_photographs_reaches_the_network(model):
+    network = build_network(compose("data=svhn_photos_128", f"model={model}", "budget=quick", "model.width=0.05"))
+    first = network.transformers[0]
+    assert type(first.transformation).__name__ == "Crop" and first.size == (64, 64) and first.limits == [0.7] * 4
+    assert isinstance(first.localisation[0], nn.AdaptiveAvgPool2d) and first.localisation[0].output_size == 64
+    assert all(not m.bias.any() for m in first.localisation if isinstance(m, nn.Linear)) and network.smallest == 0.5
 
 
 def test_an_image_is_right_when_all_five_positions_are():

@@ -16,6 +16,7 @@ from stn.geometry.transforms import (
     Affine,
     Affine3D,
     Attention,
+    Crop,
     Projective,
     Rotation,
     Similarity,
@@ -24,7 +25,7 @@ from stn.geometry.transforms import (
 )
 from stn.nn.localisation import FirstConvolution
 
-FAMILIES = [Translation(), Attention(), Rotation(), Similarity(), Affine(), Projective(), ThinPlateSpline(3)]
+FAMILIES = [Translation(), Attention(), Rotation(), Similarity(), Crop(), Affine(), Projective(), ThinPlateSpline(3)]
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from stn.geometry.transforms import (
     Affine,
     Affine3D,
     Attention,
+    Crop,
     MatrixTransformation,
     Projective,
     Rotation,
@@ -27,7 +28,8 @@ from stn.geometry.transforms import (
 torch.set_num_threads(1)
 
 SPLINES = [ThinPlateSpline(k) for k in (2, 3, 4, 5)]
-FAMILIES = [Translation(), Translation(0.5), Attention(), Rotation(), Similarity(), Affine(), Projective(), *SPLINES]
+WINDOWS = [Translation(), Translation(0.5), Attention(), Crop()]
+FAMILIES = [*WINDOWS, Rotation(), Similarity(), Affine(), Projective(), *SPLINES]
 MATRIX_FAMILIES = [family for family in FAMILIES if isinstance(family, MatrixTransformation)]
 MATRICES = {  # the paper's A_theta, written out once more
     "Translation(scale=1.0)": lambda t: [[1, 0, t[0]], [0, 1, t[1]], [0, 0, 1]],
@@ -35,6 +37,7 @@ MATRICES = {  # the paper's A_theta, written out once more
     "Attention()": lambda t: [[t[0], 0, t[1]], [0, t[0], t[2]], [0, 0, 1]],
     "Rotation()": lambda t: [[np.cos(t[0]), -np.sin(t[0]), 0], [np.sin(t[0]), np.cos(t[0]), 0], [0, 0, 1]],
     "Similarity()": lambda t: [[t[0], -t[1], t[2]], [t[1], t[0], t[3]], [0, 0, 1]],
+    "Crop()": lambda t: [[t[0], 0, t[2]], [0, t[1], t[3]], [0, 0, 1]],
     "Affine()": lambda t: [t[:3], t[3:], [0, 0, 1]],
     "Projective()": lambda t: [t[:3], t[3:6], [t[6], t[7], 1]],
 }
@@ -65,7 +68,7 @@ def regular_grid(size):
 
 @pytest.mark.parametrize(
     ("family", "expected"),
-    list(zip(FAMILIES, [2, 2, 3, 1, 4, 6, 8, 8, 18, 32, 50], strict=True)),
+    list(zip(FAMILIES, [2, 2, 3, 4, 1, 4, 6, 8, 8, 18, 32, 50], strict=True)),
     ids=repr,
 )
 def test_theta_has_the_length_of_its_family(family, expected):

@@ -24,6 +24,7 @@ from stn.report.table import Cell
 CELLS = Path("cells.json")
 RESULTS = Path("reports/results")
 FOLLOWED = {2: "numbers", 3: "birds"}  # the tables whose data sets a knob chooses, and which knob
+CHOSEN_WITH = {"svhn_photos": "svhn_strips"}  # data sets that are chosen with others: both need a mirror
 EXPORTED = (8,)  # the tables whose networks are exported
 CLASSIFIER = ("mnist_ts", "cnn", "quick")  # what co-localisation builds on, the same at every budget
 
@@ -95,7 +96,8 @@ def _is_chosen(params: Params, table: int, cell: Cell) -> bool:
         columns = [name.replace("mnist", params.source) for name in COLUMNS] if cell.settings else params.columns
         return cell.data in columns and cell.model in params.rows
     if table in FOLLOWED:
-        return cell.data.rpartition("_")[0] == getattr(params, FOLLOWED[table])
+        name = cell.data.rpartition("_")[0]
+        return CHOSEN_WITH.get(name, name) == getattr(params, FOLLOWED[table])
     return cell in find_tables()[table].cells()
 
 

@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,12 @@ CHUNK = 1 << 16
 SVHN = "http://ufldl.stanford.edu/housenumbers/"
 SVHN_BYTES = {"train": 404_141_560, "test": 276_555_967, "extra": 1_955_489_752}  # no checksum is published
 DIGITS = "digitStruct.mat"  # the labels and boxes in each archive of SVHN
+LABELS = "labels.json"  # the labels of photographs of house numbers, without boxes
+ELSEWHERE = {  # parts of a source of house numbers that lie in another folder of a mirror
+    ("svhn_photos", "extra"): ("svhn_strips", "train"),
+    ("svhn_photos", "test"): ("svhn_strips", "test"),
+}
+LABELLED = {("svhn_photos", "train")}  # folders of a mirror that hold LABELS in place of DIGITS
 CUB = "CUB_200_2011"  # the archive's name without its suffix, and the folder in it
 CUB_URLS = (
     "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
@@ -114,21 +121,23 @@ def fetch_mnist(folder: Path) -> list[Path]:
 def fetch_numbers(folder: Path, source: str, extra: bool) -> list[Path]:
     """House numbers: `folder/train.tar.gz` or the folder that it unpacks to; so `test`, and with `extra` also `extra`.
 
-    `source` is `svhn` (format 1, whole images), which has an official URL, or a folder of the mirror in its layout.
+    `source` is `svhn` (format 1, whole images), which has an official URL, or a folder of the mirror in its layout, of
+    which parts may lie `ELSEWHERE`.
     """
     return [_fetch_part(folder, source, part) for part in ("train", "test", *(["extra"] if extra else []))]
 
 
 def _fetch_part(folder: Path, source: str, part: str) -> Path:
-    packed, unpacked = folder / f"{part}.tar.gz", folder / part
+    packed, unpacked, place = folder / f"{part}.tar.gz", folder / part, ELSEWHERE.get((source, part), (source, part))
     if not packed.exists():
-        copied = _copied(unpacked, _at_mirror(source, part), _numbers_fault, (DIGITS, "*.png"))
+        table = LABELS if place in LABELLED else DIGITS
+        copied = _copied(unpacked, _at_mirror(*place), partial(_numbers_fault, table), (table, "*.png"))
         if copied:
             return copied
     if source == "svhn":
         file = RemoteFile(packed.name, (SVHN + packed.name,), None, SVHN_BYTES[part], holds=DIGITS)
         return download(file, folder, source)
-    raise UserError(f"{source} has no official URL: set STN_DATA_MIRROR to a folder that holds {source}/{part}")
+    raise UserError(f"{source} has no official URL: set STN_DATA_MIRROR to a folder that holds {'/'.join(place)}")
 
 
 def fetch_birds(folder: Path, fault: Callable[[Path], str | None]) -> list[Path]:
@@ -187,10 +196,10 @@ def _copied(
     return target
 
 
-def _numbers_fault(folder: Path) -> str | None:
-    """What is wrong with the folder that an archive of SVHN unpacks to; to be read after its name."""
-    if not (folder / DIGITS).is_file():
-        return f"holds no {DIGITS}"
+def _numbers_fault(table: str, folder: Path) -> str | None:
+    """What is wrong with a folder of images whose labels are in `table`; to be read after its name."""
+    if not (folder / table).is_file():
+        return f"holds no {table}"
     return None if any(folder.glob("*.png")) else "holds no PNG image"
 
 

@@ -191,6 +191,22 @@ class Attention(MatrixTransformation):
         return _matrix((s, 0, tx), (0, s, ty))
 
 
+class Crop(MatrixTransformation):
+    """theta = (sx, sy, tx, ty): an axis-aligned rectangle, A = [[sx, 0, tx], [0, sy, ty]].
+
+    sx and sy are its sides as fractions of the image's width and height.
+    """
+
+    n_parameters = 4
+
+    def identity(self) -> Tensor:
+        return torch.tensor([1.0, 1.0, 0.0, 0.0])
+
+    def _rows(self, theta: Tensor, aspect: float) -> Tensor:
+        sx, sy, tx, ty = theta.unbind(1)
+        return _matrix((sx, 0, tx), (0, sy, ty))
+
+
 class Rotation(MatrixTransformation):
     """theta = (angle,), in radians, about the centre of the image: a rotation in pixels, and nothing else.
 

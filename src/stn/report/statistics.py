@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+STILL = 1e-3  # what moves by less, in units of the frame, stands still
 TRIMMED = 0.05  # share of the farthest images that `variance_undone` leaves out
 
 
@@ -197,6 +198,22 @@ def holds(windows: np.ndarray, points: np.ndarray) -> np.ndarray:
     low, high = windows.min(1)[:, None], windows.max(1)[:, None]
     inside = ((points >= low) & (points <= high)).all(-1) & np.isfinite(windows).all((1, 2))[:, None]
     return np.where(np.isfinite(points).all(-1), inside, np.nan)
+
+
+def follow(windows: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+    """Correlations, in x and in y, of the centres of windows (N images, 4 corners, 2) with points (N, 2).
+
+    nan where one of the two does not move. Images where one of them is not finite do not count.
+    """
+    centre, targets = np.asarray(windows, float).mean(1), np.asarray(targets, float)
+    known = np.isfinite(centre).all(1) & np.isfinite(targets).all(1)
+    if not known.any():
+        return np.nan, np.nan
+    x, y = (
+        np.nan if min(np.ptp(a), np.ptp(b)) < STILL else float(np.corrcoef(a, b)[0, 1])
+        for a, b in zip(centre[known].T, targets[known].T, strict=True)
+    )
+    return x, y
 
 
 def centres(windows: np.ndarray) -> tuple[np.ndarray, float]:

@@ -1,5 +1,6 @@
 """A table for the terminal, at most 100 columns wide; marks say what colours say too."""
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +14,7 @@ from stn.report.records import Record
 from stn.report.summary import summarise
 from stn.report.table import Column, Grid, Row, Table
 
+HEAD = 11  # characters from which on the label of a column with a single value is broken into lines
 COLOURS = {"better": "green", "within": "cyan", "worse": "yellow", "not comparable": ""}
 
 
@@ -44,14 +46,20 @@ def _new_grid() -> RichTable:
 
 def _main_grid(table: Table, matrix: Matrix) -> RichTable:
     grid = _new_grid()
-    grid.add_column(f"\n{table.entries}", no_wrap=True)
+    labels = {
+        column: textwrap.wrap(column.label, HEAD, break_long_words=False) if table.is_ours(column) else [column.label]
+        for column in matrix.columns
+    }
+    height = max((len(label) for label in labels.values()), default=1)
+    grid.add_column("\n" * height + table.entries, no_wrap=True)
     lines = [[Text(row.label)] for row in matrix.rows]
-    for column in matrix.columns:
+    for column, label in labels.items():
         papers = [f"{row.paper[column]:.1f}" if column in row.paper else "–" for row in matrix.rows]
         width = max(map(len, papers))
         run = any(place[1] is column for place in matrix.values)
         head = "ours" if table.is_ours(column) else "paper | ours" if run else "paper"
-        grid.add_column(Text(f"{column.label.center(width + 7)}\n{head}"), no_wrap=True)
+        above = "\n".join(label) if len(label) > 1 else label[0].center(width + 7)
+        grid.add_column(Text("\n" * (height - len(label)) + f"{above}\n{head}"), no_wrap=True)
         for line, row, paper in zip(lines, matrix.rows, papers, strict=True):
             # Padded by hand, so that the bars stand in one line whatever marks follow.
             line.append(_place(table, matrix, row, column, paper.rjust(5 if width < 6 else width)))

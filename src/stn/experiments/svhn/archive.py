@@ -1,16 +1,22 @@
-"""The files of SVHN, format 1: which images an archive holds, and what its digitStruct.mat says of them."""
+"""The files of SVHN, format 1: which images an archive holds, and what its digitStruct.mat says of them.
 
+Photographs that have no boxes have their numbers in a labels.json instead.
+"""
+
+import json
+import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stn.config import digest
-from stn.data.download import DIGITS
+from stn.data.download import DIGITS, LABELS
 from stn.data.progress import progress, why, writing
 from stn.data.reading import BrokenArchive, archive
 from stn.errors import UserError
@@ -24,6 +30,7 @@ class Table:
     """What a digitStruct.mat says of n images. Image i has the digits start[i] ... start[i + 1] - 1, in their order.
 
     names (n,), boxes (digits, 4) float32 as left, top, width, height in pixels, labels (digits,) int64, 10 for a zero.
+    Without boxes each digit has that of the whole image, whose width and height are infinite.
     """
 
     names: np.ndarray
@@ -77,14 +84,64 @@ def _read(file, tell: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, np
     return np.array(names), np.array(start), np.concatenate(values)
 
 
+def labels_in(text: bytes, place: str, images: Iterable[str]) -> Table:
+    """What a labels.json at `place` says of the images beside it: {"000000.png": {"number": "159"}, ...}.
+
+    Raises UserError: it is something else, a number is not of 1 to 5 digits, or an image or a label is alone.
+    """
+    try:
+        entries = json.loads(text, object_pairs_hook=_without_twins)
+        if not isinstance(entries, dict):
+            raise ValueError("no object of JSON")
+    except ValueError as error:
+        raise UserError(f"{place} is no {LABELS} of photographs ({why(error)}); {AGAIN}") from None
+    numbers: dict[str, str] = {}
+    for name, entry in entries.items():
+        number = entry.get("number") if isinstance(entry, dict) else None
+        if not isinstance(number, str) or not re.fullmatch("[0-9]{1,5}", number):
+            raise UserError(
+                f"{place} says {json.dumps(entry)[:80]} of {name}, not a number of 1 to 5 digits such as "
+                '{"number": "159"}: correct it, or delete the entry and the photograph'
+            )
+        numbers[name] = number
+    images = set(images)
+    for alone, told in (
+        (images - numbers.keys(), "has no label for {}: add its number, or delete the photograph"),
+        (numbers.keys() - images, "has a label for {}, which is not there: delete the entry, or add the photograph"),
+    ):
+        if alone:
+            first, *others = sorted(alone)
+            raise UserError(f"{place} {told.format(f'{first} and {len(others)} more' if others else first)}")
+    labels = [int(digit) or 10 for number in numbers.values() for digit in number]
+    boxes = np.tile(np.array([0, 0, np.inf, np.inf], np.float32), (len(labels), 1))
+    return Table(
+        np.array(list(numbers)), np.cumsum([0, *map(len, numbers.values())]), boxes, np.array(labels, np.int64)
+    )
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError if it has a key twice."""
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        twin = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"{twin} is there twice")
+    return names
+
+
 def table_of(part: Path, scratch: Path) -> tuple[Table, set[str]]:
-    """The table of an archive or its folder, and the names of its images. Kept in `scratch`: read once."""
+    """The table of an archive or its folder, and the names of its images. What takes long is kept in `scratch`."""
     packed, source = part.is_file(), part if part.is_file() else part / DIGITS
+    listed = set() if packed else {file.name for file in part.glob("*.png")}
     if not source.is_file():
-        raise UserError(f"{part} holds no {DIGITS}; {AGAIN}")
+        if not (part / LABELS).is_file():
+            raise UserError(f"{part} holds no {DIGITS} and no {LABELS}; {AGAIN}")
+        try:
+            text = (part / LABELS).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {part / LABELS}: {why(error)}; check its permissions") from None
+        return labels_in(text, str(part / LABELS), listed), listed
     kept = scratch / f"{digest(str(part.resolve()))}_digits.npz"
     stamp = f"{source.stat().st_size} {source.stat().st_mtime_ns}"
-    listed = set() if packed else {file.name for file in part.glob("*.png")}
     try:
         with np.load(kept) as known:
             if known["stamp"] == stamp:
@@ -101,18 +158,23 @@ def table_of(part: Path, scratch: Path) -> tuple[Table, set[str]]:
 
 def _unpacked(part: Path, scratch: Path) -> tuple[Table, set[str]]:
     """The table in an archive, and the names of its images."""
-    names, copy = set(), scratch / f"{digest(str(part.resolve()))}_{DIGITS}"
+    names, labels, copy = set(), b"", scratch / f"{digest(str(part.resolve()))}_{DIGITS}"
     with whole(part), progress(f"looking into {part}", part.stat().st_size) as tell, archive(part, tell) as files:
         for name, stream in files:
             names.add(name)
             if name == DIGITS:
                 with copy.open("wb") as target:
                     shutil.copyfileobj(stream, target)
+            elif name == LABELS:
+                labels = stream.read()
+    images = {name for name in names if name.endswith(".png")}
     if DIGITS not in names:
-        raise UserError(f"{part} holds no {DIGITS}; {AGAIN}")
+        if LABELS not in names:
+            raise UserError(f"{part} holds no {DIGITS} and no {LABELS}; {AGAIN}")
+        return labels_in(labels, f"{part}/{LABELS}", images), images
     table = digits_in(copy)
     copy.unlink()
-    return table, {name for name in names if name.endswith(".png")}
+    return table, images
 
 
 @contextmanager

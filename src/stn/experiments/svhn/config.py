@@ -1,22 +1,29 @@
 """The schema of house numbers: `data.kind=svhn`."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 
 from omegaconf import DictConfig
 
 from stn.config import DataConfig, LocalisationConfig, ModelConfig
+from stn.errors import UserError
 
 
 class Archive(Enum):
     svhn = "svhn"
     svhn_strips = "svhn_strips"
+    svhn_photos = "svhn_photos"
 
 
 class Transformers(Enum):
     none = "none"
     single = "single"
     multi = "multi"
+
+
+class Family(StrEnum):  # so that a default is what a config of primitives says
+    affine = "affine"
+    crop = "crop"
 
 
 class Sampler(Enum):
@@ -42,6 +49,13 @@ class SvhnDataConfig(DataConfig):
     window: int | None
     centred: bool
     augment: AugmentConfig
+    whole: bool = False
+
+
+@dataclass(kw_only=True)
+class SvhnLocalisationConfig(LocalisationConfig):
+    side: int | None = None
+    he: bool = False
 
 
 @dataclass(kw_only=True)
@@ -50,7 +64,11 @@ class SvhnModelConfig(ModelConfig):
     width: float
     dropout: float
     sampler: Sampler
-    localisation: LocalisationConfig
+    size: int | None = None
+    family: Family = Family.affine
+    reach: float | None = None
+    smallest: float = 0.5
+    localisation: SvhnLocalisationConfig
 
 
 DATA, MODEL = SvhnDataConfig, SvhnModelConfig
@@ -58,7 +76,22 @@ SMALLEST = {
     "data.expand": 0,
     "data.window": 16,
     "model.width": 0.01,
+    "model.size": 16,
+    "model.localisation.side": 2,
 }
+
+
+def check(cfg: DictConfig) -> None:
+    """A UserError for what no transformer can do: see more pixels than there are, a reach or a share that is none."""
+    model, side = cfg.model, cfg.data.window or cfg.data.canvas
+    if model is None:
+        return
+    if model.size is not None and model.size > side:
+        raise UserError(f"model.size={model.size} is larger than the images of {side} pixels: give at most {side}")
+    if model.reach is not None and not model.reach > 0:
+        raise UserError(f"model.reach={model.reach} is no way to go: give a positive number, or null for no bound")
+    if not 0 < model.smallest <= 1:
+        raise UserError(f"model.smallest={model.smallest} is no share of a side: give one above 0, up to 1")
 
 
 def has_transformer(model: DictConfig) -> bool:

@@ -1,8 +1,9 @@
 """Crops of house numbers, made once. Loads no torch, so that a worker starts at once.
 
 A number is cropped as Goodfellow et al. (2013) did: the box round all its digits, grown by `expand`, becomes the whole
-canvas. With `place` it becomes a part of it at a random place and scale. Frame of every stored box: [-1, 1] spans the
-canvas from outer edge to outer edge, as in `stn.geometry.transforms`.
+canvas. With `place` it becomes a part of it at a random place and scale. With `whole` the whole image becomes the
+canvas, and only the numbers of `extra` are placed. Frame of every stored box: [-1, 1] spans the canvas from outer edge
+to outer edge, as in `stn.geometry.transforms`.
 """
 
 import hashlib
@@ -57,12 +58,18 @@ class Number:
     split: str = ""
     row: int = 0
 
+    @property
+    def part(self) -> str:
+        """`train`, `test` or `extra`."""
+        return self.name.partition("/")[0]
+
 
 def recipe(data: DictConfig) -> dict:
     """The part of a data config that decides what the crops are."""
     keys = ("source", "extra", "canvas", "expand", "place", "validation", "seed")
-    whole: dict[str, Any] = OmegaConf.to_container(data, enum_to_str=True)  # type: ignore[assignment]
-    return {key: whole[key] for key in keys}
+    settings: dict[str, Any] = OmegaConf.to_container(data, enum_to_str=True)  # type: ignore[assignment]
+    # The key is younger than the others: sets of before it are what they were.
+    return {key: settings[key] for key in (*keys, *(["whole"] if settings.get("whole") else []))}
 
 
 def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
@@ -71,6 +78,7 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
     {split}_images.npy (n, canvas, canvas, 3) uint8, _labels.npy (n, 5) uint8, 10 for none, _boxes.npy (n, 4) float32
     (x0, y0, x1, y1 of the number in the canvas), _names.npy. The order of train and validation is a permutation that
     depends on the seed alone, and so do all the bytes: not on the machine, the number of workers or interruptions.
+    With `whole` the validation numbers are of the part `train` alone.
     Written to `scratch` and moved to `data.stored` when whole.
     """
     if data.canvas not in (64, 128):
@@ -80,11 +88,15 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
     for name, part in parts.items():
         numbers[name], left_out[name] = _candidates(name, *table_of(part, scratch))
     pool = [number for name in parts if name != "test" for number in numbers[name]]
-    if not 0 < data.validation < len(pool):
-        raise UserError(f"data.validation={data.validation} leaves nothing of {len(pool)} numbers to train on")
     # The legacy generator's streams are frozen for good, so the split is too.
     pool = [pool[i] for i in np.random.RandomState(data.seed).permutation(len(pool))]
-    sets = {"train": pool[data.validation :], "validation": pool[: data.validation], "test": numbers["test"]}
+    photographs = [number for number in pool if number.part == "train" or not data.whole]
+    if not 0 < data.validation < len(photographs):
+        raise UserError(f"data.validation={data.validation} leaves nothing of {len(photographs)} numbers to train on")
+    validation = photographs[: data.validation]
+    kept_apart = {number.name for number in validation}
+    train = [number for number in pool if number.name not in kept_apart]
+    sets = {"train": train, "validation": validation, "test": numbers["test"]}
     about: dict = {"recipe": recipe(data), "part": data.part, "sets": {}, "left_out": {}}
     with writing_sets(Path(data.stored), scratch, about) as work:
         needed, room = sum(map(len, sets.values())) * data.canvas**2 * 3, shutil.disk_usage(work).free
@@ -239,6 +251,9 @@ def crop(source: Path | bytes, number: Number, plan: dict) -> tuple[np.ndarray, 
     box = np.clip(number.box, 0, [image.width, image.height] * 2)
     if (box[2:] <= box[:2]).any():
         raise _LeftOut(OUTSIDE)
+    if plan.get("whole") and (number.part != "extra" or plan["place"] is None):
+        pixels = image.resize((plan["canvas"], plan["canvas"]), Image.Resampling.BILINEAR)
+        return np.asarray(pixels), in_frame(box, np.array([0, 0, *image.size]))
     if plan["place"] is not None:
         return _placed(image, box, plan["canvas"], *plan["place"], _random(plan["seed"], number.name))  # type: ignore[call-arg]
     window = box + np.tile((box[2:] - box[:2]) * plan["expand"] / 2, 2) * [-1, -1, 1, 1]

@@ -42,7 +42,7 @@ def load_stored(data: DictConfig, split: str) -> StoredSvhn:
     images, labels, boxes = read_set(
         folder,
         split,
-        recipe(data),
+        {"whole": None, **recipe(data)},  # a set of whole images is none of a recipe that does not say so
         f"python -m stn.crop data={data.name}",
         # Copy on write, because torch warns of what it must not write to; nothing is written.
         lambda about, facts: [np.load(folder / f"{split}_{kind}.npy", mmap_mode="c") for kind in KINDS],

@@ -5,13 +5,14 @@ from torch import Tensor, nn
 
 from stn.experiments.base import group_parameters
 from stn.geometry.sampling import bicubic, bilinear, integer
-from stn.geometry.transforms import CORNERS, pixel_centres
+from stn.geometry.transforms import CORNERS, Affine, Crop, pixel_centres
 from stn.nn.transformer import SpatialTransformer
 
 FILTERS = (48, 64, 128, 160, 192, 192, 192, 192)
 POOLED = (0, 2, 4, 6)  # after these convolutions a max-pool halves the maps
 UNITS = 3072
 POSITIONS, CLASSES = 5, 11  # ten digits and "none"
+FAMILIES = {"affine": Affine, "crop": Crop}
 SAMPLERS = {"integer": integer, "bilinear": bilinear, "bicubic": bicubic}
 BEFORE = {"none": 0, "single": 1, "multi": 4}  # transformers: one before each of the first so many convolutions
 
@@ -24,10 +25,17 @@ class SvhnNetwork(nn.Module):
 
     Args:
         side: of the images in pixels.
-        transformers: how many of the first convolutions have an affine transformer before them (paper: 0, 1 or 4).
+        transformers: how many of the first convolutions have a transformer before them (paper: 0, 1 or 4).
         width: times the paper's filters and units.
         dropout: of all layers but the first convolution and the localisation networks (paper: 0.5).
-        localisation: its `filters` (before the first convolution, if that is the only one) and `features`.
+        localisation: its `filters` (before the first convolution, if that is the only one) and `features`; the `side`
+            in pixels at which the first one sees the image (None: all of it), and `he`: whether it starts with weights
+            of He et al. (2015).
+        size: pixels a side that the first convolution sees: what the first transformer samples, or the image
+            average-pooled. None: `side`.
+        family: of all transformers, "affine" (paper) or "crop".
+        reach: how far each parameter of theta may go from its start; None: as far as it likes.
+        smallest: a share; random windows have sides of U(smallest, 1) of the image's.
     """
 
     def __init__(
@@ -38,16 +46,38 @@ class SvhnNetwork(nn.Module):
         dropout: float = 0.5,
         sampler: str = "bilinear",
         localisation: dict | None = None,
+        size: int | None = None,
+        family: str = "affine",
+        reach: float | None = None,
+        smallest: float = 0.5,
     ):
         super().__init__()
+        localisation = {"side": None, "he": False, **(localisation or {})}
+        self.size = size if size is not None and size < side else None
+        self.sampler, self.smallest = SAMPLERS[sampler], smallest
+        self.shrink = nn.AdaptiveAvgPool2d(self.size) if self.size and not transformers else nn.Identity()
         filters = [max(1, round(width * n)) for n in FILTERS]
         units = max(1, round(width * UNITS))
         self.transformers, self.convolutions = nn.ModuleList(), nn.ModuleList()
         channels = 3
         for i, n in enumerate(filters):
             if i < transformers:
-                body = _localisation(channels, side, **localisation, convolve=transformers == 1)  # type: ignore[arg-type]
-                self.transformers.append(SpatialTransformer(body, localisation["features"], None, SAMPLERS[sampler]))  # type: ignore[index]
+                body = _localisation(
+                    channels,
+                    side,
+                    localisation["filters"],
+                    localisation["features"],
+                    convolve=transformers == 1,
+                    pooled=localisation["side"] if i == 0 else None,
+                )
+                target = self.size if i == 0 else None
+                self.transformers.append(
+                    SpatialTransformer(
+                        body, localisation["features"], FAMILIES[family](), self.sampler, target, reach=reach
+                    )
+                )
+            if i == 0:
+                side = self.size or side
             layers: list[nn.Module] = [nn.Conv2d(channels, n, 5, padding=2)]
             if i in POOLED:
                 layers.append(nn.MaxPool2d(2))  # before the ReLU: the two commute, and it is less work
@@ -64,24 +94,48 @@ class SvhnNetwork(nn.Module):
         self.classifier = nn.Sequential(*layers, nn.Linear(features, POSITIONS * CLASSES))
         for name, module in self.named_modules():
             # Eleven layers without normalisation: PyTorch's default would shrink the signal at each (He et al., 2015).
-            if isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith("transformers"):
+            own = not name.startswith("transformers") or (localisation["he"] and ".localisation." in name)
+            if isinstance(module, nn.Conv2d | nn.Linear) and own:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # each has one
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = images
+        maps = self.shrink(images)
         for i, convolution in enumerate(self.convolutions):
             if i < len(self.transformers):
                 maps = self.transformers[i](maps)
             maps = convolution(maps)
+        return self._scores(maps)
+
+    def at_random_places(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The scores (B, 5, 11) where the first transformer shows a random rectangle within each image.
+
+        Its sides are U(smallest, 1) of the image's, each by itself. Later transformers are as they are, without
+        gradient for their localisation networks.
+        """
+        sides, places = torch.rand(2, images.shape[0], 2, generator=generator, device=images.device)
+        sides = self.smallest + (1 - self.smallest) * sides
+        theta = torch.cat([sides, (1 - sides) * (2 * places - 1)], 1)
+        size = tuple(images.shape[2:])
+        maps = self.sampler(images, Crop().grid(theta, self.size or size, size))
+        for i, convolution in enumerate(self.convolutions):
+            if 0 < i < len(self.transformers):
+                with torch.no_grad():
+                    theta = self.transformers[i].theta(maps)  # type: ignore[operator]
+                family, size = self.transformers[i].transformation, tuple(maps.shape[2:])
+                maps = self.sampler(maps, family.grid(theta, size))  # type: ignore[operator, union-attr]
+            maps = convolution(maps)
+        return self._scores(maps)
+
+    def _scores(self, maps: Tensor) -> Tensor:
         return self.classifier(maps).unflatten(1, (POSITIONS, CLASSES))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return group_parameters(self, localisation=self.transformers)
 
     def thetas(self, images: Tensor) -> dict[str, Tensor]:
-        """`theta1` ... of each transformer in depth, (B, 6) each."""
-        found, maps = {}, images
+        """`theta1` ... of each transformer in depth, (B, P) each: 6 parameters of `affine`, 4 of `crop`."""
+        found, maps = {}, self.shrink(images)
         for i, (transformer, convolution) in enumerate(zip(self.transformers, self.convolutions, strict=False), 1):
             maps, found[f"theta{i}"] = transformer(maps, return_theta=True)
             maps = convolution(maps)
@@ -94,8 +148,8 @@ class SvhnNetwork(nn.Module):
         return torch.stack([self._traced(thetas[: i + 1], corners) for i in range(len(thetas))], 1)
 
     def seen(self, images: Tensor) -> Tensor:
-        """The images (B, 3, side, side) sampled where the last transformer looks."""
-        size = tuple(images.shape[2:])
+        """The images sampled where the last transformer looks, (B, 3, size, size)."""
+        size = (self.size, self.size) if self.size else tuple(images.shape[2:])
         centres = pixel_centres(size, torch.float32, images.device).expand(images.shape[0], -1, 2)
         return bilinear(images, self._traced(list(self.thetas(images).values()), centres).unflatten(1, size))
 
@@ -106,9 +160,17 @@ class SvhnNetwork(nn.Module):
         return points
 
 
-def _localisation(channels: int, side: int, filters: int, features: int, convolve: bool) -> nn.Sequential:
-    """Single: two 5x5 convolutions with a max-pool between; Multi: none. Then two fully connected layers."""
+def _localisation(
+    channels: int, side: int, filters: int, features: int, convolve: bool, pooled: int | None
+) -> nn.Sequential:
+    """Single: two 5x5 convolutions with a max-pool between; Multi: none. Then two fully connected layers.
+
+    Before them maps of `side` pixels are average-pooled to `pooled`, if these are fewer.
+    """
     layers: list[nn.Module] = []
+    if pooled is not None and pooled < side:
+        layers.append(nn.AdaptiveAvgPool2d(pooled))
+        side = pooled
     if convolve:
         layers += [nn.Conv2d(channels, filters, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(inplace=True)]
         layers += [nn.Conv2d(filters, filters, 5, padding=2), nn.ReLU(inplace=True)]
@@ -126,6 +188,10 @@ def network(model, data) -> SvhnNetwork:
         dropout=model.dropout,
         sampler=_name(model.sampler),
         localisation=dict(model.localisation),
+        size=model.size,
+        family=_name(model.family),
+        reach=model.reach,
+        smallest=model.smallest,
     )
 
 

@@ -1,14 +1,16 @@
 """Where in a house number errors are made, and what the last window shows of it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from stn.report.records import Record
-from stn.report.statistics import seen
+from stn.report.statistics import follow, seen
 from stn.report.table import Grid, Section, Table
 
+HELD = 0.9  # the share of a number that a window shows where it is said to hold it
 IMAGE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])  # the window that shows all of it
 
 
@@ -26,10 +28,15 @@ class PositionErrors:
 
 @dataclass(frozen=True)
 class LastWindow:
-    """What the last window shows of the number: medians over the test images, of the first seed.
+    """What the last window shows of the number, and how it follows it, over the test images, of the first seed.
 
-    `image` and `window` are the number's shares (%) of their areas, `zoom` is the ratio of the two, `inside` the share
-    (%) of the number that the window shows. A window is its bounding box.
+    Medians: `image` and `window` are the number's shares (%) of their areas, `zoom` is the ratio of the two, `inside`
+    the share (%) of the number that the window shows, `area` that of the image's area that the window has. A window is
+    its bounding box.
+
+    `follows` (x, y) are the correlations of its centre with the number's, nan where one of the two does not move;
+    `spread` (x, y) is the standard deviation of its centre in % of the image's side; `held` the share (%) of the images
+    of whose number at least `HELD` lies inside.
     """
 
     record: Record
@@ -37,6 +44,10 @@ class LastWindow:
     window: float
     zoom: float
     inside: float
+    area: float
+    held: float
+    follows: tuple[float, float]
+    spread: tuple[float, float]
 
 
 def check_positions(record: Record) -> str | None:
@@ -65,11 +76,25 @@ def measure_last_windows(records: Sequence[Record]) -> list[LastWindow]:
     shown = []
     for record in records:
         if record.row.transformer:
-            boxes = record.arrays["box"]
-            inside, window = seen(record.arrays["window_all"][:, -1], boxes)
-            _, image = seen(np.broadcast_to(IMAGE, (len(window), 4, 2)), boxes)
-            values = (100 * image, 100 * window, window / image, 100 * inside)
-            shown.append(LastWindow(record, *(float(np.median(value)) for value in values)))
+            boxes, windows = record.arrays["box"].astype(float), record.arrays["window_all"][:, -1].astype(float)
+            inside, window = seen(windows, boxes)
+            _, image = seen(np.broadcast_to(IMAGE, windows.shape), boxes)
+            finite = windows[np.isfinite(windows).all((1, 2))]
+            area = np.ptp(finite, axis=1).prod(1) / np.ptp(IMAGE, axis=0).prod()
+            x, y = 50 * finite.mean(1).std(0) if len(finite) else (math.nan, math.nan)  # the side is 2 in the frame
+            shown.append(
+                LastWindow(
+                    record,
+                    image=100 * _median(image),
+                    window=100 * _median(window),
+                    zoom=_median(window / image),
+                    inside=100 * _median(inside),
+                    area=100 * _median(area),
+                    held=100 * float((inside >= HELD).mean()),
+                    follows=follow(windows, boxes.reshape(-1, 2, 2).mean(1)),
+                    spread=(float(x), float(y)),
+                )
+            )
     return shown
 
 
@@ -79,7 +104,7 @@ def describe_positions(table: Table, records: Sequence[Record]) -> Section | Non
     if not cells:
         return None
     places = range(1, 1 + max(len(cell.places) for cell in cells))
-    head = ["model", "column", *(f"place {place}" for place in places), "whole number"]
+    head = ["model", "column", *(f"place {place}" for place in places), "whole"]
     body = [
         [cell.record.row.label, cell.record.column.label, *(f"{error:.2f}" for error in (*cell.places, cell.whole))]
         for cell in cells
@@ -103,11 +128,36 @@ def describe_windows(table: Table, records: Sequence[Record]) -> Section | None:
         ]
         for cell in cells
     ]
-    head = ["model", "column", "number in image, %", "number in window, %", "zoom", "inside, %"]
+    head = ["model", "column", "of image, %", "of window, %", "zoom", "inside, %"]
     text = (
         "How much of the image's area, and of the last window's, the number takes up; the ratio of the two, the zoom "
         "(1 for a transformer that does nothing); and how much of the number lies inside the window (less than 100 "
         "where something is cut off). The number is its box, the window its bounding box; medians over the test "
         "images, first seed."
     )
-    return Section("Where the last window looks", [text, Grid(head, body, "ll" + "r" * (len(head) - 2))])
+    more = [
+        [
+            *(cell.record.row.label, cell.record.column.label, ", ".join(map(_format_correlation, cell.follows))),
+            *(f"{cell.held:.0f}", f"{cell.area:.1f}", ", ".join(f"{spread:.1f}" for spread in cell.spread)),
+        ]
+        for cell in cells
+    ]
+    more_head = ["model", "column", "follows", "holds it, %", "area, %", "spread, %"]
+    more_text = (
+        "Whether it follows the number: how its centre correlates with the number's over the test images, in x and in "
+        f"y (– where one of the two does not move); in which share of the images at least {100 * HELD:.0f} % of the "
+        "number lie inside it; its share of the image's area, the median; and the standard deviation of its centre in "
+        "% of the image's side, in x and in y. First seed."
+    )
+    blocks: list[str | Grid] = [text, Grid(head, body, "ll" + "r" * (len(head) - 2))]
+    blocks += [more_text, Grid(more_head, more, "ll" + "r" * (len(more_head) - 2))]
+    return Section("Where the last window looks", blocks)
+
+
+def _median(values: np.ndarray) -> float:
+    """nan of nothing."""
+    return float(np.median(values)) if len(values) else math.nan
+
+
+def _format_correlation(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
