@@ -32,7 +32,8 @@ EXPERIMENTS = "stn.experiments"
 APART = {
     "stn.config",  # the schema; the values are in conf/, and resolved in every record
     "stn.errors",  # how errors are told
-    "stn.codebase",  # names the code
+    "stn.codebase",  # names the code, and
+    "stn.syntax",  # reads it
     "stn.training.record:provenance",  # says where a seed was trained
     "stn.training.callbacks",  # watches training; the reference curves are computed with it
 }

@@ -11,11 +11,11 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 from unittest.mock import patch
 
 import hydra
@@ -403,17 +403,21 @@ def deliberate(config: Mapping) -> dict:
     """An `experiment` without the keys that have their defaults: the same before and after a key was added."""
     kind = load(config["data"]["kind"], "config")
     schemas = {"data": kind.DATA, "model": kind.MODEL, "budget": BudgetConfig}
-    defaults = {
-        group: {part.name: part.default for part in fields(schema) if part.default is not MISSING}
-        | {part.name: part.default_factory() for part in fields(schema) if part.default_factory is not MISSING}
-        for group, schema in schemas.items()
-    }
-    return {
-        group: {
-            key: value for key, value in values.items() if key not in defaults[group] or value != defaults[group][key]
-        }
-        for group, values in config.items()
-    }
+    return {group: _without_defaults(config[group], schema) for group, schema in schemas.items()}
+
+
+def _without_defaults(values: Mapping, schema: type) -> dict:
+    """The values of a group, or of one within it, that are not the defaults of their keys."""
+    hints, parts = get_type_hints(schema), {part.name: part for part in fields(schema)}
+    kept = {}
+    for key, value in values.items():
+        part = parts[key]
+        default = part.default if part.default_factory is MISSING else part.default_factory()
+        if is_dataclass(hints[key]) and isinstance(value, Mapping):
+            kept[key] = _without_defaults(value, hints[key])
+        elif default is MISSING or value != default:
+            kept[key] = value
+    return kept
 
 
 def digest(*parts: bytes | str) -> str:

@@ -42,13 +42,6 @@ TEXTS = (
 SPOT = 64  # images of a set, evenly spaced, that are held against what was stored when a run starts
 
 
-SCALE = 0.5  # the side of a window, as a fraction of the image's (paper, section 4.3)
-# The parts that CUB-200-2011 marks, by what the paper says its windows find: head and body.
-REGIONS = {
-    "head": ("beak", "forehead", "crown", "left eye", "right eye", "nape", "throat"),
-    "body": ("breast", "belly", "back", "left wing", "right wing", "left leg", "right leg", "tail"),
-}
-
 if TYPE_CHECKING:
     Item = TypeVar("Item")
     Made = TypeVar("Made")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from stn.data.download import fetch_birds
 from stn.data.stored import read_set
-from stn.experiments.cub.archive import REGIONS, SCALE, StoredCub, check, fault, open_set, recipe, store
+from stn.experiments.cub.archive import StoredCub, check, fault, open_set, recipe, store
+from stn.experiments.cub.regions import REGIONS, SCALE
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Translation
 

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Polygon, Rectangle
 
-from stn.experiments.cub.archive import REGIONS, SCALE
 from stn.experiments.cub.parts import measure_parts
+from stn.experiments.cub.regions import REGIONS, SCALE
 from stn.experiments.cub.table import BIRDS, TWO_448
 from stn.report.drawing import (
     GREY,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stn.experiments.base import group_parameters
-from stn.experiments.cub.archive import SCALE
+from stn.experiments.cub.regions import SCALE
 from stn.experiments.cub.trunks import MEAN, STD, Trunk
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import CORNERS, Translation

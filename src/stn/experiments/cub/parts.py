@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stn.experiments.cub.archive import REGIONS
+from stn.experiments.cub.regions import REGIONS
 from stn.report.captions import format_counts
 from stn.report.records import Record
-from stn.report.statistics import centres, holds
+from stn.report.statistics import centres, follow, holds
 from stn.report.table import Grid, Section, Table
 
 STILL = 1.0  # a window whose centre moves less, in % of the side, has no say in what it holds
@@ -61,19 +61,18 @@ def measure_parts(records: Sequence[Record]) -> list[WindowParts]:
                 region: _share(*(held[name] for name in parts if name in held)) for region, parts in REGIONS.items()
             }
             parts = {name: _share(images) for name, images in held.items()}
-            follows = follow(windows, record.arrays["parts"])
+            follows = follow(windows, find_birds(record.arrays["parts"]))
             cells.append(WindowParts(record, i + 1, regions, parts, tuple(50 * (1 + centre)), 50 * moves, follows))
     return cells
 
 
-def follow(windows: np.ndarray, parts: np.ndarray) -> tuple[float, float]:
-    """Correlations, in x and in y, of the centres of windows (n, 4, 2) with those of birds, of parts (n, K, 2)."""
-    centre, visible = windows.astype(float).mean(1), ~np.isnan(parts.astype(float)).any(2)
-    known = visible.any(1) & np.isfinite(centre).all(1)
-    parts = np.where(visible[..., None], parts, 0).astype(float)[known]
-    birds, centre = parts.sum(1) / visible[known].sum(1, keepdims=True), centre[known]
-    still = (np.ptp(centre, 0) < 1e-3) | (np.ptp(birds, 0) < 1e-3) if known.any() else np.ones(2, bool)
-    return tuple(math.nan if still[k] else float(np.corrcoef(centre[:, k], birds[:, k])[0, 1]) for k in (0, 1))  # type: ignore[return-value]
+def find_birds(parts: np.ndarray) -> np.ndarray:
+    """(n, 2): the mean of the visible of parts (n, K, 2); nan where none is."""
+    parts = parts.astype(float)
+    visible = ~np.isnan(parts).any(2)
+    count = visible.sum(1, keepdims=True)
+    total = np.where(visible[..., None], parts, 0).sum(1)
+    return np.divide(total, count, np.full_like(total, np.nan), where=count > 0)
 
 
 def describe_parts(table: Table, records: Sequence[Record]) -> Section | None:
