@@ -35,6 +35,8 @@ CNN_448 = Row(
     ("model.size=448",),
     baseline=CNN,
     data=AT_448,
+    on_demand=True,
+    shown_where_run=True,
     note="The CNN at 448 px is ours: the trunk on the whole image at the resolution of the windows.",
 )
 BILINEAR = Row(
