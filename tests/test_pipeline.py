@@ -408,7 +408,7 @@ def test_the_committed_params_declare_the_32_cells_of_the_paper(monkeypatch):
     required, optional = shown(params, 1)
     assert len(required) == 32 and len(optional) == 8 + 4  # TC, and the CNN that is told the true pose
     assert [len(declared(params, table)) for table in TABLES] == [32, 6, 5, 14, 2, 3, 8, 24]
-    assert len(on_demand(params, 1)) == 4 and len(shown(params, 3)[1]) == 2 * 9
+    assert len(on_demand(params, 1)) == 4 and len(shown(params, 3)[1]) == 2 * 11
 
 
 def test_photographs_of_house_numbers_are_chosen_with_the_strips(monkeypatch):
