@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -542,6 +543,34 @@ def test_with_dropout_too_a_resumed_run_ends_where_an_uninterrupted_one_ends(mon
     whole, curve = ends(monkeypatch, tmp_path / "whole", "model.dropout=0.5")
     resumed, again = ends(monkeypatch, tmp_path / "resumed", "model.dropout=0.5", stop=4)
     assert again == curve and all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+EXPLORING = ["budget.random_share=0.34", "budget.explore_share=0.34", "budget.noise=[0.3,0.1]", "budget.pull=0.1"]
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_an_exploring_run_ends_where_an_uninterrupted_one_ends_in_parts_too(parts, stop, monkeypatch, tmp_path):
+    settings = [*EXPLORING, "model.dropout=0.5", "model.reach=0.5", f"trainer.accumulate={parts}"]
+    whole, curve = ends(monkeypatch, tmp_path / "whole", *settings)
+    resumed, again = ends(monkeypatch, tmp_path / "resumed", *settings, stop=stop)
+    assert again == curve and all(torch.equal(resumed[name], value) for name, value in whole.items())
+    plain, _ = ends(monkeypatch, tmp_path / "plain", *settings[4:])
+    assert not torch.equal(plain["transformer.regression.bias"], whole["transformer.regression.bias"])
+
+
+def test_localisation_networks_learn_in_steps_that_explore_alone(monkeypatch, tmp_path):
+    seen = []
+
+    def watch(learner, outputs, batch, batch_idx):
+        network = learner.network
+        seen.append([network.transformer.regression.bias.clone(), network.classifier[-1].bias.clone()])
+
+    monkeypatch.setattr(Learner, "on_train_batch_end", watch, raising=False)
+    ends(monkeypatch, tmp_path, *EXPLORING, "model.reach=0.5")
+    moves = [[not torch.equal(*pair) for pair in zip(*two, strict=True)] for two in itertools.pairwise(seen)]
+    assert [localises for localises, _ in moves] == [False, True, True, False, False]  # two at random, two explore
+    assert all(classifies for _, classifies in moves)
 
 
 def test_parts_that_do_not_divide_a_batch_are_one_line():
