@@ -12,6 +12,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from scipy.ndimage import map_coordinates
 from torch import nn
 
 from conftest import one_error, run
@@ -23,6 +24,7 @@ from stn.errors import UserError
 from stn.experiments.cub import archive as cub
 from stn.experiments.cub.archive import store
 from stn.experiments.cub.data import CubSource
+from stn.experiments.cub.regions import REGIONS
 from stn.experiments.cub.table import BIRDS as TABLE
 from stn.report.records import load_records
 from stn.training.data_module import DataModule
@@ -428,6 +430,36 @@ def test_training_crops_stand_everywhere_and_half_of_them_are_mirrored(stored, b
     assert (images[:, 0] == columns[:, None]).all() and (images[:, 1] == (across + top[:, None])[..., None]).all()
     assert set(left.tolist()) == set(range(width - CANVAS + 1)) and set(top.tolist()) == set(range(height - CANVAS + 1))
     assert 0.45 < mirrored.float().mean() < 0.55
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_annotated_windows_are_cut_at_the_mean_of_the_parts_of_head_and_body(split, stored, base):
+    plain, source = birds(stored, base), birds(stored, base, annotated=True)
+    n, side = min(8, plain.count(split)), base.canvas
+    index = torch.arange(n)
+    if split == "train":  # crops anywhere, half of them mirrored
+        crops, windows = (s.train_batch(index, generator(0, "x"), n, slice(None), CPU)[0] for s in (plain, source))
+        down, right, mirrored = torch.rand(3, n, generator=generator(0, "x")).double().numpy()
+        room = plain.sets["train"].sizes[:n] - side + 1
+        corners = (np.stack([down, right], 1) * room).astype(int)
+    else:
+        crops, windows = (s.batch(split, index, CPU)[0] for s in (plain, source))
+        corners, mirrored = (plain.sets[split].sizes[:n] - side) // 2, np.ones(n)
+    assert windows.shape == (n, 2, 3, side // 2, side // 2) == (n, *source.shape)
+    for i in range(n):
+        height, width = plain.sets[split].sizes[i]
+        x, y, visible = plain.sets[split].parts[i].T
+        x, y = (x + 1) / 2 * width - corners[i][1], (y + 1) / 2 * height - corners[i][0]
+        x = side - x if mirrored[i] < 0.5 else x
+        inside = (visible > 0) & (x >= 0) & (x <= side) & (y >= 0) & (y <= side)
+        for k, names in enumerate(REGIONS.values()):
+            of = inside & np.isin(PARTS, names)
+            of = of if of.any() else inside
+            centre = np.array([y[of].mean(), x[of].mean()] if of.any() else [side / 2] * 2)
+            first = np.clip(centre, side / 4, side * 3 / 4) - side / 4  # the window's upper left corner, in pixels
+            grid = first[:, None, None] + np.indices((side // 2, side // 2))
+            expected = [map_coordinates(channel.numpy(), grid, order=1, mode="nearest") for channel in crops[i]]
+            np.testing.assert_allclose(windows[i, k, :, 1:-1, 1:-1], np.stack(expected)[:, 1:-1, 1:-1], atol=2e-3)
 
 
 def test_a_batch_is_a_function_of_the_draws_and_processes_share_it(stored, base):
