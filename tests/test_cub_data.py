@@ -510,6 +510,7 @@ def test_evidence_shows_windows_parts_and_names(stored, base):
     arrays = {"theta": np.zeros((n, 4)), "correct": np.ones(n, bool)}
     found = source.evidence(looker, arrays)
     assert {name: (array.shape, str(array.dtype)) for name, array in found.items() if array.dtype.kind != "U"} == {
+        "trace_input": ((6, 128, 128, 3), "uint8"),
         "example_input": ((8, 128, 128, 3), "uint8"),
         "example_label": ((8,), "int64"),
         "example_said": ((8,), "int64"),
