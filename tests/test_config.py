@@ -208,6 +208,7 @@ def test_a_wrong_override_is_one_line_that_names_it(override, named):
         (("data=cub_224", "model=cub_2st", "model.reach=-1"), "model.reach=-1.0 is no way to go"),
         (("data=cub_224", "model=cub_cnn", "budget.explore_share=0.5"), "model=cub_cnn has no transformer"),
         (("model=cnn", "budget.explore_share=0.5", "budget.noise=[1,0]"), "model=cnn has no transformer"),
+        (("budget.explore_share=0.5", "budget.noise=[1,0]", "budget.pull=1"), "has no reach within which to be held"),
         (("data=colocalisation_t", "model=colocalisation", "budget.random_share=0.5"), "has no transformer to explore"),
         (("data=cub_448", "model=cub_4st", "data.annotated=true"), "model=cub_4st is not of 2 windows"),
         (("data=svhn_64", "model=svhn_st_single", "model.reach=0"), "model.reach=0.0 is no way to go"),

@@ -376,6 +376,7 @@ def test_a_trunk_of_timm_without_timm_is_one_line(monkeypatch):
 
 
 def test_a_trunk_without_a_map_is_one_line(monkeypatch):
+    monkeypatch.setattr(trunks, "list_models", lambda module: ["tiny"])
     monkeypatch.setattr(trunks, "_model", lambda name: torchvision.models.VisionTransformer(224, 32, 1, 1, 8, 8))
     with pytest.raises(UserError, match="tiny ends in tokens"):
         Trunk("tiny")

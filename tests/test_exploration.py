@@ -213,6 +213,13 @@ def test_held_localisation_networks_do_not_learn_and_the_rest_does():
     assert net[0].regression.bias.grad.abs().max() > 0  # nothing is left behind
 
 
+def test_a_pull_without_a_reach_is_one_line():
+    net = SpatialTransformer(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5)
+    pairs = Exploration(net).pairs(torch.rand(2, 1, 8, 8), 0.1, pull=0.1)
+    with pytest.raises(ValueError, match="give the transformers one"), pairs:
+        pass
+
+
 @pytest.mark.parametrize("pull", [-0.1, math.nan, math.inf])
 def test_a_pull_that_pushes_is_one_line(pull):
     net = SpatialTransformer(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5)

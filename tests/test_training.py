@@ -82,7 +82,7 @@ def test_a_finished_seed_is_never_trained_again(workplace, tmp_path):
     assert time.monotonic() > started
 
 
-EXPLORING = ["budget.explore_share=0.8", "budget.noise=[0.2,0]", "budget.pull=0.1"]
+EXPLORING = ["budget.explore_share=0.8", "budget.noise=[0.2,0]"]
 
 
 @pytest.mark.parametrize("settings", [[], EXPLORING], ids=["plain", "exploring"])

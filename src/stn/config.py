@@ -278,6 +278,8 @@ def _check_exploration(cfg: DictConfig, kind: ModuleType) -> None:
         )
     if budget.explore_share and not budget.noise[0]:
         raise UserError("budget.noise starts at 0: there is nothing to explore with; give such as [0.25,0.1]")
+    if budget.explore_share and budget.pull and cfg.model is not None and cfg.model.get("reach") is None:
+        raise UserError(f"budget.pull={budget.pull}: model={cfg.model.name} has no reach within which to be held")
     if budget.explore_share and budget.batch_size < 2:
         raise UserError(f"budget.batch_size={budget.batch_size}: exploration shows each image twice; give at least 2")
 

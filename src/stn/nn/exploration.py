@@ -73,13 +73,15 @@ class Exploration:
             sigma: standard deviation of the noise in the units of theta; one for all parameters, or one for each of P.
             generator: of the noise, on the device of `images`.
             pull: weight of |theta - start|^2 in the loss, with the theta that the regression layer gives, before its
-                bound; summed over the transformers, averaged over the images. Needs `SpatialTransformer`s.
+                bound; summed over the transformers, averaged over the images. They must have a `reach`.
         """
         deviation = torch.as_tensor(sigma, dtype=torch.float32, device=images.device)
         if not ((deviation > 0) & deviation.isfinite()).all():
             raise ValueError(f"sigma must be positive, not {sigma}: without noise there is no estimate")
         if not 0 <= pull < float("inf"):
             raise ValueError(f"pull must be zero or positive, not {pull}")
+        if pull and any(getattr(transformer, "reach", None) is None for level in self.levels for transformer in level):
+            raise ValueError("pull holds theta within its reach: give the transformers one")
         how: dict[str, Any] = {"generator": generator, "device": images.device}
         mirrored = torch.randint(len(self.levels), (len(images),), **how)
         pairs = Pairs(torch.cat([images, images]), len(self.levels), pull)

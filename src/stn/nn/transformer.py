@@ -42,7 +42,7 @@ class SpatialTransformer(nn.Module):
     """
 
     if TYPE_CHECKING:  # buffers
-        start: Tensor
+        start: Tensor  # None where `reach` is
         reach: Tensor | None
 
     def __init__(
@@ -79,8 +79,12 @@ class SpatialTransformer(nn.Module):
             self.regression.bias.copy_(bias)
         # Not persistent: checkpoints do not depend on whether theta is bounded.
         self.limits = None if reach is None else _limits(reach, n_parameters)
-        limits = torch.tensor(self.limits * (self.parallel or 1), dtype=torch.float64) if self.limits else None
-        for name, value in {"start": bias, "reach": limits}.items():
+        start, limits = (
+            (None, None)
+            if reach is None
+            else (bias, torch.tensor(self.limits * (self.parallel or 1), dtype=torch.float64))  # type: ignore[operator]
+        )
+        for name, value in {"start": start, "reach": limits}.items():
             self.register_buffer(name, None if value is None else value.to(self.regression.bias), persistent=False)
 
     def theta(self, U: Tensor) -> Tensor:
