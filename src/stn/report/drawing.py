@@ -103,6 +103,9 @@ class Animation:
 
     def __init__(self, frames: Sequence[Image.Image], shades: int = SHADES) -> None:
         colours = frames[-1].quantize(shades, dither=Image.Dither.NONE)  # of all frames: small, and nothing flickers
+        palette = np.array(colours.getpalette() or []).reshape(-1, 3)
+        palette[palette.sum(1).argmax()] = 255  # the paper is white, not the mean of what is nearly so
+        colours.putpalette(palette.ravel().tolist())
         self.frames = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
 
     def save(self, path: Path) -> None:
