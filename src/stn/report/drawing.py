@@ -31,6 +31,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STRONG = ("#F0442E", "#35B8FF", "#FFD500", "#E27BD0")  # seen on any photo
 LETTER, LINE = 0.066, 0.18  # inches: a letter of a text, and from one line to the next
 SHADES, FRAME, PAUSE = 32, 160, 3000  # of an animation: its colours; how long frames and the last one stay, in ms
+WHITE = 240  # of an animation: a colour whose parts are all above this is taken for white
 STYLE: dict[Any, Any] = {  # matplotlib types its keys one by one
     "font.family": "DejaVu Sans",  # ships inside matplotlib
     "font.size": 9,
@@ -104,7 +105,7 @@ class Animation:
     def __init__(self, frames: Sequence[Image.Image], shades: int = SHADES) -> None:
         colours = frames[-1].quantize(shades, dither=Image.Dither.NONE)  # of all frames: small, and nothing flickers
         palette = np.array(colours.getpalette() or []).reshape(-1, 3)
-        palette[palette.sum(1).argmax()] = 255  # the paper is white, not the mean of what is nearly so
+        palette[palette.min(1) > WHITE] = 255  # the paper is white, not the mean of what is nearly so
         colours.putpalette(palette.ravel().tolist())
         self.frames = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
 
