@@ -191,8 +191,10 @@ def test_the_experiment_is_primitives_only():
         ("budget.noise=[-1,0]", "budget.noise=[-1.0, 0.0] is no noise"),
         ("budget.noise=[1]", "budget.noise=[1.0] is no noise"),
         ("budget.explore_share=0.5", "budget.noise starts at 0"),
-        ("budget.random_share=1.5", "more than all steps"),
-        ("budget.pull=-1", "budget.pull=-1"),
+        ("budget.random_share=0.5", "networks of data.kind=mnist have no windows that could"),
+        ("budget.explore_share=nan", "more than all steps"),
+        ("budget.pull=-1", "budget.pull=-1.0 is no pull"),
+        ("budget.pull=nan", "budget.pull=nan is no pull"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_it(override, named):
@@ -210,6 +212,8 @@ def test_a_wrong_override_is_one_line_that_names_it(override, named):
         (("model=cnn", "budget.explore_share=0.5", "budget.noise=[1,0]"), "model=cnn has no transformer"),
         (("budget.explore_share=0.5", "budget.noise=[1,0]", "budget.pull=1"), "has no reach within which to be held"),
         (("data=colocalisation_t", "model=colocalisation", "budget.random_share=0.5"), "has no transformer to explore"),
+        (("data=cub_224", "model=cub_2st", "budget.random_share=1.5"), "more than all steps"),
+        (("data=cub_224", "model=cub_2st", "model.spread=0"), "model.spread=0 starts all windows in the middle"),
         (("data=cub_448", "model=cub_4st", "data.annotated=true"), "model=cub_4st is not of 2 windows"),
         (("data=svhn_64", "model=svhn_st_single", "model.reach=0"), "model.reach=0.0 is no way to go"),
         (("data=svhn_64", "model=svhn_st_multi", "model.reach=nan"), "model.reach=nan is no way to go"),

@@ -266,12 +266,19 @@ def _check_exploration(cfg: DictConfig, kind: ModuleType) -> None:
             f"budget.noise={list(budget.noise)} is no noise to explore with: give its first and its last standard "
             "deviation, zero or positive, such as [0.25,0.1]"
         )
+    if not 0 <= budget.pull < math.inf:
+        raise UserError(f"budget.pull={budget.pull} is no pull: give zero or a positive number, such as 0.1")
     first = next((key for key in ("random_share", "explore_share") if budget[key]), None)
     if first is None:
         return
     if cfg.model is not None and not _has_transformer(kind, cfg.model):
         raise UserError(f"budget.{first}={budget[first]}: model={cfg.model.name} has no transformer to explore with")
-    if budget.random_share + budget.explore_share > 1:
+    if budget.random_share and not getattr(kind, "RANDOM_PLACES", False):
+        raise UserError(
+            f"budget.random_share={budget.random_share}: networks of data.kind={cfg.data.kind} have no windows that "
+            "could stand at random places; drop it"
+        )
+    if not budget.random_share + budget.explore_share <= 1:
         raise UserError(
             f"budget.random_share={budget.random_share} and budget.explore_share={budget.explore_share} are more than "
             "all steps: give fractions, together 1 at most"
@@ -366,7 +373,6 @@ _SMALLEST = {
     "budget.localisation_rate": 0,
     "budget.random_share": 0,
     "budget.explore_share": 0,
-    "budget.pull": 0,
     "data.canvas": 1,
     "data.validation": 1,
     "model.localisation.filters": 1,

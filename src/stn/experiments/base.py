@@ -4,8 +4,9 @@ Its `data.py` has `source(data)`, which returns a `DataSource`. Three more are o
 data to `data.raw` and returns the files; `store(data, scratch)` writes sets to `data.stored` (`stn.data.stored`) and
 returns what `sets.json` says of them; and `DOOR`, "distort" or "crop", is the front door that calls `store`. "distort"
 asks for `stored_folder(data)` too, where the sets lie. Its `networks.py` has `network(model, data)`, which returns a
-`Network`. Its `config.py` has the schemas `DATA` and `MODEL`, and optionally `SMALLEST` values of keys, `check(cfg)`
-and `has_transformer(model)`: whether a network may be trained with exploration (`stn.config.BudgetConfig`).
+`Network`. Its `config.py` has the schemas `DATA` and `MODEL`, and optionally `SMALLEST` values of keys, `check(cfg)`,
+`has_transformer(model)`, whether a network may be trained with exploration (`stn.config.BudgetConfig`), and
+`RANDOM_PLACES = True` where its networks have `at_random_places`.
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,6 @@
 """The main grid of a table, as all formats show it: which rows and columns, and what stands at each place."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,6 +79,11 @@ def join(*parts: str) -> str:
 def typeset_minus(text: str) -> str:
     """A number with a true minus sign."""
     return text.replace("-", "−")
+
+
+def format_correlation(value: float) -> str:
+    """A correlation with two decimals; a dash where there is none."""
+    return "–" if math.isnan(value) else typeset_minus(f"{value:.2f}")
 
 
 def build_budgets(

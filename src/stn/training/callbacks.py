@@ -79,6 +79,8 @@ class Pictures(Callback):
             images = getattr(images, "images", images)  # where a batch holds more than these
             if hasattr(network, "projected"):
                 images = network.projected(images)
+            elif images.ndim > 4:  # several windows an image: the first, as in what is seen
+                images = images[:, 0]
         outputs = torch.nn.functional.interpolate(outputs, size=images.shape[2:], mode="nearest")
         strip = torch.cat([self._strip(images), self._strip(outputs)]).cpu().numpy()
         strip = strip - min(strip.min(), 0)  # of images whose mean is subtracted

@@ -53,6 +53,7 @@ class CubModelConfig(ModelConfig):
 
 
 DATA, MODEL = CubDataConfig, CubModelConfig
+RANDOM_PLACES = True  # its windows may stand at random places: `budget.random_share`
 SMALLEST = {
     "data.classes": 2,
     "data.side": 1,
@@ -69,6 +70,10 @@ def check(cfg: DictConfig) -> None:
     model = cfg.model
     if model is not None and model.reach is not None and not model.reach > 0:
         raise UserError(f"model.reach={model.reach} is no way to go: give a positive number, or null for no bound")
+    if model is not None and model.spread == 0 and (model.windows or 1) > 1:
+        raise UserError(
+            "model.spread=0 starts all windows in the middle, where they would never part: give such as 0.5"
+        )
     if model is not None and cfg.data.annotated and model.windows != 2:
         raise UserError(f"data.annotated=true gives windows at head and body: model={model.name} is not of 2 windows")
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from stn.experiments.cub.regions import REGIONS
 from stn.report.captions import format_counts
+from stn.report.matrix import format_correlation
 from stn.report.records import Record
 from stn.report.statistics import centres, follow, holds
 from stn.report.table import Grid, Section, Table
@@ -90,7 +91,7 @@ def describe_parts(table: Table, records: Sequence[Record]) -> Section | None:
                 *(f"{cell.regions[region]:.1f}" for region in REGIONS),
                 ", ".join(f"{share:.0f}" for share in cell.centre),
                 f"{cell.moves:.1f}",
-                ", ".join("–" if math.isnan(value) else f"{value:.2f}".replace("-", "−") for value in cell.follows),
+                ", ".join(map(format_correlation, cell.follows)),
                 ", ".join(f"{name} {held[name]:.0f}" for name in most),
             ]
         )

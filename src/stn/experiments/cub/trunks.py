@@ -42,7 +42,7 @@ class Trunk(nn.Module):
         node: where torchvision's is cut, as `torchvision.models.feature_extraction` names it. None: at the last map of
             features, before pooling over all positions, dropout and class scores; timm's are always cut there.
         frozen_norm: batch normalisation keeps the means and variances that it came with. It is then a linear map, and
-            is folded into the convolution before it: the same function, with a fifth less work in training.
+            is folded into the convolution before it: the same function, with less work in training.
         frozen: the name of a part (`features.4`, `blocks.4`). It and all before it keep the weights they came with.
 
     Raises UserError: no such model, no such node, no such part; a model of timm where timm is not installed.

@@ -72,6 +72,7 @@ class SvhnModelConfig(ModelConfig):
 
 
 DATA, MODEL = SvhnDataConfig, SvhnModelConfig
+RANDOM_PLACES = True  # its windows may stand at random places: `budget.random_share`
 SMALLEST = {
     "data.expand": 0,
     "data.window": 16,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stn.report.matrix import format_correlation
 from stn.report.records import Record
 from stn.report.statistics import follow, seen
 from stn.report.table import Grid, Section, Table
@@ -137,7 +138,7 @@ def describe_windows(table: Table, records: Sequence[Record]) -> Section | None:
     )
     more = [
         [
-            *(cell.record.row.label, cell.record.column.label, ", ".join(map(_format_correlation, cell.follows))),
+            *(cell.record.row.label, cell.record.column.label, ", ".join(map(format_correlation, cell.follows))),
             *(f"{cell.held:.0f}", f"{cell.area:.1f}", ", ".join(f"{spread:.1f}" for spread in cell.spread)),
         ]
         for cell in cells
@@ -157,7 +158,3 @@ def describe_windows(table: Table, records: Sequence[Record]) -> Section | None:
 def _median(values: np.ndarray) -> float:
     """nan of nothing."""
     return float(np.median(values)) if len(values) else math.nan
-
-
-def _format_correlation(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
