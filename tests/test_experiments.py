@@ -25,7 +25,7 @@ TOY = {
 
 from dataclasses import dataclass
 
-from stn.config import DataConfig, ModelConfig
+from stn.schema import DataConfig, ModelConfig
 
 
 @dataclass(kw_only=True)

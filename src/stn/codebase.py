@@ -30,7 +30,8 @@ TRAINING = "stn.training.run:train"
 EXPERIMENTS = "stn.experiments"
 # What training reaches and no number depends on: modules, or definitions in them.
 APART = {
-    "stn.config",  # the schema; the values are in conf/, and resolved in every record
+    "stn.schema",  # the keys; the values are in conf/, and resolved in every record
+    "stn.config",  # reads them
     "stn.errors",  # how errors are told
     "stn.codebase",  # names the code, and
     "stn.syntax",  # reads it

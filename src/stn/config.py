@@ -1,8 +1,4 @@
-"""The schema of `conf/`, and the way from the command line to a checked config.
-
-The dataclasses turn a misspelt key or a value of the wrong kind, in a file as well as on the command line, into one
-line that names it. Numbers live in `conf/`; a key that was added later has a default, so that older records stay valid.
-"""
+"""The way from the command line to a checked config; `stn.schema` says which keys there are."""
 
 import hashlib
 import math
@@ -11,8 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from enum import Enum
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast, get_type_hints
@@ -29,139 +24,10 @@ from stn.environment import share_cores
 from stn.errors import UserError, told
 from stn.experiments import find_configs, find_experiments, load
 from stn.report.table import Cell
+from stn.schema import BudgetConfig, RunConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 LARGEST_SEED = 2**32 - 1  # that Lightning takes
-
-
-class Optimiser(Enum):
-    sgd = "sgd"
-    adamw = "adamw"
-
-
-class Schedule(Enum):
-    step = "step"
-    one_cycle = "one_cycle"
-
-
-class Precision(Enum):
-    float32 = "float32"
-    bf16 = "bf16"
-
-
-@dataclass(kw_only=True)
-class DataConfig:
-    """What all data sets have; `stn.experiments.<kind>.config` says what those of a kind add to it."""
-
-    name: str
-    kind: str
-    part: str | None
-    raw: str
-    stored: str
-    canvas: int
-    validation: int
-    seed: int
-
-
-@dataclass(kw_only=True)
-class ModelConfig:
-    """What all networks have; `stn.experiments.<kind>.config` says what those of a kind add to it."""
-
-    name: str
-
-
-@dataclass(kw_only=True)
-class LocalisationConfig:
-    """What most localisation networks have: `filters` of their convolutions, `features` of their last hidden layer."""
-
-    filters: int
-    features: int
-
-
-@dataclass
-class BudgetConfig:
-    """`conf/budget`, and what networks with transformers may be trained by before the plain steps.
-
-    In the first steps, `random_share` of all, windows stand at random places, so that what reads them learns to read
-    any. In the next, `explore_share` of all, a batch is half as many images, each seen twice, and the localisation
-    networks learn from the smoothed loss (`stn.nn.exploration`): the noise goes from the first value of `noise` to the
-    second, in the units of theta, and `pull` holds theta near its start. After that the localisation networks stay as
-    they are.
-    """
-
-    name: str
-    steps: int
-    batch_size: int
-    precision: Precision
-    optimiser: Optimiser
-    learning_rate: float
-    momentum: float
-    weight_decay: float
-    localisation_rate: float
-    schedule: Schedule
-    warm_up: float
-    decay_every: Any  # steps, or a list of the steps at which the rate falls
-    decay_factor: float
-    validate_every: int
-    random_share: float = 0.0
-    explore_share: float = 0.0
-    noise: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    pull: float = 0.0
-
-
-@dataclass
-class TrainerConfig:
-    accelerator: str
-    devices: int
-    num_nodes: int
-    strategy: str
-    accumulate: int
-    block: int
-
-
-@dataclass
-class LoggerConfig:
-    name: str
-    project: str
-    every: int
-    pictures: int
-
-
-@dataclass
-class DebugConfig:
-    detect_anomaly: bool
-    profiler: str | None
-
-
-@dataclass
-class ExportConfig:
-    folder: str | None
-    opset: int
-    calibration: int
-    batch: int
-    tolerance: float
-    warm_up: int
-    timed: int
-
-
-@dataclass
-class RunConfig:
-    """What `stn.train` and the other front doors of a cell take. `name` is made of the command line."""
-
-    name: str
-    data: DataConfig
-    model: ModelConfig | None
-    budget: BudgetConfig
-    trainer: TrainerConfig
-    logger: LoggerConfig
-    debug: DebugConfig
-    export: ExportConfig
-    seeds: list[int]
-    seed: int | None
-    outputs: str
-    record: str | None
-    checkpoint: str | None
-    fresh: bool
 
 
 def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Callable[[], None]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from stn.config import DataConfig, LocalisationConfig, ModelConfig
+from stn.schema import DataConfig, LocalisationConfig, ModelConfig
 
 
 class Source(Enum):

@@ -5,8 +5,8 @@ from enum import Enum
 
 from omegaconf import DictConfig
 
-from stn.config import DataConfig, LocalisationConfig, ModelConfig
 from stn.errors import UserError
+from stn.schema import DataConfig, LocalisationConfig, ModelConfig
 
 
 class Distortion(Enum):

@@ -5,7 +5,7 @@ from enum import Enum
 
 from omegaconf import DictConfig
 
-from stn.config import DataConfig, LocalisationConfig, ModelConfig
+from stn.schema import DataConfig, LocalisationConfig, ModelConfig
 
 
 class Source(Enum):
