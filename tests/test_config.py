@@ -195,6 +195,7 @@ def test_the_experiment_is_primitives_only():
         ("budget.explore_share=nan", "more than all steps"),
         ("budget.pull=-1", "budget.pull=-1.0 is no pull"),
         ("budget.pull=nan", "budget.pull=nan is no pull"),
+        ("budget.gradient=exact", "budget.gradient"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_it(override, named):
@@ -211,6 +212,10 @@ def test_a_wrong_override_is_one_line_that_names_it(override, named):
         (("data=cub_224", "model=cub_cnn", "budget.explore_share=0.5"), "model=cub_cnn has no transformer"),
         (("model=cnn", "budget.explore_share=0.5", "budget.noise=[1,0]"), "model=cnn has no transformer"),
         (("budget.explore_share=0.5", "budget.noise=[1,0]", "budget.pull=1"), "has no reach within which to be held"),
+        (
+            ("budget.explore_share=0.5", "budget.gradient=pathwise", "budget.pull=1"),
+            "budget.gradient=pathwise has no pull",
+        ),
         (("data=colocalisation_t", "model=colocalisation", "budget.random_share=0.5"), "has no transformer to explore"),
         (("data=cub_224", "model=cub_2st", "budget.random_share=1.5"), "more than all steps"),
         (("data=cub_224", "model=cub_2st", "model.spread=0"), "model.spread=0 starts all windows in the middle"),

@@ -560,6 +560,15 @@ def test_an_exploring_run_ends_where_an_uninterrupted_one_ends_in_parts_too(part
     assert not torch.equal(plain["transformer.regression.bias"], whole["transformer.regression.bias"])
 
 
+def test_the_pathwise_gradient_with_noise_too_ends_where_an_uninterrupted_run_ends(monkeypatch, tmp_path):
+    settings = [*EXPLORING[:3], "budget.gradient=pathwise", "model.reach=0.5"]
+    whole, curve = ends(monkeypatch, tmp_path / "whole", *settings)
+    resumed, again = ends(monkeypatch, tmp_path / "resumed", *settings, stop=3)
+    assert again == curve and all(torch.equal(resumed[name], value) for name, value in whole.items())
+    still, _ = ends(monkeypatch, tmp_path / "still", *settings[:1], "budget.explore_share=0", "model.reach=0.5")
+    assert not torch.equal(still["transformer.regression.bias"], whole["transformer.regression.bias"])
+
+
 def test_localisation_networks_learn_in_steps_that_explore_alone(monkeypatch, tmp_path):
     seen = []
 

@@ -1,4 +1,4 @@
-"""Promises of Table 3, whose numbers are accuracies, on synthetic records."""
+"""Promises of Tables 3 and 9, whose numbers are accuracies, on synthetic records."""
 
 import re
 
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from stn.cells import config
+from stn.config import experiment
 from stn.errors import UserError
-from stn.experiments.cub.parts import REGIONS, WindowParts, describe_division, measure_parts
-from stn.experiments.cub.table import BIRDS, TWO_224, TWO_448, TWO_448_OWN
+from stn.experiments.cub.parts import REGIONS, WindowParts, describe_division, describe_follows, measure_parts
+from stn.experiments.cub.table import BIRDS, GRADIENTS, TWO_224, TWO_448, TWO_448_OWN
 from stn.report import tables
 from stn.report.comparisons import compare, find_baseline, find_control, measure
 from stn.report.summary import summarise
@@ -191,6 +193,26 @@ def test_what_each_window_holds_is_counted(records):
     assert np.isnan(cells["2xST-CNN 448 px, fixed", 1].follows).all()
     assert cells["2xST-CNN 448 px, fixed", 1].centre == (25, 50)
     assert cells["2xST-CNN 448 px, fixed", 1].moves == 0 < cell.moves
+
+
+def test_table_9_says_how_each_window_follows(records):
+    record = next(record for record in records if record.row is TWO_448)
+    aside = describe_follows(GRADIENTS, [record])
+    assert aside is not None and describe_follows(GRADIENTS, []) is None
+    (line,) = aside.grid.body
+    cells = measure_parts([record])
+    numbers = [f"{value:.2f}".replace("-", "−") for cell in cells for value in cell.follows]
+    assert re.split("[,;] ", line[1]) == numbers
+    assert line[3] == "; ".join(f"{cell.regions['body']:.0f}" for cell in cells)
+
+
+def test_table_9_changes_nothing_but_what_moves_the_windows():
+    varied = {"gradient", "noise", "pull", "reach", "fixed"}
+    kept = []
+    for cell in GRADIENTS.cells():
+        groups = experiment(config("quick", cell))
+        kept.append({(group, key): groups[group][key] for group in groups for key in groups[group].keys() - varied})
+    assert len(kept) == 5 and all(keys == kept[0] for keys in kept)
 
 
 def test_the_text_says_whether_windows_divide_the_bird(records):

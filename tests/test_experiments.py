@@ -358,4 +358,4 @@ def test_no_module_is_too_long_to_read():
 
 
 def test_an_unknown_table_is_one_line_that_lists_all(tmp_path):
-    assert "--table 9: there is 1, 2, 3" in one_error(run("stn.table", "--table", "9", cwd=tmp_path))
+    assert "--table 90: there is 1, 2, 3" in one_error(run("stn.table", "--table", "90", cwd=tmp_path))

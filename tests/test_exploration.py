@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, Translation
 from stn.nn.exploration import Exploration
 from stn.nn.transformer import SpatialTransformer
@@ -211,6 +212,32 @@ def test_held_localisation_networks_do_not_learn_and_the_rest_does():
     assert all(parameter.grad is None for parameter in net[0].parameters())
     net(images).square().sum().backward()
     assert net[0].regression.bias.grad.abs().max() > 0  # nothing is left behind
+
+
+def test_jitter_is_noise_before_the_bound_and_its_gradient_goes_through_the_sampler():
+    torch.manual_seed(0)
+    net = SpatialTransformer(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5, Translation(0.5), reach=0.5)
+    images = torch.rand(6, 1, 8, 8)
+    with Exploration(net).jitter(0.3, torch.Generator().manual_seed(1)):
+        V, theta = net(images, return_theta=True)
+    noise = 0.3 * torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
+    raw = net.regression.bias + noise
+    torch.testing.assert_close(theta, net.start + 0.5 * torch.tanh((raw - net.start) / 0.5))
+    (gradient,) = torch.autograd.grad(V.square().sum(), net.regression.bias)
+    shown = bilinear(images, net.transformation.grid(net.start + 0.5 * torch.tanh((raw - net.start) / 0.5), (8, 8)))
+    (expected,) = torch.autograd.grad(shown.square().sum(), net.regression.bias)
+    torch.testing.assert_close(gradient, expected)
+    before = net(images)
+    with Exploration(net).jitter(0.0):
+        assert torch.equal(net(images), before)
+    assert torch.equal(net(images), before)  # nothing is left behind
+
+
+@pytest.mark.parametrize("sigma", [-0.1, math.nan, math.inf])
+def test_a_jitter_that_is_no_noise_is_one_line(sigma):
+    net = SpatialTransformer(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5)
+    with pytest.raises(ValueError, match="sigma must be zero or positive"), Exploration(net).jitter(sigma):
+        pass
 
 
 def test_a_pull_without_a_reach_is_one_line():

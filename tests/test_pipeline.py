@@ -275,7 +275,7 @@ def test_the_table_refuses_a_record_of_another_config(tiny):
         (["--seeds", "0,00"], "seeds: 0 is there twice"),
         (["--seeds", "4294967296"], "4294967296 is no seed"),
         (["--jobs", "many"], "JOBS=many"),
-        (["--table", "9"], "TABLE=9"),
+        (["--table", "90"], "TABLE=90"),
         (["--birds", "owls"], "cub50"),
         (["--columns", "digits_r,digits_q"], "digits_tc"),
         (["--columns", "svhn_64"], "digits_tc"),  # a data set, but of another table

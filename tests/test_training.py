@@ -85,7 +85,10 @@ def test_a_finished_seed_is_never_trained_again(workplace, tmp_path):
 EXPLORING = ["budget.explore_share=0.8", "budget.noise=[0.2,0]"]
 
 
-@pytest.mark.parametrize("settings", [[], EXPLORING], ids=["plain", "exploring"])
+PATHWISE = [*EXPLORING, "budget.gradient=pathwise"]
+
+
+@pytest.mark.parametrize("settings", [[], EXPLORING, PATHWISE], ids=["plain", "exploring", "pathwise"])
 def test_a_killed_run_ends_bit_for_bit_where_an_uninterrupted_one_ends(workplace, tmp_path, settings):
     long = ["model=st_cnn_affine", "budget.steps=60", "budget.validate_every=20", *settings]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -24,7 +24,7 @@ from stn.environment import share_cores
 from stn.errors import UserError, told
 from stn.experiments import find_configs, find_experiments, load
 from stn.report.table import Cell
-from stn.schema import BudgetConfig, RunConfig
+from stn.schema import BudgetConfig, Gradient, RunConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 LARGEST_SEED = 2**32 - 1  # that Lightning takes
@@ -149,6 +149,10 @@ def _check_exploration(cfg: DictConfig, kind: ModuleType) -> None:
             f"budget.random_share={budget.random_share} and budget.explore_share={budget.explore_share} are more than "
             "all steps: give fractions, together 1 at most"
         )
+    if budget.gradient == Gradient.pathwise:
+        if budget.pull:
+            raise UserError(f"budget.pull={budget.pull}: budget.gradient=pathwise has no pull; set it to 0")
+        return
     if budget.explore_share and not budget.noise[0]:
         raise UserError("budget.noise starts at 0: there is nothing to explore with; give such as [0.25,0.1]")
     if budget.explore_share and budget.pull and cfg.model is not None and cfg.model.get("reach") is None:

@@ -1,6 +1,6 @@
 """Draw the figures of a table from its records: `python -m stn.figures [--table 2]`.
 
-`python -m stn.table --figures`, the command of the stages `table1` to `table8`, writes the table and draws them.
+`python -m stn.table --figures`, the command of the stages `table1` to `table9`, writes the table and draws them.
 """
 
 import argparse

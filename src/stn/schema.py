@@ -5,7 +5,7 @@ line that names it. Numbers live in `conf/`; a key that was added later has a de
 """
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 
@@ -22,6 +22,11 @@ class Schedule(Enum):
 class Precision(Enum):
     float32 = "float32"
     bf16 = "bf16"
+
+
+class Gradient(StrEnum):  # so that a default is what a config of primitives says
+    smoothed = "smoothed"
+    pathwise = "pathwise"
 
 
 @dataclass(kw_only=True)
@@ -58,10 +63,10 @@ class BudgetConfig:
     """`conf/budget`, and what networks with transformers may be trained by before the plain steps.
 
     In the first steps, `random_share` of all, windows stand at random places, so that what reads them learns to read
-    any. In the next, `explore_share` of all, a batch is half as many images, each seen twice, and the localisation
-    networks learn from the smoothed loss (`stn.nn.exploration`): the noise goes from the first value of `noise` to the
-    second, in the units of theta, and `pull` holds theta near its start. After that the localisation networks stay as
-    they are.
+    any. In the next, `explore_share` of all, theta has noise on it, in the units of theta, whose deviation goes from
+    the first value of `noise` to the second. With the gradient "smoothed" a batch is half as many images, each seen
+    twice, the localisation networks learn from the smoothed loss (`stn.nn.exploration`), and `pull` holds theta near
+    its start; with "pathwise" they learn through the pixels, as without exploration. After that they stay as they are.
     """
 
     name: str
@@ -80,6 +85,7 @@ class BudgetConfig:
     validate_every: int
     random_share: float = 0.0
     explore_share: float = 0.0
+    gradient: Gradient = Gradient.smoothed
     noise: list[float] = field(default_factory=lambda: [0.0, 0.0])
     pull: float = 0.0
 

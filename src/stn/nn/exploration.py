@@ -97,6 +97,23 @@ class Exploration:
             yield pairs
 
     @contextmanager
+    def jitter(self, sigma: float, generator: torch.Generator | None = None) -> Iterator[None]:
+        """While this context is open, every theta has noise N(0, sigma^2) on it, before its bound.
+
+        Its gradient goes through the sampler, as without exploration: what the smoothed loss is to be held against.
+        """
+        if not 0 <= sigma < float("inf"):
+            raise ValueError(f"sigma must be zero or positive, not {sigma}")
+
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
+            return theta + sigma * torch.randn(theta.shape, generator=generator, device=theta.device).to(theta.dtype)
+
+        with ExitStack() as stack:
+            for transformer in (transformer for level in self.levels for transformer in level):
+                stack.callback(transformer.regression.register_forward_hook(hook).remove)
+            yield
+
+    @contextmanager
     def held(self) -> Iterator[None]:
         """While this context is open, no gradient reaches the localisation networks: theta is taken as it is.
 

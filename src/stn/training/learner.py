@@ -96,11 +96,14 @@ class Learner(L.LightningModule):
         if step >= explored:
             with self.exploration.held():
                 return self.objective.loss(self.network(images), labels) / n
-        if n < 2:
-            raise UserError("exploration shows each image twice, half as many: a batch, or part of one, needs two")
         draws = self.trainer.datamodule.draws("exploration", step, part)  # type: ignore[attr-defined]
         first, last = budget.noise
         sigma = first + (last - first) * (step - scattered) / (explored - scattered)
+        if budget.gradient == "pathwise":
+            with self.exploration.jitter(sigma, draws):
+                return self.objective.loss(self.network(images), labels) / n
+        if n < 2:
+            raise UserError("exploration shows each image twice, half as many: a batch, or part of one, needs two")
         images, labels = images[: n // 2], labels[: n // 2]
         with self.exploration.pairs(images, sigma, draws, budget.pull) as pairs:
             losses = self.objective.losses(self.network(pairs.images), torch.cat([labels, labels]))

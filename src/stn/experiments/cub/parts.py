@@ -12,7 +12,7 @@ from stn.report.captions import format_counts
 from stn.report.matrix import format_correlation
 from stn.report.records import Record
 from stn.report.statistics import centres, follow, holds
-from stn.report.table import Grid, Section, Table
+from stn.report.table import Aside, Grid, Section, Table
 
 STILL = 1.0  # a window whose centre moves less, in % of the side, has no say in what it holds
 
@@ -110,6 +110,31 @@ def describe_parts(table: Table, records: Sequence[Record]) -> Section | None:
             "The paper saw one window become a detector of heads, another of bodies. Here:",
             "\n".join(f"- {line}" for line in describe_division(table, cells)),
         ],
+    )
+
+
+def describe_follows(table: Table, records: Sequence[Record]) -> Aside | None:
+    """How well the windows of each record follow the bird; None without a record."""
+    networks: dict[Record, list[WindowParts]] = {}
+    for cell in measure_parts(records):
+        networks.setdefault(cell.record, []).append(cell)
+    if not networks:
+        return None
+    body = [
+        [
+            record.row.label,
+            "; ".join(", ".join(map(format_correlation, window.follows)) for window in windows),
+            "; ".join(f"{window.moves:.1f}" for window in windows),
+            "; ".join(f"{window.regions['body']:.0f}" for window in windows),
+        ]
+        for record, windows in networks.items()
+    ]
+    head = [table.entries, "follows", "moves, %", "body, %"]
+    return Aside(
+        "Of each window, over the test images, first seed: how its centre correlates with the bird's (the mean of the "
+        "visible parts), in x and in y (– where it does not move); how far it moves from image to image, root mean "
+        "square, in % of the image's side; and in which share of the images that show a part of the body it holds it.",
+        Grid(head, body, "l" + "r" * (len(head) - 1)),
     )
 
 

@@ -1,8 +1,8 @@
-"""Table 3: birds."""
+"""Table 3, birds, and Table 9: what moves their windows."""
 
 from functools import partial
 
-from stn.experiments.cub.parts import describe_parts, describe_trunks
+from stn.experiments.cub.parts import describe_follows, describe_parts, describe_trunks
 from stn.report.comparisons import WITH_AND_WITHOUT, Contest, count_wins, find_baseline, find_control, tell_each
 from stn.report.table import Column, Figure, Row, Table
 
@@ -118,4 +118,43 @@ BIRDS = Table(
     ),
 )
 
-TABLES = (BIRDS,)
+# ----------------------------------------------------------------------------------------------- Table 9
+
+AT_112 = Column("50 classes, 112 px", "cub50_224", ("model.size=112",))
+STILL = Row("windows stay", "cub_2st", ("model.fixed=true",), transformer=True)
+MovedRow = partial(Row, model="cub_2st", baseline=STILL, transformer=True)
+MOVED = (
+    MovedRow("through pixels", settings=("schedule=cub50_pathwise", "model.reach=null")),
+    MovedRow("through pixels, bounded", settings=("schedule=cub50_pathwise",)),
+    MovedRow("through pixels, bounded, with noise", settings=("schedule=cub50_jittered",)),
+    MovedRow("smoothed loss, bounded"),
+)
+GRADIENTS = Table(
+    number=9,
+    folder="gradients",
+    title="what moves the windows of 2xST-CNN",
+    measure="Test accuracy in %",
+    entries="how windows learn where to look",
+    accuracy=True,
+    columns=(AT_112,),
+    blocks=((STILL,), MOVED),
+    arrays=BIRDS.arrays,
+    contests=(
+        Contest(
+            "Against windows that stay",
+            ("stay", "move", "stay", "move", "beats windows that stay"),
+            find_baseline,
+            count_wins("Windows that move beat windows that stay"),
+        ),
+        Contest(
+            "The smoothed loss against the gradient through pixels",
+            ("pixels", "smoothed", "pixels", "smoothed", "beats pixels"),
+            lambda row: list(MOVED[:-1]) if row is MOVED[-1] else [],
+            tell_each,
+        ),
+    ),
+    remarks=(describe_trunks,),
+    asides=(describe_follows,),
+)
+
+TABLES = (BIRDS, GRADIENTS)
