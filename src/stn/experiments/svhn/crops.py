@@ -255,7 +255,8 @@ def crop(source: Path | bytes, number: Number, plan: dict) -> tuple[np.ndarray, 
         pixels = image.resize((plan["canvas"], plan["canvas"]), Image.Resampling.BILINEAR)
         return np.asarray(pixels), in_frame(box, np.array([0, 0, *image.size]))
     if plan["place"] is not None:
-        return _placed(image, box, plan["canvas"], *plan["place"], _random(plan["seed"], number.name))  # type: ignore[call-arg]
+        how = plan["canvas"], tuple(plan["place"]), bool(plan.get("whole"))
+        return _placed(image, box, *how, _random(plan["seed"], number.name))
     window = box + np.tile((box[2:] - box[:2]) * plan["expand"] / 2, 2) * [-1, -1, 1, 1]
     # Paper and Goodfellow are silent on what lies beyond the image. We: its outermost pixels go on, so that a number
     # fills the same part of every crop.
@@ -281,10 +282,19 @@ def _random(seed: int, name: str) -> np.random.RandomState:
 
 
 def _placed(
-    image: Image.Image, box: np.ndarray, canvas: int, low: float, high: float, draws: np.random.RandomState
+    image: Image.Image,
+    box: np.ndarray,
+    canvas: int,
+    share: tuple[float, float],
+    each: bool,
+    draws: np.random.RandomState,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The number's longer side takes a share U(low, high) of the canvas, at a random place where it fits whole."""
-    scale = draws.uniform(low, high) * canvas / (box[2:] - box[:2]).max()
+    """The number's longer side takes U(share) of the canvas, at a random place where it fits whole.
+
+    With `each` both sides do, each by itself: among images that were made square, numbers are stretched too.
+    """
+    sides = box[2:] - box[:2]
+    scale = draws.uniform(*share, 2) * canvas / sides if each else draws.uniform(*share) * canvas / sides.max()
     size = np.maximum(1, np.round(np.array(image.size) * scale)).astype(int)
     shrunk = np.asarray(image.resize(tuple(size.tolist()), Image.Resampling.BILINEAR))
     box = box * np.tile(size / image.size, 2)
