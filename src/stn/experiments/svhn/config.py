@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from stn.errors import UserError
 from stn.schema import DataConfig, LocalisationConfig, ModelConfig
@@ -45,7 +46,7 @@ class SvhnDataConfig(DataConfig):
     source: Archive
     extra: bool
     expand: float
-    place: tuple[float, float] | None
+    place: Any  # None, a pair of numbers, or a pair of such pairs
     window: int | None
     centred: bool
     augment: AugmentConfig
@@ -83,7 +84,8 @@ SMALLEST = {
 
 
 def check(cfg: DictConfig) -> None:
-    """A UserError for what no transformer can do: see more pixels than there are, a reach or a share that is none."""
+    """A UserError for shares of the canvas that are none, and for what no transformer can do."""
+    _check_place(cfg.data.place)
     model, side = cfg.model, cfg.data.window or cfg.data.canvas
     if model is None:
         return
@@ -98,3 +100,21 @@ def check(cfg: DictConfig) -> None:
 def has_transformer(model: DictConfig) -> bool:
     """Whether a network has a transformer, with which it may explore."""
     return getattr(model.transformers, "name", model.transformers) != "none"
+
+
+def _check_place(place: Any) -> None:
+    """A UserError for a `data.place` that is neither a range of shares nor two of them."""
+    if place is None:
+        return
+    ranges = OmegaConf.to_container(place) if OmegaConf.is_list(place) else place
+    if not _is_range(ranges) and not (isinstance(ranges, list) and len(ranges) == 2 and all(map(_is_range, ranges))):
+        raise UserError(
+            f"data.place={place} is no place: give the least and the largest share of the canvas that a number takes, "
+            "such as [0.3,1.0], or such a pair for x and one for y"
+        )
+
+
+def _is_range(value: Any) -> bool:
+    """Whether a value is [low, high], two shares of a side."""
+    numbers = isinstance(value, list) and len(value) == 2 and all(isinstance(share, int | float) for share in value)
+    return numbers and 0 < value[0] <= value[1] <= 1

@@ -16,7 +16,7 @@ import signal
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -255,8 +255,7 @@ def crop(source: Path | bytes, number: Number, plan: dict) -> tuple[np.ndarray, 
         pixels = image.resize((plan["canvas"], plan["canvas"]), Image.Resampling.BILINEAR)
         return np.asarray(pixels), in_frame(box, np.array([0, 0, *image.size]))
     if plan["place"] is not None:
-        how = plan["canvas"], tuple(plan["place"]), bool(plan.get("whole"))
-        return _placed(image, box, *how, _random(plan["seed"], number.name))
+        return _placed(image, box, plan["canvas"], plan["place"], _random(plan["seed"], number.name))
     window = box + np.tile((box[2:] - box[:2]) * plan["expand"] / 2, 2) * [-1, -1, 1, 1]
     # Paper and Goodfellow are silent on what lies beyond the image. We: its outermost pixels go on, so that a number
     # fills the same part of every crop.
@@ -285,16 +284,15 @@ def _placed(
     image: Image.Image,
     box: np.ndarray,
     canvas: int,
-    share: tuple[float, float],
-    each: bool,
+    place: Sequence,
     draws: np.random.RandomState,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The number's longer side takes U(share) of the canvas, at a random place where it fits whole.
-
-    With `each` both sides do, each by itself: among images that were made square, numbers are stretched too.
-    """
-    sides = box[2:] - box[:2]
-    scale = draws.uniform(*share, 2) * canvas / sides if each else draws.uniform(*share) * canvas / sides.max()
+    """The number takes such a share of the canvas as `data.place` says, at a random place where it fits whole."""
+    sides, ranges = box[2:] - box[:2], np.array(place, float)
+    if ranges.ndim == 2:  # of x and of y
+        scale = draws.uniform(*ranges.T) * canvas / sides
+    else:  # of the longer side
+        scale = draws.uniform(*ranges) * canvas / sides.max()
     size = np.maximum(1, np.round(np.array(image.size) * scale)).astype(int)
     shrunk = np.asarray(image.resize(tuple(size.tolist()), Image.Resampling.BILINEAR))
     box = box * np.tile(size / image.size, 2)
