@@ -230,6 +230,8 @@ def test_a_wrong_override_is_one_line_that_names_it(override, named):
         (("data=svhn_64", "model=svhn_cnn", "data.place=[0,1]"), "data.place=[0, 1] is no place"),
         (("data=svhn_64", "model=svhn_cnn", "data.place=[[0.2,0.3]]"), "data.place=[[0.2, 0.3]] is no place"),
         (("data=svhn_64", "model=svhn_cnn", "data.place=[[0.2,0.3],[0.2,x]]"), "is no place"),
+        (("data=svhn_64", "model=svhn_cnn", "data.augment.window=1.5"), "data.augment.window=1.5 is no share"),
+        (("data=svhn_64", "model=svhn_cnn", "data.augment.window=1", "data.window=54"), "both choose what is shown"),
         (("data=svhn_64", "model=svhn_st_single", "model.smallest=0"), "model.smallest=0.0 is no share"),
         (("data=svhn_64", "model=svhn_st_single", "model.smallest=1.5"), "model.smallest=1.5 is no share"),
         (("data=svhn_photos_128", "model=svhn_cnn", "budget.random_share=0.5"), "has no transformer to explore with"),

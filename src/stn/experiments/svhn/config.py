@@ -39,6 +39,7 @@ class AugmentConfig:
     shift: float
     contrast: float
     blur: float
+    window: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -86,6 +87,11 @@ SMALLEST = {
 def check(cfg: DictConfig) -> None:
     """A UserError for shares of the canvas that are none, and for what no transformer can do."""
     _check_place(cfg.data.place)
+    share = cfg.data.augment.window
+    if not 0 <= share <= 1:
+        raise UserError(f"data.augment.window={share} is no share of the images: give one from 0 to 1")
+    if share and cfg.data.window is not None:
+        raise UserError("data.augment.window and data.window both choose what is shown: drop one of them")
     model, side = cfg.model, cfg.data.window or cfg.data.canvas
     if model is None:
         return

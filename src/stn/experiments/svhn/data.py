@@ -91,10 +91,14 @@ class SvhnSource:
         corners = torch.rand(size, 2, generator=draws, device=draws.device)[part]
         corners = (corners * (self.data.canvas - self.side + 1)).long()
         images = self._pixels("train", index, device, corners)
-        if augment.scale or augment.shift:
-            zoom, shift = 1 + augment.scale * zoom, 2 * augment.shift  # the side is 2 in the frame
-            grid = self._grid(zoom, shift * right, shift * down).to(device)
-            images = bilinear(images, grid)
+        if augment.scale or augment.shift or augment.window:
+            sides, centres = 1 + augment.scale * zoom, 2 * augment.shift * torch.cat([right, down], 1)  # the side is 2
+            if augment.window:
+                window, middle = self._windows(
+                    index, torch.rand(5, size, generator=draws, device=draws.device)[:, part]
+                )
+                sides, centres = window * sides, middle + window * centres
+            images = bilinear(images, self._grid(sides.expand(len(index), 2), centres).to(device))
         if augment.contrast:
             mean = images.mean((1, 2, 3), keepdim=True)
             factor = (1 + augment.contrast * contrast).view(-1, 1, 1, 1).to(device)
@@ -141,14 +145,30 @@ class SvhnSource:
             "box": in_frame((made.boxes + 1) / 2 * self.data.canvas, window).astype(np.float16),
         }
 
-    def _grid(self, zoom: Tensor, right: Tensor, down: Tensor) -> Tensor:
-        """(B, side, side, 2): `Attention().grid` of the three (B, 1), axis by axis because that is faster.
+    def _windows(self, index: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Random windows of training images that hold their numbers: sides, as shares of the canvas's, and centres.
+
+        (B, 2) each, from U(0, 1) numbers (5, B). `data.augment.window` is the share of the images that have one; the
+        others are shown whole. A window holds the number's box grown by `data.expand`, as crops do.
+        """
+        boxes = torch.from_numpy(self.sets["train"].boxes[index.cpu().numpy()]).to(draws.device, draws.dtype)
+        least = ((boxes[:, 2:] - boxes[:, :2]) / 2 * (1 + self.data.expand)).clamp(max=1)
+        sides = least + (1 - least) * draws[1:3].T
+        # The box inside the window, the window inside the image.
+        first = torch.maximum(boxes[:, 2:] - sides, sides - 1)
+        last = torch.minimum(boxes[:, :2] + sides, 1 - sides)
+        centres = first + (last - first) * draws[3:].T
+        chosen = draws[0, :, None] < self.data.augment.window
+        return torch.where(chosen, sides, 1), torch.where(chosen, centres, 0)
+
+    def _grid(self, sides: Tensor, centres: Tensor) -> Tensor:
+        """(B, side, side, 2): `Crop().grid` of windows (B, 2) each, axis by axis because that is faster.
 
         Beyond the edges the outermost pixels go on.
         """
-        axis = pixel_centres((1, self.side), zoom.dtype, zoom.device)[:, 0]
-        x, y = ((zoom * axis + shift).clamp(axis[0], axis[-1]) for shift in (right, down))
-        shape = len(zoom), self.side, self.side
+        axis = pixel_centres((1, self.side), sides.dtype, sides.device)[:, 0]
+        x, y = ((sides[:, i, None] * axis + centres[:, i, None]).clamp(axis[0], axis[-1]) for i in (0, 1))
+        shape = len(sides), self.side, self.side
         return torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], -1)
 
     def _pixels(self, split: str, index: Tensor, device: torch.device, corners: Tensor | None = None) -> Tensor:
