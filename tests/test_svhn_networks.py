@@ -174,52 +174,58 @@ def test_he_makes_the_features_of_the_localisation_differ_and_leaves_the_rest_as
         assert spread[0] > 3 * spread[1]
 
 
-@pytest.mark.parametrize("size", [None, 16])
-def test_random_windows_lie_within_the_image_and_have_all_places_and_sides(size):
-    network, n = small(1, size=size, smallest=0.4), 2000
-    windows = []
-    network.sampler = lambda images, grid, **how: windows.append(grid) or torch.zeros(len(grid), 3, *grid.shape[1:3])
-    scores = network.at_random_places(torch.rand(n, 3, 32, 32), torch.Generator().manual_seed(0))
-    (grid,) = windows
-    side = size or 32
-    assert scores.shape == (n, 5, 11) and grid.shape == (n, side, side, 2)
-    first, last = grid[:, 0, 0], grid[:, -1, -1]
-    sides, centres = (last - first) / 2 * side / (side - 1), (last + first) / 2
-    assert 0.4 <= sides.min() < 0.41 and 0.99 < sides.max() <= 1
-    assert (sides.mean(0) - 0.7).abs().max() < 0.02  # U(0.4, 1), in x and in y
-    assert torch.corrcoef(sides.T)[0, 1].abs() < 0.1  # each axis by itself
-    places = centres / (1 - sides)  # from one edge to the other
-    assert places.abs().max() <= 1 + 1e-4 and (places.std(0) - 3**-0.5).abs().max() < 0.02
-    assert (centres.abs() + sides).max() <= 1 + 1e-5
-    again = network.at_random_places(torch.rand(n, 3, 32, 32), torch.Generator().manual_seed(0))
-    assert torch.equal(windows[0], windows[1]) and torch.equal(again, scores)
-
-
-@pytest.mark.parametrize("transformers", [1, 4])
-def test_steps_at_random_places_train_all_but_the_localisation_networks(transformers):
+@pytest.mark.parametrize("transformers", [0, 1, 4])
+def test_steps_at_random_places_leave_the_first_transformer_out(transformers):
     network, images = small(transformers, family="crop", size=16), torch.rand(4, 3, 32, 32)
-    network.at_random_places(images, torch.Generator().manual_seed(0)).square().sum().backward()
+    matrices = cropped(network)
+    scores = network.at_random_places(images, torch.Generator())
+    scores.square().sum().backward()
     grads = {name: value.grad is not None for name, value in network.named_parameters()}
-    assert all(has != name.startswith("transformers") for name, has in grads.items())
-
-
-def test_later_transformers_do_at_random_places_what_they_do_anyway():
-    """With a window that is the whole image, which U(1, 1) gives, the network is what it is."""
-    network, images = small(4, family="crop", smallest=1.0), torch.rand(4, 3, 32, 32)
-    cropped(network)
-    with torch.no_grad():
-        network.transformers[0].regression.bias.copy_(torch.tensor([1.0, 1, 0, 0]))
-    scores = network.at_random_places(images, torch.Generator().manual_seed(0))
+    assert all(has != name.startswith("transformers.0.") for name, has in grads.items())
+    assert [transformer is network.transformers[0] for transformer in network.explored] == [True] * bool(matrices)
+    if transformers:
+        assert not torch.allclose(scores, network(images), atol=1e-3)
+        with torch.no_grad():
+            network.transformers[0].regression.bias.copy_(torch.tensor([1.0, 1, 0, 0]))
     torch.testing.assert_close(scores, network(images), atol=1e-5, rtol=1e-5)
+
+
+def test_the_first_window_starts_with_the_sides_that_are_asked_for():
+    network = small(4, family="crop", size=16, start=(0.5, 0.8), reach=0.7, reach_sides=0.1)
+    thetas = network.thetas(torch.rand(3, 3, 32, 32))
+    torch.testing.assert_close(thetas["theta1"], torch.tensor([[0.5, 0.8, 0, 0]]).expand(3, 4))
+    torch.testing.assert_close(thetas["theta2"], torch.tensor([[1.0, 1, 0, 0]]).expand(3, 4))
+    for transformer in network.transformers:
+        assert transformer.limits == [0.1, 0.1, 0.7, 0.7]
+        with torch.no_grad():
+            transformer.regression.bias += 100
+    last = network.thetas(torch.rand(3, 3, 32, 32))
+    torch.testing.assert_close(last["theta1"], torch.tensor([[0.6, 0.9, 0.7, 0.7]]).expand(3, 4))
+
+
+def test_standardised_localisation_networks_do_not_see_brightness_or_contrast():
+    network = small(4, family="crop", localisation=LOCALISATION | {"standardised": True, "he": True})
+    images = torch.rand(3, 3, 32, 32)
+    shapes = (3, 32, 32), (5, 16, 16), (6, 16, 16), (13, 8, 8)
+    for transformer, shape in zip(network.transformers, shapes, strict=True):
+        maps = torch.rand(3, *shape)
+        features = transformer.localisation(maps)
+        torch.testing.assert_close(transformer.localisation(0.2 * maps + 0.5), features, atol=1e-2, rtol=1e-2)
+    plain = small(1, family="crop", localisation=LOCALISATION | {"he": True})
+    first = plain.transformers[0].localisation
+    assert not torch.allclose(first(0.2 * images + 0.5), first(images), atol=1e-2)
 
 
 @pytest.mark.parametrize("model", ["svhn_st_single", "svhn_st_multi"])
 def test_the_recipe_of_photographs_reaches_the_network(model):
-    network = build_network(compose("data=svhn_photos_128", f"model={model}", "budget=quick", "model.width=0.05"))
-    first = network.transformers[0]
-    assert type(first.transformation).__name__ == "Crop" and first.size == (64, 64) and first.limits == [0.7] * 4
-    assert isinstance(first.localisation[0], nn.AdaptiveAvgPool2d) and first.localisation[0].output_size == 64
-    assert all(not m.bias.any() for m in first.localisation if isinstance(m, nn.Linear)) and network.smallest == 0.5
+    cfg = compose("data=svhn_photos_128", f"model={model}", "budget=quick", "model.width=0.05")
+    network = build_network(cfg)
+    first, model = network.transformers[0], cfg.model
+    assert type(first.transformation).__name__ == "Crop" and first.size == (64, 64)
+    assert first.limits == [model.reach_sides] * 2 + [model.reach] * 2
+    assert first.regression.bias.tolist() == pytest.approx([*model.start, 0, 0])
+    assert isinstance(first.localisation[0], nn.GroupNorm) and first.localisation[1].output_size == 64
+    assert all(not layer.bias.any() for layer in first.localisation if isinstance(layer, nn.Linear))
 
 
 def test_an_image_is_right_when_all_five_positions_are():

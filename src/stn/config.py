@@ -134,15 +134,16 @@ def _check_exploration(cfg: DictConfig, kind: ModuleType) -> None:
         )
     if not 0 <= budget.pull < math.inf:
         raise UserError(f"budget.pull={budget.pull} is no pull: give zero or a positive number, such as 0.1")
-    first = next((key for key in ("random_share", "explore_share") if budget[key]), None)
-    if first is None:
+    if not budget.random_share and not budget.explore_share:
         return
-    if cfg.model is not None and not _has_transformer(kind, cfg.model):
-        raise UserError(f"budget.{first}={budget[first]}: model={cfg.model.name} has no transformer to explore with")
-    if budget.random_share and not getattr(kind, "RANDOM_PLACES", False):
+    if budget.random_share and cfg.model is not None and not _has_random_places(kind, cfg.model):
         raise UserError(
-            f"budget.random_share={budget.random_share}: networks of data.kind={cfg.data.kind} have no windows that "
-            "could stand at random places; drop it"
+            f"budget.random_share={budget.random_share}: model={cfg.model.name} of data.kind={cfg.data.kind} has no "
+            "windows that could stand at random places; drop it"
+        )
+    if budget.explore_share and cfg.model is not None and not _has_transformer(kind, cfg.model):
+        raise UserError(
+            f"budget.explore_share={budget.explore_share}: model={cfg.model.name} has no transformer to explore with"
         )
     if not budget.random_share + budget.explore_share <= 1:
         raise UserError(
@@ -164,6 +165,11 @@ def _check_exploration(cfg: DictConfig, kind: ModuleType) -> None:
 def _has_transformer(kind: ModuleType, model: DictConfig) -> bool:
     """Whether a network has transformers that may explore: what the `config` module of its experiment says."""
     return hasattr(kind, "has_transformer") and bool(kind.has_transformer(model))
+
+
+def _has_random_places(kind: ModuleType, model: DictConfig) -> bool:
+    """Whether a network can have its windows at random places: what the `config` module of its experiment says."""
+    return hasattr(kind, "has_random_places") and bool(kind.has_random_places(model))
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

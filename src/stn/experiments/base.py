@@ -5,8 +5,8 @@ data to `data.raw` and returns the files; `store(data, scratch)` writes sets to 
 returns what `sets.json` says of them; and `DOOR`, "distort" or "crop", is the front door that calls `store`. "distort"
 asks for `stored_folder(data)` too, where the sets lie. Its `networks.py` has `network(model, data)`, which returns a
 `Network`. Its `config.py` has the schemas `DATA` and `MODEL`, and optionally `SMALLEST` values of keys, `check(cfg)`,
-`has_transformer(model)`, whether a network may be trained with exploration (`stn.config.BudgetConfig`), and
-`RANDOM_PLACES = True` where its networks have `at_random_places`.
+`has_transformer(model)`, whether a network may be trained with exploration (`stn.schema.BudgetConfig`), and
+`has_random_places(model)`, whether it has `at_random_places`.
 """
 
 from collections.abc import Mapping
@@ -23,10 +23,11 @@ class DataSource(Protocol):
     The splits are "train", "validation" and "test". An image is what the network takes at once: in addition a pair of
     digits, in three dimensions a volume; B is a number of images.
 
-    Two more are optional. `traced` is a number n: the theta of the first n validation images is recorded along the
-    training, for figures. `train_block(index, draws, device)`, for picks (K, B) and a generator for each of K steps,
-    returns the batches of K steps at once, (K, B, ...); a module that has it says so by `IN_BLOCKS = True`, and its
-    networks must draw no random numbers.
+    Three more are optional. `random_batch`, with the arguments of `train_batch`, is what a training batch is in the
+    steps of `budget.random_share`, where it is another. `traced` is a number n: the theta of the first n validation
+    images is recorded along the training, for figures. `train_block(index, draws, device)`, for picks (K, B) and a
+    generator for each of K steps, returns the batches of K steps at once, (K, B, ...); a module that has it says so by
+    `IN_BLOCKS = True`, and its networks must draw no random numbers.
 
     Attributes:
         shape: of one image, without B.
@@ -70,7 +71,8 @@ class Network(Protocol):
     A network that answers something else has an `objective`, with `loss` and `right` of
     `stn.training.learner.Classification`. One whose model config has `pretrained` has `load_pretrained()`, which loads
     its first weights and returns what they are. Where `budget.random_share` asks for it, `at_random_places(images,
-    generator)` are the scores with its windows at random places. For pictures in wandb, `seen(images)` is what the
+    generator)` are the scores with its windows at random places. `explored` are the transformers that explore, where
+    that is not all of them. For pictures in wandb, `seen(images)` is what the
     classifier sees (n, C, H, W), and `projected(images)` what it would see without a transformer, where images are
     volumes.
     """

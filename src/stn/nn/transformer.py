@@ -25,8 +25,9 @@ class SpatialTransformer(nn.Module):
         sampler: called as `sampler(U, grid)`; a function of `stn.geometry.sampling`, or a module with parameters.
         size: the target size (h, w) in pixels, or (d, h, w), or one integer for all sides; the size of U if not
             given. A smaller one downsamples.
-        starts: (N, P), the thetas at which N parallel transformers start. They share the localisation network, and
-            must start at different places: with equal starts they would receive equal gradients and never part.
+        starts: (P,), the theta at which it starts, in place of the identity; or (N, P), the thetas at which N parallel
+            transformers start. These share the localisation network, and must start at different places: with equal
+            starts they would receive equal gradients and never part.
         reach: how far each parameter may go from where it starts: a positive number, or P of them (`inf`: as far as it
             likes). theta = start + reach * tanh((raw - start) / reach), with `raw` from the regression layer, has slope
             1 at the start and never leaves start ± reach. Without it theta is what the regression layer gives.
@@ -34,8 +35,8 @@ class SpatialTransformer(nn.Module):
             handed to the sampler by that name.
 
     Returns (from a call):
-        V (B, C, h, w), or (B, N, C, h, w) if `starts` are given. With `return_theta=True` the pair (V, theta), where
-        theta is (B, P), or (B, N, P).
+        V (B, C, h, w), or (B, N, C, h, w) for N parallel transformers. With `return_theta=True` the pair (V, theta),
+        where theta is (B, P), or (B, N, P).
 
     Raises:
         ValueError: from arguments that are none of these, and from a call with U of other dimensions than the family's.
@@ -52,7 +53,7 @@ class SpatialTransformer(nn.Module):
         transformation: Transformation | None = None,
         sampler: Callable[..., Tensor] = bilinear,
         size: Size | None = None,
-        starts: Tensor | Sequence[Sequence[float]] | None = None,
+        starts: Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
         reach: float | Sequence[float] | Tensor | None = None,
         padding_mode: str = "zeros",
     ):
@@ -67,11 +68,12 @@ class SpatialTransformer(nn.Module):
         n_parameters = self.transformation.n_parameters
         if starts is not None:
             starts = torch.as_tensor(starts)
-            if starts.ndim != 2 or starts.shape[1] != n_parameters:
-                raise ValueError(f"starts must have shape (N, {n_parameters}), not {tuple(starts.shape)}")
-            if len(starts.unique(dim=0)) < len(starts):
+            if starts.ndim not in (1, 2) or starts.shape[-1] != n_parameters:
+                shapes = f"({n_parameters},) or (N, {n_parameters})"
+                raise ValueError(f"starts must have shape {shapes}, not {tuple(starts.shape)}")
+            if starts.ndim == 2 and len(starts.unique(dim=0)) < len(starts):
                 raise ValueError("parallel transformers must start at different thetas, or they never part")
-        self.parallel = None if starts is None else len(starts)
+        self.parallel = None if starts is None or starts.ndim == 1 else len(starts)
         bias = self.transformation.identity() if starts is None else starts.flatten()
         self.regression = nn.Linear(features, len(bias))
         nn.init.zeros_(self.regression.weight)

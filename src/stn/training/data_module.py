@@ -82,6 +82,8 @@ class DataModule(L.LightningDataModule):
             draws = [generator(self.seed, "distortion", step + i, device=device) for i in range(len(index))]
             return self.source.train_block(index, draws, device)
         draws = generator(self.seed, "distortion", step, device=device)
+        if step < round(self.budget.random_share * self.budget.steps) and hasattr(self.source, "random_batch"):
+            return self.source.random_batch(index, draws, self.budget.batch_size, self.part(*k), device)
         return self.source.train_batch(index, draws, self.budget.batch_size, self.part(*k), device)
 
     def draws(self, purpose: str, step: int, k: int = 0) -> torch.Generator:

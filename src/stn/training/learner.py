@@ -57,7 +57,8 @@ class Learner(L.LightningModule):
             if parameter.ndim == 4:  # of convolutions of images; torch's own way stops at those of volumes
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.objective = getattr(self.network, "objective", Classification)
-        transformers = [module for module in self.network.modules() if isinstance(module, SpatialTransformer)]
+        everywhere = [module for module in self.network.modules() if isinstance(module, SpatialTransformer)]
+        transformers = list(getattr(self.network, "explored", everywhere))
         explores = self.cfg.budget.explore_share and transformers  # a control whose windows are fixed has none
         self.exploration = Exploration(*transformers, network=self.network) if explores else None
         self.validation: list[list[float]] = []  # [step, error in percent, loss]

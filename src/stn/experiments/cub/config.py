@@ -53,7 +53,6 @@ class CubModelConfig(ModelConfig):
 
 
 DATA, MODEL = CubDataConfig, CubModelConfig
-RANDOM_PLACES = True  # its windows may stand at random places: `budget.random_share`
 SMALLEST = {
     "data.classes": 2,
     "data.side": 1,
@@ -81,3 +80,6 @@ def check(cfg: DictConfig) -> None:
 def has_transformer(model: DictConfig) -> bool:
     """Whether a network has a transformer, with which it may explore."""
     return model.windows is not None
+
+
+has_random_places = has_transformer  # the networks whose windows may stand at random places

@@ -39,7 +39,6 @@ class AugmentConfig:
     shift: float
     contrast: float
     blur: float
-    window: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -52,12 +51,14 @@ class SvhnDataConfig(DataConfig):
     centred: bool
     augment: AugmentConfig
     whole: bool = False
+    held: tuple[float, float] = (0.4, 0.9)
 
 
 @dataclass(kw_only=True)
 class SvhnLocalisationConfig(LocalisationConfig):
     side: int | None = None
     he: bool = False
+    standardised: bool = False
 
 
 @dataclass(kw_only=True)
@@ -69,12 +70,12 @@ class SvhnModelConfig(ModelConfig):
     size: int | None = None
     family: Family = Family.affine
     reach: float | None = None
-    smallest: float = 0.5
+    reach_sides: float | None = None
+    start: tuple[float, float] | None = None
     localisation: SvhnLocalisationConfig
 
 
 DATA, MODEL = SvhnDataConfig, SvhnModelConfig
-RANDOM_PLACES = True  # its windows may stand at random places: `budget.random_share`
 SMALLEST = {
     "data.expand": 0,
     "data.window": 16,
@@ -86,21 +87,30 @@ SMALLEST = {
 
 def check(cfg: DictConfig) -> None:
     """A UserError for shares of the canvas that are none, and for what no transformer can do."""
-    _check_place(cfg.data.place)
-    share = cfg.data.augment.window
-    if not 0 <= share <= 1:
-        raise UserError(f"data.augment.window={share} is no share of the images: give one from 0 to 1")
-    if share and cfg.data.window is not None:
-        raise UserError("data.augment.window and data.window both choose what is shown: drop one of them")
-    model, side = cfg.model, cfg.data.window or cfg.data.canvas
+    data, model, side = cfg.data, cfg.model, cfg.data.window or cfg.data.canvas
+    _check_place(data.place)
+    if not _is_range(list(data.held)):
+        raise UserError(f"data.held={data.held} is no range of shares: give two above 0, up to 1, such as [0.4,0.9]")
+    if cfg.budget.random_share and data.window is not None:
+        raise UserError(
+            f"budget.random_share={cfg.budget.random_share}: data.window chooses what is shown; set it to null"
+        )
     if model is None:
         return
     if model.size is not None and model.size > side:
         raise UserError(f"model.size={model.size} is larger than the images of {side} pixels: give at most {side}")
-    if model.reach is not None and not model.reach > 0:
-        raise UserError(f"model.reach={model.reach} is no way to go: give a positive number, or null for no bound")
-    if not 0 < model.smallest <= 1:
-        raise UserError(f"model.smallest={model.smallest} is no share of a side: give one above 0, up to 1")
+    for key in ("reach", "reach_sides"):
+        if model[key] is not None and not model[key] > 0:
+            raise UserError(f"model.{key}={model[key]} is no way to go: give a positive number, or null for no bound")
+    if model.family != Family.crop and (model.start is not None or model.reach_sides is not None):
+        raise UserError(f"model.start and model.reach_sides are of model.family=crop, not of {model.family}")
+    if model.start is not None and not all(0 < share <= 1 for share in model.start):
+        raise UserError(f"model.start={model.start} are no sides of a window: give two shares above 0, up to 1")
+
+
+def has_random_places(model: DictConfig) -> bool:
+    """Whether a network may be shown random windows in steps of `budget.random_share`: any."""
+    return True
 
 
 def has_transformer(model: DictConfig) -> bool:

@@ -84,6 +84,17 @@ class SvhnSource:
         self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """The training images `index` (B,): random windows, augmented; `part` says which B of the `size` they are."""
+        return self._augmented(index, draws, size, part, device, whole=True)
+
+    def random_batch(
+        self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """As `train_batch`, but of each image a random window is shown that holds its number: `data.held`."""
+        return self._augmented(index, draws, size, part, device, whole=False)
+
+    def _augmented(
+        self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device, whole: bool
+    ) -> tuple[Tensor, Tensor]:
         augment = self.data.augment
         zoom, right, down, contrast, blur = (
             2 * torch.rand(5, size, 1, generator=draws, device=draws.device)[:, part] - 1
@@ -91,13 +102,12 @@ class SvhnSource:
         corners = torch.rand(size, 2, generator=draws, device=draws.device)[part]
         corners = (corners * (self.data.canvas - self.side + 1)).long()
         images = self._pixels("train", index, device, corners)
-        if augment.scale or augment.shift or augment.window:
+        if augment.scale or augment.shift or not whole:
             sides, centres = 1 + augment.scale * zoom, 2 * augment.shift * torch.cat([right, down], 1)  # the side is 2
-            if augment.window:
-                window, middle = self._windows(
-                    index, torch.rand(5, size, generator=draws, device=draws.device)[:, part]
-                )
-                sides, centres = window * sides, middle + window * centres
+            if not whole:
+                uniform = torch.rand(size, 4, generator=draws, device=draws.device)[part]
+                held, middles = self._held(index, uniform)
+                sides, centres = held * sides, middles + held * centres
             images = bilinear(images, self._grid(sides.expand(len(index), 2), centres).to(device))
         if augment.contrast:
             mean = images.mean((1, 2, 3), keepdim=True)
@@ -145,21 +155,20 @@ class SvhnSource:
             "box": in_frame((made.boxes + 1) / 2 * self.data.canvas, window).astype(np.float16),
         }
 
-    def _windows(self, index: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    def _held(self, index: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Random windows of training images that hold their numbers: sides, as shares of the canvas's, and centres.
 
-        (B, 2) each, from U(0, 1) numbers (5, B). `data.augment.window` is the share of the images that have one; the
-        others are shown whole. A window holds the number's box grown by `data.expand`, as crops do.
+        (B, 2) each, from draws (B, 4) of U(0, 1). The number takes a share U(data.held) of each side, or more where the
+        window would be larger than the image. A photograph, whose box is not known, is shown whole.
         """
-        boxes = torch.from_numpy(self.sets["train"].boxes[index.cpu().numpy()]).to(draws.device, draws.dtype)
-        least = ((boxes[:, 2:] - boxes[:, :2]) / 2 * (1 + self.data.expand)).clamp(max=1)
-        sides = least + (1 - least) * draws[1:3].T
+        boxes = torch.from_numpy(self.sets["train"].boxes[index.cpu().numpy()]).to(uniform.device, uniform.dtype)
+        low, high = self.data.held
+        shares = (boxes[:, 2:] - boxes[:, :2]) / 2
+        sides = (shares / (low + (high - low) * uniform[:, :2])).clamp(max=1)
         # The box inside the window, the window inside the image.
         first = torch.maximum(boxes[:, 2:] - sides, sides - 1)
         last = torch.minimum(boxes[:, :2] + sides, 1 - sides)
-        centres = first + (last - first) * draws[3:].T
-        chosen = draws[0, :, None] < self.data.augment.window
-        return torch.where(chosen, sides, 1), torch.where(chosen, centres, 0)
+        return sides, first + (last - first) * uniform[:, 2:]
 
     def _grid(self, sides: Tensor, centres: Tensor) -> Tensor:
         """(B, side, side, 2): `Crop().grid` of windows (B, 2) each, axis by axis because that is faster.

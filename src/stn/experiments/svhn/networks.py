@@ -29,13 +29,15 @@ class SvhnNetwork(nn.Module):
         width: times the paper's filters and units.
         dropout: of all layers but the first convolution and the localisation networks (paper: 0.5).
         localisation: its `filters` (before the first convolution, if that is the only one) and `features`; the `side`
-            in pixels at which the first one sees the image (None: all of it), and `he`: whether it starts with weights
-            of He et al. (2015).
+            in pixels at which the first one sees the image (None: all of it); `he`, whether it starts with weights of
+            He et al. (2015); and `standardised`, whether what each sees has mean 0 and variance 1 over an image.
+            Without it the features of a network that has not learned yet say little but how bright the image is.
         size: pixels a side that the first convolution sees: what the first transformer samples, or the image
             average-pooled. None: `side`.
         family: of all transformers, "affine" (paper) or "crop".
         reach: how far each parameter of theta may go from its start; None: as far as it likes.
-        smallest: a share; random windows have sides of U(smallest, 1) of the image's.
+        reach_sides: the same for the sides of "crop"; None: `reach`.
+        start: of "crop", the sides of the first transformer's window at its start, as shares of the image's; None: 1.
     """
 
     def __init__(
@@ -49,12 +51,13 @@ class SvhnNetwork(nn.Module):
         size: int | None = None,
         family: str = "affine",
         reach: float | None = None,
-        smallest: float = 0.5,
+        reach_sides: float | None = None,
+        start: tuple[float, float] | None = None,
     ):
         super().__init__()
-        localisation = {"side": None, "he": False, **(localisation or {})}
+        localisation = {"side": None, "he": False, "standardised": False, **(localisation or {})}
         self.size = size if size is not None and size < side else None
-        self.sampler, self.smallest = SAMPLERS[sampler], smallest
+        self.sampler = SAMPLERS[sampler]
         self.shrink = nn.AdaptiveAvgPool2d(self.size) if self.size and not transformers else nn.Identity()
         filters = [max(1, round(width * n)) for n in FILTERS]
         units = max(1, round(width * UNITS))
@@ -69,13 +72,19 @@ class SvhnNetwork(nn.Module):
                     localisation["features"],
                     convolve=transformers == 1,
                     pooled=localisation["side"] if i == 0 else None,
+                    standardised=localisation["standardised"],
                 )
-                target = self.size if i == 0 else None
-                self.transformers.append(
-                    SpatialTransformer(
-                        body, localisation["features"], FAMILIES[family](), self.sampler, target, reach=reach
-                    )
+                limits = None if reach is None else [reach_sides or reach] * 2 + [reach] * 2
+                transformer = SpatialTransformer(
+                    body,
+                    localisation["features"],
+                    FAMILIES[family](),
+                    self.sampler,
+                    self.size if i == 0 else None,
+                    starts=None if start is None or i else [*start, 0.0, 0.0],
+                    reach=limits if family == "crop" else reach,
                 )
+                self.transformers.append(transformer)
             if i == 0:
                 side = self.size or side
             layers: list[nn.Module] = [nn.Conv2d(channels, n, 5, padding=2)]
@@ -108,24 +117,23 @@ class SvhnNetwork(nn.Module):
         return self._scores(maps)
 
     def at_random_places(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The scores (B, 5, 11) where the first transformer shows a random rectangle within each image.
+        """The scores (B, 5, 11) without the first transformer, where images are random windows already.
 
-        Its sides are U(smallest, 1) of the image's, each by itself. Later transformers are as they are, without
-        gradient for their localisation networks.
+        `SvhnSource.random_batch` has chosen them, so nothing is drawn.
         """
-        sides, places = torch.rand(2, images.shape[0], 2, generator=generator, device=images.device)
-        sides = self.smallest + (1 - self.smallest) * sides
-        theta = torch.cat([sides, (1 - sides) * (2 * places - 1)], 1)
-        size = tuple(images.shape[2:])
-        maps = self.sampler(images, Crop().grid(theta, self.size or size, size))
+        maps = self.shrink(images)
+        if self.transformers and self.size:
+            maps = bilinear(maps, Crop().grid(Crop().identity().to(maps).expand(len(maps), 4), (self.size, self.size)))
         for i, convolution in enumerate(self.convolutions):
             if 0 < i < len(self.transformers):
-                with torch.no_grad():
-                    theta = self.transformers[i].theta(maps)  # type: ignore[operator]
-                family, size = self.transformers[i].transformation, tuple(maps.shape[2:])
-                maps = self.sampler(maps, family.grid(theta, size))  # type: ignore[operator, union-attr]
+                maps = self.transformers[i](maps)
             maps = convolution(maps)
         return self._scores(maps)
+
+    @property
+    def explored(self) -> nn.ModuleList:
+        """The transformers that explore: the first. Those between convolutions learn through the maps."""
+        return self.transformers[:1]
 
     def _scores(self, maps: Tensor) -> Tensor:
         return self.classifier(maps).unflatten(1, (POSITIONS, CLASSES))
@@ -161,13 +169,13 @@ class SvhnNetwork(nn.Module):
 
 
 def _localisation(
-    channels: int, side: int, filters: int, features: int, convolve: bool, pooled: int | None
+    channels: int, side: int, filters: int, features: int, convolve: bool, pooled: int | None, standardised: bool
 ) -> nn.Sequential:
     """Single: two 5x5 convolutions with a max-pool between; Multi: none. Then two fully connected layers.
 
-    Before them maps of `side` pixels are average-pooled to `pooled`, if these are fewer.
+    Before them maps of `side` pixels are average-pooled to `pooled`, if these are fewer, and `standardised`.
     """
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [nn.GroupNorm(1, channels, affine=False)] if standardised else []
     if pooled is not None and pooled < side:
         layers.append(nn.AdaptiveAvgPool2d(pooled))
         side = pooled
@@ -191,7 +199,8 @@ def network(model, data) -> SvhnNetwork:
         size=model.size,
         family=_name(model.family),
         reach=model.reach,
-        smallest=model.smallest,
+        reach_sides=model.reach_sides,
+        start=model.start,
     )
 
 
