@@ -55,6 +55,17 @@ def house_numbers() -> None:
         svhn_archive.write_part(Path("data/raw/svhn", part), n, seed)
 
 
+def photographs() -> None:
+    """Folders of whole photographs, of strips and of images to test on."""
+    import svhn_archive
+
+    svhn_archive.write_photographs(
+        Path("data/raw/svhn_photos/train"), {f"{i:06d}.png": str(7 * i + 1) for i in range(12)}
+    )
+    for seed, (part, n) in enumerate({"extra": 40, "test": 24}.items()):
+        svhn_archive.write_part(Path("data/raw/svhn_photos", part), n, seed)
+
+
 def birds() -> None:
     """A folder in the form of what CUB's archive holds, and weights of a trunk, of NumPy's frozen stream."""
     import torchvision
@@ -109,6 +120,7 @@ KINDS = {
         (*EMBEDDED, "data.canvas=28", "data.projection=28", "model.localisation.downsample=2", "model.match_filters=8"),
     ),
     "svhn": Kind((house_numbers,), "stn.crop", ("data.validation=12", "model.width=0.125")),
+    "photographs": Kind((photographs,), "stn.crop", ("data.validation=4", "model.width=0.125")),
     "cub": Kind(
         (birds,),
         "stn.crop",
@@ -163,11 +175,16 @@ CASES = (
     Case("svhn", "svhn_64", "svhn_st_single"),
     Case("svhn", "svhn_64", "svhn_st_multi"),
     Case("svhn", "svhn_128", "svhn_st_multi", moved=True),
-    # Table 3
+    Case("photographs", "svhn_photos_128", "svhn_cnn"),
+    Case("photographs", "svhn_photos_128", "svhn_st_single", moved=True),
+    Case("photographs", "svhn_photos_128", "svhn_st_multi", moved=True),
+    # Tables 3 and 9
     Case("cub", "cub_224", "cub_cnn"),
     Case("cub", "cub_224", "cub_2st", settings=("model.size=32",)),
     Case("cub", "cub_224", "cub_2st", settings=("model.size=32",), cell=("model.shared=false",), moved=True),
     Case("cub", "cub_448", "cub_bilinear"),
+    Case("cub", "cub_224", "cub_2st", settings=("model.size=32",), cell=("schedule=cub50_jittered",), moved=True),
+    Case("cub", "cub_224", "cub_2st", settings=("model.size=32",), cell=("schedule=cub50_pathwise",), moved=True),
     # Table 4
     Case("addition", "mnist_addition", "cnn"),
     Case("addition", "mnist_addition", "st_fcn_tps", settings=WIDE),
