@@ -27,6 +27,7 @@ from pathlib import Path
 
 from stn import codebase
 from stn.codebase import digest_of, is_shown, training_digest
+from stn.config import deliberate
 from stn.errors import UserError, told
 from stn.params import TABLES
 
@@ -132,14 +133,21 @@ def compared(curves: Curves, kind: str, precision: str, commit: str) -> tuple[di
     A curve of what that commit did not have yet is left out.
     """
     sys.path.insert(0, str(REFERENCE.parent))
-    from reference import differences, tolerances
+    from reference import differences, leaves, tolerances
+
+    def is_there(name: str) -> bool:
+        """Whether that commit has every key that the curve sets otherwise than by default."""
+        return (
+            "error" not in then[name]
+            and leaves(deliberate(now[name]["config"])).keys() <= leaves(then[name]["config"]).keys()
+        )
 
     now, then = curves.of(kind, precision, None), curves.of(kind, precision, commit)
     largest, faults = {}, []
     for name in curves.names(kind):
         if "error" in now[name]:
             raise UserError(f"{name}: {now[name]['error']}")
-        if "error" not in then[name]:
+        if is_there(name):
             apart, allowed = differences(now[name], then[name]), tolerances(curves.reference[name])
             largest[name] = max(value for split in apart.values() for value in split)
             if any(gap > limit for split in apart for gap, limit in zip(apart[split], allowed[split], strict=True)):
