@@ -281,6 +281,11 @@ def test_younger_keys_of_house_numbers_have_their_defaults_and_change_no_cell():
     assert deliberate(older) == deliberate(config)
 
 
+def test_a_younger_key_that_holds_a_range_changes_no_cell():
+    config = experiment(compose("data=svhn_64", "model=svhn_cnn"))
+    assert config["data"]["held"] == [0.4, 0.9] and "held" not in deliberate(config)["data"]
+
+
 def test_a_misspelt_key_in_a_file_is_one_line_that_names_it():
     tree = OmegaConf.to_container(compose(), enum_to_str=True)
     tree["model"]["localisation"]["filterz"] = 20

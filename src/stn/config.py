@@ -297,6 +297,7 @@ def _without_defaults(values: Mapping, schema: type) -> dict:
     for key, value in values.items():
         part = parts[key]
         default = part.default if part.default_factory is MISSING else part.default_factory()
+        default = list(default) if isinstance(default, tuple) else default  # as a config of primitives has it
         if is_dataclass(hints[key]) and isinstance(value, Mapping):
             kept[key] = _without_defaults(value, hints[key])
         elif default is MISSING or value != default:
