@@ -9,6 +9,7 @@ import pytest
 from benchmarks import adopt
 from conftest import ROOT
 from stn.codebase import fault, is_shown, training_digest
+from stn.config import compose, experiment
 from stn.errors import UserError
 
 HERE, THERE = "1" * 40, "2" * 40
@@ -28,9 +29,10 @@ def record(**changes) -> dict:
 
 
 class Curves:
-    """Curves that are what a test says: by commit, the validation loss of each."""
+    """Curves that are what a test says: by commit, the validation loss of each; `younger` are settings of now alone."""
 
-    def __init__(self, **losses):
+    def __init__(self, younger=(), **losses):
+        self.now, self.then = experiment(compose(*younger)), experiment(compose())
         names = "mnist_r-cnn", "mnist_r-fcn"
         self.reference = {name: {"rounding": {"train": [0.0], "validation": [1e-7]}} for name in names}
         self.losses = losses
@@ -39,9 +41,9 @@ class Curves:
         return [name for name in self.reference if model is None or name.endswith(f"-{model}")]
 
     def of(self, kind, precision, commit):
-        losses = self.losses["then" if commit else "now"]
+        losses, config = self.losses["then" if commit else "now"], self.then if commit else self.now
         return {
-            name: {"error": "none"} if loss is None else {"train": [2.0], "validation": [loss]}
+            name: {"error": "none"} if loss is None else {"train": [2.0], "validation": [loss], "config": config}
             for name, loss in zip(self.reference, losses, strict=True)
         }
 
@@ -57,6 +59,16 @@ def test_equal_curves_are_evidence():
     told = adopt.evidence(Curves(now=(1.0, 3.0), then=(1.0, 3.0003)), record(), [THERE, HERE])
     assert "against 2222222 and 1111111: largest relative difference of a loss 1.0e-04" in told
     assert adopt.evidence(Curves(now=(1.0, 3.0), then=(1.0, None)), record(), [THERE]).startswith("1 reference curves")
+
+
+def test_a_curve_of_a_key_that_a_commit_does_not_have_is_no_evidence_against_it():
+    younger = Curves(["budget.explore_share=0.5", "budget.noise=[0.2,0.1]"], now=(1.0, 3.0), then=(2.0, 4.0))
+    del younger.then["budget"]["explore_share"], younger.then["budget"]["noise"]
+    with pytest.raises(UserError, match="cannot compute"):
+        adopt.evidence(younger, record(), [THERE])
+    default = Curves(now=(1.0, 3.0), then=(1.0, 3.0))
+    del default.then["budget"]["explore_share"]
+    assert adopt.evidence(default, record(), [THERE]).endswith("every loss equal")
 
 
 @pytest.mark.parametrize(

@@ -272,8 +272,8 @@ def test_a_key_that_is_younger_changes_no_cell():
 def test_younger_keys_of_house_numbers_have_their_defaults_and_change_no_cell():
     config = experiment(compose("data=svhn_64", "model=svhn_st_multi"))
     older = {group: dict(values) for group, values in config.items()}
-    del older["data"]["whole"]
-    for key in ("size", "family", "reach", "smallest"):
+    del older["data"]["whole"], older["data"]["held"]
+    for key in ("size", "family", "reach", "reach_sides", "start"):
         del older["model"][key]
     older["model"]["localisation"] = {key: older["model"]["localisation"][key] for key in ("filters", "features")}
     assert filled(older) == config
