@@ -1,5 +1,6 @@
-"""What pyproject.toml cannot say: the trained networks in reports/weights become part of the package, as stn/trained."""
+"""What pyproject.toml cannot say: the trained networks in reports/weights are put into the package, as stn/trained."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import setup
@@ -11,6 +12,7 @@ class BuildWithWeights(build_py):
 
     def run(self):
         super().run()
+        shutil.rmtree(Path(self.build_lib, "stn/trained"), ignore_errors=True)  # what an earlier build left
         for path, copy in self.weights().items():
             self.mkpath(str(Path(copy).parent))
             self.copy_file(path, copy)

@@ -4,6 +4,8 @@ A run's weights are written only if its record tells of that run, and if they gi
 stored test set: as float16 if they do so within one image in a thousand, else as float32.
 """
 
+import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +33,7 @@ from stn.weights import CLONE, SCHEMA, SUFFIX, read_card, write
 MODELS = ("cnn", "st_cnn_affine", "st_cnn_projective", "st_cnn_tps")  # of Table 1, on its first four columns
 TOLERATED = 1000  # test images, of which storing weights may change the answer to one
 PAGE = Path("docs/weights.md")
+EXAMPLE = "reports/results/quick/mnist/mnist_r-cnn.json"
 LICENCE = "MIT"
 DATA_LICENCES = {  # by the folder of the raw data; weights learned from other data are not published
     "mnist": "MNIST: CC BY-SA 3.0",
@@ -72,24 +75,24 @@ def _write_all(outputs: Path) -> None:
     choices = [_find_all(budget, cells, outputs) for budget in reversed(BUDGETS[1:])]
     runs, missing = max(choices, key=lambda choice: len(choice[0]))  # the first of those that are alike
     if not runs:
-        example = find_tables()[1].make
-        raise UserError(
-            f"no run below {outputs}/runs whose record is in reports/results: `{example} FRESH=1` trains them"
-        )
+        command = f"{find_tables()[1].make} FRESH=1"
+        raise UserError(f"no run below {outputs}/runs whose record is in reports/results: `{command}` trains them")
     for run in runs:
         path = CLONE / f"{name_of(run.record)}{SUFFIX}"
-        if path.is_file() and (card := _card(path))["steps"] > run.result["steps"]:
-            print(f"{card['name']}: kept, of budget {card['budget']}, which is longer than {run.record.budget}")
-        else:
-            print(_write(run))
+        try:
+            if path.is_file() and (card := _card(path))["steps"] > run.result["steps"]:
+                print(f"{card['name']}: kept, of budget {card['budget']}, which is longer than {run.record.budget}")
+            else:
+                print(_write(run))
+        except UserError as error:
+            missing.append(str(error))
     budget = runs[0].record.budget
     if missing:
         print(f"{len(missing)} of {len(cells)} are missing at budget {budget}:")
         for reason in missing:
             print(f"  {reason}")
-        print(
-            f"`{find_tables()[1].make} BUDGET={budget} FRESH=1` trains all cells again, and writes their records anew"
-        )
+        command = f"{find_tables()[1].make} BUDGET={budget} FRESH=1"
+        print(f"`{command}` trains the whole table again, and writes its records anew")
 
 
 def _find_all(budget: str, cells: Sequence[Cell], outputs: Path) -> tuple[list[Run], list[str]]:
@@ -104,12 +107,15 @@ def _find_all(budget: str, cells: Sequence[Cell], outputs: Path) -> tuple[list[R
 
 
 def read_record(path: Path) -> Record:
-    """The record of a table's cell; UserError if it is missing, damaged, or no table's."""
+    """The record of a table's cell; UserError if it is missing, damaged, no table's, or of another project."""
+    path = Path(os.path.relpath(path))  # as its card will name it
+    if ".." in path.parts:
+        raise UserError(f"{path} is not in this folder: run this where the record is")
     tables = [table for table in find_tables().values() if path.stem in table.places]
+    if path.suffix != ".json" or not path.is_file():
+        raise UserError(f"{path}: no such record; a record is a JSON file such as {EXAMPLE}")
     if not tables:
         raise UserError(f"{path}: the record of no table's cell, and no other weights are published")
-    if path.suffix != ".json":
-        raise UserError(f"{path}: name a record's JSON file, {path.stem}.json")
     return load_records(tables[0], [path])[0]
 
 
@@ -121,7 +127,11 @@ def find_run(record: Record, outputs: Path) -> Run:
     seed, place = record.seeds[0], outputs / "runs" / record.budget
     reasons = []
     for folder in sorted(place.glob(f"{record.data}-{record.model}*/*-s{seed.seed}")):
-        finished = read_result(folder)
+        try:
+            finished = read_result(folder)
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+            reasons.append(f"{folder} has a damaged result")
+            continue
         if finished is None or not (folder / "last.ckpt").is_file():
             continue
         result, arrays = finished

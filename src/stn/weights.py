@@ -138,7 +138,9 @@ def write(path: Path, card: Mapping[str, Any], tensors: "Mapping[str, np.ndarray
     from stn.files import write_whole
 
     whole = {**card, "sha256": checksum(card, tensors)}
-    content = save(dict(tensors), {"card": json.dumps(whole)})  # one key: safetensors keeps no order of several
+    # In C's order, which safetensors takes for granted, and convolutions here are laid out otherwise. One key of
+    # metadata, because safetensors keeps no order of several.
+    content = save({key: value.copy(order="C") for key, value in tensors.items()}, {"card": json.dumps(whole)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: file.write(content))
     return whole
