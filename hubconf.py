@@ -4,11 +4,11 @@ Each name that `stn.load` takes is an entry point; so is `load`, which takes the
 """
 
 import sys
-from pathlib import Path
+from pathlib import Path as _Path  # what has no underscore is an entry point
 
 dependencies = ["torch", "numpy", "omegaconf", "safetensors"]
 
-_SOURCE = str(Path(__file__).parent / "src")
+_SOURCE = str(_Path(__file__).parent / "src")
 sys.path.insert(0, _SOURCE)
 try:
     from stn.weights import list_weights as _list_weights

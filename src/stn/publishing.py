@@ -158,7 +158,7 @@ def _write(run: Run) -> str:
     if raw not in DATA_LICENCES:
         raise UserError(f"{record.path}: no licence is known under which weights learned from {raw} may be published")
     learner = load(run.folder / "last.ckpt")
-    state = {key: value.numpy() for key, value in learner.network.state_dict().items()}
+    state = {key: value.numpy().copy() for key, value in learner.network.state_dict().items()}  # it will be rounded
     dtype, tensors, errors = _stored(state, learner, run)
     card = {
         "schema": SCHEMA,

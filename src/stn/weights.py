@@ -63,9 +63,7 @@ def load(name: str | os.PathLike[str], map_location: "str | torch.device | None"
         network.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
     except (RuntimeError, KeyError, TypeError, ModuleNotFoundError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:150]
-        raise ValueError(
-            f"{card['name']}: this version of stn builds no network that takes its weights ({reason})"
-        ) from error
+        raise ValueError(f"{card['name']}: no network of this version of stn takes its weights ({reason})") from error
     network.card = card
     return network.eval().to(map_location or "cpu")
 
@@ -91,9 +89,7 @@ def read(name: str | os.PathLike[str]) -> "tuple[dict[str, Any], dict[str, np.nd
     path, text = _locate(name)
     card = read_card(path)
     if text is not None and card["name"] != text:
-        raise ValueError(
-            f"{path} holds the weights of {card['name']}, not of {text}: put the files back in their places"
-        )
+        raise ValueError(f"{path} holds the weights of {card['name']}, not of {text}: restore the file")
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -123,9 +119,7 @@ def read_card(path: Path) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         raise _damaged(path, "its card is no JSON") from error
     if isinstance(card, dict) and card.get("schema", SCHEMA) != SCHEMA:
-        raise ValueError(
-            f"{path}: a card of schema {card['schema']}, and this version of stn reads {SCHEMA}: update it"
-        )
+        raise ValueError(f"{path}: a card of schema {card['schema']}, this version of stn reads {SCHEMA}: update stn")
     if gaps or not isinstance(card, dict):
         raise _damaged(path, f"a card without {', '.join(gaps)}")
     return card
@@ -186,14 +180,10 @@ def _locate(name: str | os.PathLike[str]) -> tuple[Path, str | None]:
     if text in names:
         return folder() / f"{text}{SUFFIX}", text
     if not names:
-        raise ValueError(
-            f"no trained network {text!r}: none is there yet; `python -m stn.weights` writes those of runs"
-        )
+        raise ValueError(f"no trained network {text!r}: none is here; `python -m stn.weights` writes those of runs")
     near = difflib.get_close_matches(text, names, 3, 0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ValueError(
-        f"no trained network {text!r}: {hint}stn.list_weights() names all {len(names)}, such as {names[0]}"
-    )
+    raise ValueError(f"no trained network {text!r}: {hint}stn.list_weights() names all, such as {names[0]}")
 
 
 def _damaged(path: Path, reason: str) -> ValueError:
@@ -214,9 +204,7 @@ def main() -> None:
         metavar="RECORD.json",
         help="whose runs; without any, those of Table 1's CNN and ST-CNNs on R, RTS, P and E, as far as they are there",
     )
-    parser.add_argument(
-        "--outputs", type=Path, default=Path("outputs"), help="where the runs are: outputs if not given"
-    )
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs are: outputs if not given")
     args = parser.parse_args()
     with told():
         from stn.publishing import publish  # loads Lightning
