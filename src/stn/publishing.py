@@ -66,9 +66,8 @@ def publish(paths: Sequence[Path], outputs: Path) -> None:
         texts[PAGE] = fill(PAGE, Sources(lambda number: Report([[]], ""), {}), [])
     write_texts(texts)
     files = list(CLONE.glob(f"*/*{SUFFIX}"))
-    print(
-        f"{len(files)} network{'s' * (len(files) != 1)} in {CLONE}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
-    )
+    size = sum(file.stat().st_size for file in files) / 1e6
+    print(f"{len(files)} network{'s' * (len(files) != 1)} in {CLONE}, {size:.1f} MB")
 
 
 def _write_all(outputs: Path) -> None:

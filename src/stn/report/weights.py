@@ -30,8 +30,10 @@ def weights_block(root: Path) -> str:
     size = sum(path.stat().st_size for path in files) / 1e6
     licences = {(card["licence"]["weights"], card["licence"]["data"]) for card in files.values()}
     terms = "; ".join(f"{own}, data {data}" for own, data in sorted(licences))
-    line = f"{len(files)} network{'s' * (len(files) != 1)}, {size:.1f} MB. Test error in % on the stored test set: of the record, with its "
-    line += f"95 % interval, and of the weights as they are stored. Licence of the weights: {terms}."
+    line = (
+        f"{len(files)} network{'s' * (len(files) != 1)}, {size:.1f} MB. Test error in % on the stored test set: of the "
+    )
+    line += f"record, with its 95 % interval, and of the weights as they are stored. Licence of the weights: {terms}."
     if any(STALE in row[0] for row in rows):
         line += f" {STALE} its record tells of another training since; `python -m stn.weights` writes it anew."
     return f"{line}\n\n{markdown_table(HEAD, rows, 'llrlrlrl')}"
