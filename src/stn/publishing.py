@@ -31,7 +31,7 @@ from stn.training.run import answers, load, quieten
 from stn.weights import CLONE, SCHEMA, SUFFIX, read_card, write
 
 MODELS = ("cnn", "st_cnn_affine", "st_cnn_projective", "st_cnn_tps")  # of Table 1, on its first four columns
-TOLERATED = 1000  # test images, of which storing weights may change the answer to one
+TOLERATED = 1000  # test images, by one of which the errors of stored weights may differ from their record's
 PAGE = Path("docs/weights.md")
 EXAMPLE = "reports/results/quick/mnist/mnist_r-cnn.json"
 LICENCE = "MIT"
