@@ -16,6 +16,7 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+import stn
 from conftest import ROOT
 from stn.config import CONF, checked
 from stn.params import TABLES
@@ -145,6 +146,8 @@ def test_python_code_runs_from_the_top_of_a_page_to_its_end(page, tmp_path, monk
     for code in python_blocks(page):
         if "torch.onnx" in code and not importlib.util.find_spec("onnxscript"):
             continue  # an optional package; CI's other tests of ONNX need it too
+        if "stn.load" in code and not stn.list_weights():
+            continue  # none are published yet
         exec(compile(code, page, "exec"), variables)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Translation,
     )
     from stn.nn.transformer import SpatialTransformer
+    from stn.weights import list_weights, load
 
 __all__ = [
     "Affine",
@@ -33,8 +34,11 @@ __all__ = [
     "bicubic",
     "bilinear",
     "integer",
+    "list_weights",
+    "load",
     "trilinear",
 ]
+_WEIGHTS = {"list_weights", "load"}
 _SAMPLERS = {"LearnableSampler", "bicubic", "bilinear", "integer", "trilinear"}
 
 
@@ -44,6 +48,8 @@ def __getattr__(name: str):
     # When asked for, because the front doors tell a misspelt key before torch is loaded.
     if name == "SpatialTransformer":
         return import_module("stn.nn.transformer").SpatialTransformer
+    if name in _WEIGHTS:
+        return getattr(import_module("stn.weights"), name)
     return getattr(import_module("stn.geometry.sampling" if name in _SAMPLERS else "stn.geometry.transforms"), name)
 
 

@@ -25,6 +25,7 @@ from stn.errors import UserError, told
 from stn.experiments import find_configs, find_experiments, load
 from stn.report.table import Cell
 from stn.schema import BudgetConfig, Gradient, RunConfig
+from stn.schema import filled as filled  # where the schema is used, it is looked for here
 
 CONF = Path(__file__).parents[2] / "conf"
 LARGEST_SEED = 2**32 - 1  # that Lightning takes
@@ -271,16 +272,6 @@ def experiment(cfg: DictConfig) -> dict:
     """The part of a config that decides what is learned: data, model and budget, as primitives."""
     whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
     return {group: whole[group] for group in ("data", "model", "budget")}
-
-
-def filled(config: Mapping) -> dict:
-    """An `experiment` of any age with the defaults of the keys that it does not have yet."""
-    kind = load(config["data"]["kind"], "config")
-    schemas = {"data": kind.DATA, "model": kind.MODEL, "budget": BudgetConfig}
-    return {
-        group: OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(schema), config[group]), enum_to_str=True)
-        for group, schema in schemas.items()
-    }
 
 
 def deliberate(config: Mapping) -> dict:

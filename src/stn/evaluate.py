@@ -1,21 +1,46 @@
-"""Test a checkpoint on any data set: `python -m stn.evaluate checkpoint=outputs/runs/.../last.ckpt data=mnist_p`."""
+"""Test a checkpoint on any data set: `python -m stn.evaluate checkpoint=outputs/runs/.../last.ckpt data=mnist_p`.
+
+Or a network that comes with the project: `python -m stn.evaluate weights=mnist_rts/st_cnn_tps`.
+"""
 
 from omegaconf import DictConfig
 
 from stn.config import front_door
+from stn.errors import UserError
 
 
 def evaluate(cfg: DictConfig) -> None:
+    card = _card(cfg.weights) if cfg.weights and not cfg.checkpoint else None
     from stn.report.statistics import wilson
     from stn.training.run import test  # loads Lightning: ten seconds, which a misspelt key should not cost
 
-    config, correct = test(cfg)
+    config, data, correct = test(cfg)
     wrong, n = int((~correct).sum()), len(correct)
     low, high = wilson(wrong, n)
     print(
-        f"{config.model.name}, trained on {config.data.name} ({config.budget.name}), tested on {cfg.data.name}: "
+        f"{config.model.name}, trained on {config.data.name} ({config.budget.name}), tested on {data.name}: "
         f"error {100 * wrong / n:.2f} % [{low:.2f}, {high:.2f}] ({wrong} of {n} images)"
     )
+    if card and data.name == card["data"]:
+        print(
+            f"its record, {card['record']}: error {card['error']:.2f} % ({card['errors']} of {card['n_test']} images)"
+        )
+
+
+def _card(name: str) -> dict:
+    """The card of a network that comes with the project; UserError if there is none, or its record tells of another."""
+    from stn.weights import conflict, read
+
+    try:
+        card, _ = read(name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if reason := conflict(card):
+        raise UserError(
+            f"{name} is not of the training that {card['record']} tells of ({reason}): "
+            f"`python -m stn.weights {card['record']}` writes it anew"
+        )
+    return card
 
 
 main = front_door(evaluate)

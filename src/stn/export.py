@@ -6,11 +6,14 @@ Without a checkpoint it is that of the finished cell: `python -m stn.export data
 from omegaconf import DictConfig
 
 from stn.config import front_door
+from stn.errors import UserError
 
 NAMES = {"torch": "torch, eager", "float32": "ONNX float32", "int8": "ONNX int8"}
 
 
 def export(cfg: DictConfig) -> None:
+    if cfg.weights:
+        raise UserError(f"weights={cfg.weights} is for stn.evaluate: give stn.export a checkpoint=")
     from stn.deployment import deploy  # loads Lightning: ten seconds, which a misspelt key should not cost
     from stn.report.statistics import wilson
 

@@ -4,9 +4,14 @@ The dataclasses turn a misspelt key or a value of the wrong kind, in a file as w
 line that names it. Numbers live in `conf/`; a key that was added later has a default, so that older records stay valid.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import Any
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from stn.experiments import load
 
 
 class Optimiser(Enum):
@@ -142,4 +147,20 @@ class RunConfig:
     outputs: str
     record: str | None
     checkpoint: str | None
+    weights: str | None
     fresh: bool
+
+
+def typed(config: Mapping) -> dict[str, DictConfig]:
+    """The groups of an `experiment` of any age under their schemas: with defaults of younger keys, choices as enums."""
+    kind = load(config["data"]["kind"], "config")
+    schemas = {"data": kind.DATA, "model": kind.MODEL, "budget": BudgetConfig}
+    return {
+        group: cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), config[group]))
+        for group, schema in schemas.items()
+    }
+
+
+def filled(config: Mapping) -> dict:
+    """An `experiment` of any age with the defaults of the keys that it does not have yet."""
+    return {group: OmegaConf.to_container(values, enum_to_str=True) for group, values in typed(config).items()}

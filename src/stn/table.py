@@ -24,6 +24,7 @@ from stn.report import tables
 from stn.report.metrics import render_curves, render_metrics
 from stn.report.pages import Report, Sources, fill, find_pages
 from stn.report.records import Record
+from stn.report.weights import cards
 
 REPORTS = Path("reports")
 COMPARED = tuple(budget for budget in BUDGETS if budget != "smoke")  # those that a table shows side by side
@@ -114,6 +115,8 @@ def _means_something(results: list[Record]) -> bool:
 def pages(budgets: Mapping[int, Sequence[list[Record]]]) -> dict[Path, str]:
     """README.md and the pages of docs/ as they should be: blocks of these tables, and all blocks of several tables.
 
+    With them the cards of the trained networks.
+
     Nothing in a folder without such pages, as that of the demo. Records of other tables are taken as they are there.
     """
 
@@ -125,7 +128,7 @@ def pages(budgets: Mapping[int, Sequence[list[Record]]]) -> dict[Path, str]:
         return Report(leading, stem)
 
     sources = Sources(report, schedules(), Path())
-    return {page: fill(page, sources, list(budgets)) for page in find_pages(Path())}
+    return cards(Path()) | {page: fill(page, sources, list(budgets)) for page in find_pages(Path())}
 
 
 def _unchecked(number: int) -> list[list[Record]]:

@@ -3,9 +3,12 @@
 from omegaconf import DictConfig
 
 from stn.config import front_door
+from stn.errors import UserError
 
 
 def train(cfg: DictConfig) -> None:
+    if cfg.weights:
+        raise UserError(f"weights={cfg.weights} is for stn.evaluate: a training starts from its seed")
     from stn.training.run import train  # loads Lightning: ten seconds, which a misspelt key should not cost
 
     train(cfg)

@@ -1,6 +1,6 @@
 """Tables inside pages such as the README: blocks between two markers, and whether files are what they should be."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stn.errors import UserError
@@ -23,3 +23,18 @@ def replace_block(text: str, name: str, block: str) -> str:
 def stale(expected: Mapping[Path, str]) -> list[Path]:
     """Those of the files whose text is not the expected one, or that are absent."""
     return [path for path, text in expected.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+
+
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], align: str) -> str:
+    """A Markdown table; `align` has an l or an r for each column. Columns are padded, unless one has long cells."""
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    if max(widths) > 60:
+        widths = [0] * len(head)
+
+    def line(cells: Sequence[str]) -> str:
+        sides = [">" if side == "r" else "<" for side in align]
+        filled = [f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)]
+        return f"| {' | '.join(filled)} |"
+
+    rule = ["-" * max(width - 1, 2) + (":" if side == "r" else "-") for side, width in zip(align, widths, strict=True)]
+    return "\n".join(map(line, [head, rule, *body]))

@@ -13,6 +13,7 @@ A page asks for a block by its name, so a page changes without a change here:
     table1@quick/SECTION   a section of that report
     bench/training-cpu     what reports/bench says of the record training-cpu.json
     trials/<name>          the table reports/trials/<name>.csv
+    weights                the trained networks in reports/weights
 
 The leading budget is the longest at which the table is whole.
 """
@@ -30,7 +31,9 @@ from typing import Any
 
 from stn.errors import UserError
 from stn.report import tables
+from stn.report.blocks import markdown_table
 from stn.report.records import Record
+from stn.report.weights import weights_block
 
 REPORTS = Path("reports")
 MARK = re.compile(r"<!-- ([\w@/.-]+):(?:begin|end) -->")
@@ -160,12 +163,13 @@ def make_block(name: str, page: Path, sources: Sources) -> str:
         return bench_block(rest, sources)
     if kind == "trials" and rest:
         return trials_block(rest, sources)
-    named = {
+    named: Mapping[str, Callable[[Path, Sources], str]] = {
         "index": index_block,
         "results": results_block,
         "budgets": budgets_block,
         "costs": costs_block,
         "speed": speed_block,
+        "weights": lambda page, sources: weights_block(sources.root),
     }
     if name not in named:
         raise UserError(f"no such block; there are {', '.join(named)}, tableN, bench/NAME and trials/NAME")
@@ -219,21 +223,6 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]], align: str) -> str:
-    """A Markdown table; `align` has an l or an r for each column. Columns are padded, unless one has long cells."""
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    if max(widths) > 60:
-        widths = [0] * len(head)
-
-    def line(cells: Sequence[str]) -> str:
-        sides = [">" if side == "r" else "<" for side in align]
-        filled = [f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)]
-        return f"| {' | '.join(filled)} |"
-
-    rule = ["-" * max(width - 1, 2) + (":" if side == "r" else "-") for side, width in zip(align, widths, strict=True)]
-    return "\n".join(map(line, [head, rule, *body]))
-
-
 def results_block(page: Path, sources: Sources) -> str:
     """Table 1 at its leading budget: the cells that are run, and one line that says what they are."""
     report = sources.report(1)
@@ -248,7 +237,7 @@ def results_block(page: Path, sources: Sources) -> str:
     if not body:
         return line
     body = [[line[i] for i in indices] for line in body]
-    return f"{line}\n\n{_markdown([head[i] for i in indices], body, 'l' + 'r' * (len(indices) - 1))}"
+    return f"{line}\n\n{markdown_table([head[i] for i in indices], body, 'l' + 'r' * (len(indices) - 1))}"
 
 
 # -------------------------------------------------------------------------------------------------- index
@@ -273,7 +262,7 @@ def index_block(page: Path, sources: Sources) -> str:
         _index_line(experiment, sources.report(experiment.table), _link(where, page))
         for experiment, where in find_experiments(sources.root)
     ]
-    return _markdown(head, body, "llrll")
+    return markdown_table(head, body, "llrll")
 
 
 def _index_line(experiment: Experiment, report: Report, link: str) -> list[str]:
@@ -334,7 +323,7 @@ def budgets_block(page: Path, sources: Sources) -> str:
             schedule = sources.schedules[name]
             records = [r for r in trained.get(name, ()) if not described or described[0][0].includes(r)]
             body.append([f"`{name}`", f"{schedule['steps']:,} x {schedule['batch_size']}", purpose, _cost(records)])
-    return _markdown(["budget", "steps x batch", "what it is for", "training of Table 1, one seed"], body, "lrll")
+    return markdown_table(["budget", "steps x batch", "what it is for", "training of Table 1, one seed"], body, "lrll")
 
 
 def costs_block(page: Path, sources: Sources) -> str:
@@ -349,7 +338,7 @@ def costs_block(page: Path, sources: Sources) -> str:
                 lines[steps] = [f"`{records[0].budget}`", _cost(list(cells.values()))]
         names = [f"[{experiment.title}]({_link(where, page)})", *[""] * len(lines)]
         body += [[name, *lines[steps]] for name, steps in zip(names, sorted(lines), strict=False)]
-    return _markdown(["experiment", "budget", "training, one seed"], body, "lll")
+    return markdown_table(["experiment", "budget", "training, one seed"], body, "lll")
 
 
 def _cost(records: Sequence[Record]) -> str:
@@ -440,7 +429,7 @@ def trials_block(name: str, sources: Sources) -> str:
     common = {key: lines[0][key] for key in alike}
     keys = [key for key in lines[0] if key not in common]
     numeric = [all(re.fullmatch(r"-?[\d.]*", line[key] or "") for line in lines) for key in keys]
-    table = _markdown(
+    table = markdown_table(
         [key.replace("_", " ") for key in keys],
         [[line[key] or "–" for key in keys] for line in lines],
         "".join("r" if is_numeric else "l" for is_numeric in numeric),

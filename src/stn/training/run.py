@@ -19,13 +19,14 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from stn.codebase import commit, training_digest
 from stn.config import digest, experiment
 from stn.errors import UserError
 from stn.experiments import load as load_module
 from stn.files import write_whole
+from stn.schema import typed
 from stn.training.blocks import BlockLearner
 from stn.training.callbacks import Pictures, ProgressBar, Trace
 from stn.training.data_module import DataModule
@@ -139,33 +140,67 @@ def load(path: Path) -> Learner:
         raise UserError(f"{path}: not a checkpoint of this project, or a damaged one ({reason[:120]})") from error
 
 
-def test(cfg: DictConfig) -> tuple[DictConfig, np.ndarray]:
-    """Test the network of `cfg.checkpoint` on `cfg.data`. Returns its own config, and which images (n,) are right."""
+def load_published(name: str) -> Learner:
+    """The learner of a network that comes with the project, by its name or its file; UserError if it cannot be read."""
+    from stn.weights import read
+
+    try:
+        card, tensors = read(name)
+        learner = Learner(card["config"])
+        learner.network.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
+    except (ValueError, RuntimeError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    return learner
+
+
+def test(cfg: DictConfig) -> tuple[DictConfig, DictConfig, np.ndarray]:
+    """Test the network of `cfg.checkpoint`, or of `cfg.weights`.
+
+    It is tested on the data set, and at the precision of the budget, with which it was trained, unless the command line
+    names others. Returns its own config, the data config, and which images (n,) are right.
+    """
     quieten()
-    if cfg.checkpoint is None:
-        raise UserError("no checkpoint: give one with checkpoint=outputs/runs/.../last.ckpt")
-    learner = load(Path(cfg.checkpoint))
+    name = cfg.checkpoint or cfg.weights
+    if name is None:
+        raise UserError(
+            "no checkpoint: give one with checkpoint=outputs/runs/.../last.ckpt, or weights=mnist_rts/st_cnn_tps"
+        )
+    if cfg.checkpoint and cfg.weights:
+        raise UserError(f"checkpoint={cfg.checkpoint} and weights={cfg.weights}: give one of the two")
+    learner = load(Path(name)) if cfg.checkpoint else load_published(name)
     made = learner.cfg
-    asked = {override.split("=")[0] for override in HydraConfig.get().overrides.task}
+    asked = {override.split("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
     if "model" in asked and cfg.model.name != made.model.name:
-        raise UserError(f"{cfg.checkpoint} is a checkpoint of {made.model.name}, not of {cfg.model.name}: drop model=")
+        raise UserError(f"{name} is a checkpoint of {made.model.name}, not of {cfg.model.name}: drop model=")
+    groups = typed(made)
+    for group in ("data", "budget"):
+        if group in asked:
+            groups[group] = cfg[group]
+        for key in (key for key in asked if key.startswith(f"{group}.")):
+            OmegaConf.update(groups[group], key.removeprefix(f"{group}."), OmegaConf.select(cfg, key))
+    data = groups["data"]
     for key in ("kind", "canvas"):
-        if cfg.data[key] != made.data[key]:
+        if data[key] != made.data[key]:
             raise UserError(
-                f"{cfg.checkpoint} was trained on {made.data.name} ({key} {made.data[key]}); "
-                f"data={cfg.data.name} has {key} {cfg.data[key]}"
+                f"{name} was trained on {made.data.name} ({key} {made.data[key]}); "
+                f"data={data.name} has {key} {data[key]}"
             )
-    trainer = L.Trainer(
-        accelerator=cfg.trainer.accelerator,
+    return made, data, answers(learner, data, groups["budget"], cfg.trainer)
+
+
+def answers(learner: Learner, data: DictConfig, budget: DictConfig, trainer: DictConfig) -> np.ndarray:
+    """Which images (n,) of the stored test set of `data` a learner has right, at the precision of `budget`."""
+    tester = L.Trainer(
+        accelerator=trainer.accelerator,
         devices=1,
-        precision=precision(cfg),
+        precision=precision(OmegaConf.create({"budget": budget, "trainer": trainer})),
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    trainer.test(learner, DataModule(cfg.data, cfg.budget, seed=0), verbose=False)
-    return made, learner.test_result()["correct"]
+    tester.test(learner, DataModule(data, budget, seed=0), verbose=False)
+    return learner.test_result()["correct"]
 
 
 def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger, more: Sequence[Callback] = ()) -> L.Trainer:

@@ -1,0 +1,224 @@
+"""The weights of finished runs, written to `reports/weights` for others to use: what `python -m stn.weights` does.
+
+A run's weights are written only if its record tells of that run, and if they give the record's error again on the
+stored test set: as float16 if they do so within one image in a thousand, else as float32.
+"""
+
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from stn.cells import record_path
+from stn.config import filled
+from stn.errors import UserError
+from stn.experiments import find_tables
+from stn.files import write_texts
+from stn.params import BUDGETS, COLUMNS
+from stn.report.pages import Report, Sources, fill
+from stn.report.records import Record, load_records
+from stn.report.table import Cell
+from stn.report.weights import cards
+from stn.schema import typed
+from stn.training.learner import Learner
+from stn.training.record import read_result
+from stn.training.run import answers, load, quieten
+from stn.weights import CLONE, SCHEMA, SUFFIX, read_card, write
+
+MODELS = ("cnn", "st_cnn_affine", "st_cnn_projective", "st_cnn_tps")  # of Table 1, on its first four columns
+TOLERATED = 1000  # test images, by one of which the errors of stored weights may differ from their record's
+PAGE = Path("docs/weights.md")
+EXAMPLE = "reports/results/quick/mnist/mnist_r-cnn.json"
+LICENCE = "MIT"
+DATA_LICENCES = {  # by the folder of the raw data; weights learned from other data are not published
+    "mnist": "MNIST: CC BY-SA 3.0",
+    "digits": "Optical Recognition of Handwritten Digits, UCI: CC BY 4.0",
+}
+
+
+class Run(NamedTuple):
+    """A finished run: its folder, what it measured, and its record."""
+
+    folder: Path
+    result: dict
+    record: Record
+
+
+def publish(paths: Sequence[Path], outputs: Path) -> None:
+    """Write the weights of the runs of these records, or without any of those that the project publishes.
+
+    Says what was written and, of the latter, what is missing and why. UserError, one line, if a record that was named
+    has no run whose weights can be written, or if there is nothing to write.
+    """
+    quieten()
+    if paths:
+        for run in [find_run(read_record(path), outputs) for path in paths]:
+            print(_write(run))
+    else:
+        _write_all(outputs)
+    texts = dict(cards(Path()))
+    if PAGE.is_file():
+        texts[PAGE] = fill(PAGE, Sources(lambda number: Report([[]], ""), {}), [])
+    write_texts(texts)
+    files = list(CLONE.glob(f"*/*{SUFFIX}"))
+    size = sum(file.stat().st_size for file in files) / 1e6
+    print(f"{len(files)} network{'s' * (len(files) != 1)} in {CLONE}, {size:.1f} MB")
+
+
+def _write_all(outputs: Path) -> None:
+    """The weights of the project at the budget of which most runs are here, and of several such budgets the longest."""
+    cells = [Cell(data, model) for data in COLUMNS[:4] for model in MODELS]
+    choices = [_find_all(budget, cells, outputs) for budget in reversed(BUDGETS[1:])]
+    runs, missing = max(choices, key=lambda choice: len(choice[0]))  # the first of those that are alike
+    if not runs:
+        command = f"{find_tables()[1].make} FRESH=1"
+        raise UserError(f"no run below {outputs}/runs whose record is in reports/results: `{command}` trains them")
+    for run in runs:
+        path = CLONE / f"{name_of(run.record)}{SUFFIX}"
+        try:
+            if path.is_file() and (card := _card(path))["steps"] > run.result["steps"]:
+                print(f"{card['name']}: kept, of budget {card['budget']}, which is longer than {run.record.budget}")
+            else:
+                print(_write(run))
+        except UserError as error:
+            missing.append(str(error))
+    budget = runs[0].record.budget
+    if missing:
+        print(f"{len(missing)} of {len(cells)} are missing at budget {budget}:")
+        for reason in missing:
+            print(f"  {reason}")
+        command = f"{find_tables()[1].make} BUDGET={budget} FRESH=1"
+        print(f"`{command}` trains the whole table again, and writes its records anew")
+
+
+def _find_all(budget: str, cells: Sequence[Cell], outputs: Path) -> tuple[list[Run], list[str]]:
+    """The runs of these cells at a budget, and of the others why they have none."""
+    runs, missing = [], []
+    for cell in cells:
+        try:
+            runs.append(find_run(read_record(record_path(budget, cell)), outputs))
+        except UserError as error:
+            missing.append(str(error))
+    return runs, missing
+
+
+def read_record(path: Path) -> Record:
+    """The record of a table's cell; UserError if it is missing, damaged, no table's, or of another project."""
+    path = Path(os.path.relpath(path))  # as its card will name it
+    if ".." in path.parts:
+        raise UserError(f"{path} is not in this folder: run this where the record is")
+    tables = [table for table in find_tables().values() if path.stem in table.places]
+    if path.suffix != ".json" or not path.is_file():
+        raise UserError(f"{path}: no such record; a record is a JSON file such as {EXAMPLE}")
+    if not tables:
+        raise UserError(f"{path}: the record of no table's cell, and no other weights are published")
+    return load_records(tables[0], [path])[0]
+
+
+def find_run(record: Record, outputs: Path) -> Run:
+    """The finished run of which a record tells: of its first seed, config and result alike, image by image.
+
+    UserError if there is none below `outputs`, or if those that are there say something else.
+    """
+    seed, place = record.seeds[0], outputs / "runs" / record.budget
+    reasons = []
+    for folder in sorted(place.glob(f"{record.data}-{record.model}*/*-s{seed.seed}")):
+        try:
+            finished = read_result(folder)
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+            reasons.append(f"{folder} has a damaged result")
+            continue
+        if finished is None or not (folder / "last.ckpt").is_file():
+            continue
+        result, arrays = finished
+        differences = [key for key in ("errors", "n_test", "steps") if result[key] != getattr(seed, key)]
+        if differences:
+            key = differences[0]
+            reasons.append(f"{folder} has {result[key]:,} {key}, the record {getattr(seed, key):,}")
+        elif [list(point) for point in result["validation"]] != [list(point) for point in seed.validation]:
+            reasons.append(f"{folder} has another validation curve")
+        elif not np.array_equal(arrays["correct"], record.correct):
+            reasons.append(f"{folder} has other test images right")
+        elif OmegaConf.to_container(load(folder / "last.ckpt").cfg) != filled(record.config):
+            reasons.append(f"{folder} was trained with another config")
+        else:
+            return Run(folder, result, record)
+    where = f"{place}/{record.data}-{record.model}"
+    raise UserError(f"{record.path}: {'; '.join(reasons) if reasons else f'no finished run of it in {where}'}")
+
+
+def _write(run: Run) -> str:
+    """Write the weights of a run, with their card. Returns the line that says so."""
+    record, seed = run.record, run.record.seeds[0]
+    raw = Path(record.config["data"]["raw"]).name
+    if raw not in DATA_LICENCES:
+        raise UserError(f"{record.path}: no licence is known under which weights learned from {raw} may be published")
+    learner = load(run.folder / "last.ckpt")
+    state = {key: value.numpy().copy() for key, value in learner.network.state_dict().items()}  # it will be rounded
+    dtype, tensors, errors = _stored(state, learner, run)
+    card = {
+        "schema": SCHEMA,
+        "name": name_of(record),
+        "data": record.data,
+        "model": record.model,
+        "budget": record.budget,
+        "seed": seed.seed,
+        "steps": seed.steps,
+        "error": seed.error,
+        "errors": seed.errors,
+        "n_test": seed.n_test,
+        "validation": list(seed.validation[-1]),
+        "stored": {"dtype": dtype, "error": 100 * errors / seed.n_test, "errors": errors},
+        "parameters": record.parameters,
+        "record": record.path.as_posix(),
+        "code": run.result.get("code", dict(record.code)),
+        "provenance": run.result["provenance"],
+        "licence": {"weights": LICENCE, "data": DATA_LICENCES[raw]},
+        "config": record.config,
+    }
+    path = CLONE / f"{card['name']}{SUFFIX}"
+    try:
+        write(path, card, tensors)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or path}: {error.strerror}") from error
+    return (
+        f"{card['name']}: error {seed.error:.2f} % of {seed.n_test:,} images ({record.budget}), "
+        f"{card['stored']['error']:.2f} % as {dtype}, {path.stat().st_size / 1000:.0f} KB"
+    )
+
+
+def _stored(state: dict[str, np.ndarray], learner: Learner, run: Run) -> tuple[str, dict[str, np.ndarray], int]:
+    """The type to store weights as, the tensors, and the errors that they make on the stored test set."""
+    seed, groups = run.record.seeds[0], typed(run.record.config)
+    trainer = OmegaConf.create({"accelerator": "cpu"})
+    for dtype in ("float16", "float32"):
+        tensors = {
+            key: value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value
+            for key, value in state.items()
+        }
+        learner.network.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
+        correct = answers(learner, groups["data"], groups["budget"], trainer)
+        errors = int((~correct).sum())
+        if len(correct) == seed.n_test and TOLERATED * abs(errors - seed.errors) <= seed.n_test:
+            return dtype, tensors, errors
+    raise UserError(
+        f"{run.folder}: its weights make {errors} errors on {len(correct):,} test images here, those of "
+        f"{run.record.path} {seed.errors} on {seed.n_test:,}: store the record's test set, or train the cell again"
+    )
+
+
+def name_of(record: Record) -> str:
+    """What `stn.load` calls the network of a record: `<data>/<model>`, with settings if it has some."""
+    return f"{record.data}/{record.path.stem.removeprefix(f'{record.data}-')}"
+
+
+def _card(path: Path) -> dict:
+    try:
+        return read_card(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
