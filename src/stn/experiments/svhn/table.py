@@ -29,7 +29,13 @@ SINGLE = Row(
     "ST-CNN Single", "svhn_st_single", paper={PX_64: 3.7, PX_128: 3.9}, baseline=CNN, transformer=True, short="Single"
 )
 MULTI = Row(
-    "ST-CNN Multi", "svhn_st_multi", paper={PX_64: 3.6, PX_128: 3.9}, baseline=CNN, transformer=True, short="Multi"
+    "ST-CNN Multi",
+    "svhn_st_multi",
+    paper={PX_64: 3.6, PX_128: 3.9},
+    baseline=CNN,
+    transformer=True,
+    data={column: column.data for column in (PX_64, PX_128, STRIPS_64, STRIPS_128)},
+    short="Multi",
 )
 
 HOUSE_NUMBERS = Table(
