@@ -1,7 +1,7 @@
 """A Chromium without a window, for the page of `make play`; `python tests/browser.py` takes the pictures of it.
 
-    python tests/browser.py                     # docs/assets/play.png, of the page in outputs/play
-    python tests/browser.py --widths FOLDER     # at three widths, light and dark
+python tests/browser.py                     # docs/assets/play.png, of the page in outputs/play
+python tests/browser.py --widths FOLDER     # at three widths, light and dark
 """
 
 import argparse

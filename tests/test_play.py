@@ -11,10 +11,11 @@ import os
 import re
 import shutil
 import tarfile
-import threading
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -92,7 +93,7 @@ def images(workplace: Path, n: int = 8) -> torch.Tensor:
 
 
 def test_the_page_is_built_of_the_networks_that_there_are(built):
-    folder, networks = built
+    folder, _ = built
     facts = json.loads((folder / "facts.json").read_text())
     assert [network["model"] for network in facts["networks"]] == list(MODELS)
     for network in facts["networks"]:
@@ -118,7 +119,8 @@ def test_the_graph_gives_what_the_module_gives(built, workplace, onnxruntime, mo
     network = next(each.network for each in networks if each.model == model)
     batch = images(workplace)
     session = onnxruntime.InferenceSession(folder / f"{model}.onnx", providers=["CPUExecutionProvider"])
-    given = dict(zip([output.name for output in session.get_outputs()], session.run(None, {"images": batch.numpy()})))
+    names = [output.name for output in session.get_outputs()]
+    given = dict(zip(names, session.run(None, {"images": batch.numpy()}), strict=True))
     np.testing.assert_allclose(given["scores"], network(batch).numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(given["seen"], network.seen(batch).numpy(), rtol=1e-4, atol=1e-5)
     if model == "cnn":
@@ -147,61 +149,45 @@ def test_weights_in_float16_halve_the_file_and_change_the_scores_by_their_roundi
     assert 0 < np.abs(scores - exact).max() < 5e-3 * np.abs(exact).max()
 
 
+def forward(warp, parameters: torch.Tensor) -> torch.Tensor:
+    """The maps (n, 3, 3) from digit to canvas."""
+    last = torch.tensor([[[0, 0, 1.0]]]).expand(len(parameters), 1, 3)
+    return torch.cat([warp.theta(parameters).view(-1, 2, 3), last], 1).inverse()
+
+
 def test_a_pose_is_read_as_the_distortion_has_it(workplace):
     from stn.experiments.mnist.data import distortion
     from stn.geometry.transforms import Affine
     from stn.playground import _nine, fitted, read_poses
 
     warp = distortion(data(workplace))
+    close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-5)  # the nine points are float32
     parameters = warp.draw(50, torch.Generator().manual_seed(0)).double()
-    back = torch.cat([warp.theta(parameters).view(-1, 2, 3), torch.tensor([[[0, 0, 1.0]]]).expand(50, 1, 3)], 1)
-    forward = back.inverse()
-    points = Affine().points(forward[:, :2].flatten(1), _nine().double())
-    torch.testing.assert_close(fitted(points), forward)  # an affine map is found exactly
+    maps = forward(warp, parameters)
+    points = Affine().points(maps[:, :2].flatten(1), _nine().double())
+    close(fitted(points), maps)  # an affine map is found exactly
     poses = read_poses(fitted(points), warp.canvas, warp.digit)
-    torch.testing.assert_close(poses[:, :4], parameters)
-    torch.testing.assert_close(poses[:, 4], torch.zeros(50).double(), atol=1e-9, rtol=0)
+    close(poses, torch.cat([parameters, torch.zeros(50, 1).double()], 1))
     slant = torch.eye(3).double()
     slant[0, 1] = -math.tan(math.radians(20))  # upright lines lean to the right: y runs down
-    slanted = read_poses(forward @ slant, warp.canvas, warp.digit)
-    torch.testing.assert_close(slanted[:, :4], parameters)
-    torch.testing.assert_close(slanted[:, 4], torch.full((50,), 20.0).double())
+    slanted = read_poses(maps @ slant, warp.canvas, warp.digit)
+    close(slanted, torch.cat([parameters, torch.full((50, 1), 20.0).double()], 1))
 
 
-def test_a_transformer_that_knows_the_pose_misses_nothing(workplace):
-    """Whatever the pose in which it likes its digits: here turned by 20 degrees, and aside."""
-    from stn.experiments.mnist.data import distortion, undistorted
+def test_a_transformer_that_knows_the_pose_misses_nothing_in_whatever_pose_it_likes_digits(workplace):
+    from stn.experiments.mnist.data import Digits, distortion, undistorted
     from stn.geometry.transforms import Affine
-    from stn.playground import CALIBRATION, calibrate
+    from stn.playground import calibrate
 
     config = data(workplace)
-    warp, digits = distortion(config), undistorted(config)["validation"]
-    own = torch.tensor([[0.9, -0.3, 0.1], [0.3, 0.9, -0.2], [0, 0, 1]])  # from output to digit
-    drawn = []
-
-    class Transformer:
-        transformation = Affine()
-
-        def theta(self, batch):
-            back = torch.cat(
-                [
-                    warp.theta(drawn[0]).view(-1, 2, 3),
-                    torch.tensor([[[0, 0, 1.0]]]).expand(len(drawn[0]), 1, 3),
-                ],
-                1,
-            )
-            part = (back.inverse() @ own)[:, :2].flatten(1)
-            start = sum(drawn[1:])
-            drawn.append(len(batch))
-            return part[start : start + len(batch)]
-
-    def draw(n, generator, original=type(warp).draw):
-        drawn.append(original(warp, n, generator))
-        return drawn[0]
-
-    with patch.object(type(warp), "draw", lambda self, n, generator: draw(n, generator)):
-        facts = calibrate(type("Network", (), {"transformer": Transformer()})(), config, digits)
-    assert len(drawn[0]) == min(CALIBRATION, len(digits.images))
+    warp, digits = distortion(config), undistorted(config)["test"]
+    parameters = warp.draw(300, torch.Generator().manual_seed(3))
+    own = torch.tensor([[0.9, -0.3, 0.1], [0.3, 0.9, -0.2], [0, 0, 1]])  # from output to digit: turned, and aside
+    thetas = iter((forward(warp, parameters) @ own)[:, :2].flatten(1).split(250))
+    transformer = SimpleNamespace(transformation=Affine(), theta=lambda batch: next(thetas))
+    with patch.object(type(warp), "draw", return_value=parameters):
+        drawn = Digits(digits.images[:300], digits.labels[:300])
+        facts = calibrate(SimpleNamespace(transformer=transformer), config, drawn)
     np.testing.assert_allclose(facts["canonical"], own[:2].flatten(), atol=1e-4)
     assert max(facts["rms"].values()) < 0.01
 
@@ -279,9 +265,9 @@ def test_the_server_gives_scripts_as_scripts_to_this_machine_alone_until_it_is_i
             assert response.read() == (WEB / "play.js").read_bytes()
         assert address.startswith("http://127.0.0.1:")
     with patch.object(play.ThreadingHTTPServer, "serve_forever", side_effect=KeyboardInterrupt):
-        play.serve(WEB, 0, show=False)
+        play.serve(play.server(WEB), show=False)
     first, last = capsys.readouterr().out.split("\n\n")
-    assert re.fullmatch(r".*web: http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)", first) and last == "no longer served\n"
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)", first) and last == "no longer served\n"
 
 
 def test_without_npm_or_a_mirror_one_line_says_what_the_page_needs(tmp_path, monkeypatch):

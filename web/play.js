@@ -205,7 +205,7 @@ function paint(canvas, values, side) {
 function paintGrid(canvas, { grid, points }, colour) {
   const side = Math.round(canvas.clientWidth * devicePixelRatio), context = canvas.getContext("2d");
   if (canvas.width !== side) canvas.width = canvas.height = side;
-  const unit = side / (grid ? 2.6 : 2.04), half = side / 2; // a grid may reach beyond the image
+  const unit = side / 2.6, half = side / 2; // a grid may reach beyond the image
   context.clearRect(0, 0, side, side);
   context.imageSmoothingEnabled = false;
   context.globalAlpha = grid ? 0.6 : 1;
@@ -250,8 +250,8 @@ function describe() {
   if (away >= 0.5) how.push(`${away.toFixed(0)} pixels off the middle`);
   const name = digit ? `This ${digit.label}` : "Your digit";
   const sentences = [`${name} is ${list(how) || "upright, in the middle and of MNIST’s size"}.`];
-  const turns = networks.flatMap(({ name }, i) => (results[i].found ? [`${name} by ${shown.rotation(read(results[i].found).rotation).replace("−", "")}`] : []));
-  if (turns.length && Math.abs(rotation) >= 5) sentences.push(`To straighten it, ${list(turns)} turn what they hand on.`);
+  const turns = networks.flatMap(({ name }, i) => (results[i].found ? [`${name} ${shown.rotation(Math.sign(rotation) * read(results[i].found).rotation)}`] : []));
+  if (turns.length && Math.abs(rotation) >= 5) sentences.push(`Of the turn, ${list(turns.map((turn, i) => (i ? turn : turn.replace(" ", " finds "))))}.`);
   const readers = new Map();
   results.forEach(({ best }, i) => readers.set(best, [...(readers.get(best) ?? []), networks[i].name]));
   const groups = [...readers].map(([best, names]) => `${list(names)} read${names.length > 1 ? "" : "s"} ${best}`);
@@ -331,12 +331,15 @@ function furnish() {
     const [best, chance] = [add(answer, "b"), add(answer, "span")];
     const bars = add(box, "ol", { className: "bars", ariaHidden: "true" });
     for (let digit = 0; digit < 10; digit++) add(bars, "li", {}, digit);
+    const record = add(box, "p", { className: "record" });
+    add(record, "b", {}, `${network.error.toFixed(2)} %`);
+    add(record, "span", {}, `${network.budget}, ${network.steps.toLocaleString("en")} steps of ${network.batch}`);
     network.parts = { grid, seen, best, chance, bars };
     if (canonical) {
       network.parts.row = row(name, model);
       network.parts.quad = $("#quads").appendChild(document.createElementNS("http://www.w3.org/2000/svg", "path"));
       network.parts.quad.style.stroke = `var(--${model})`;
-      add($("#keys"), "span", { className: "key" }, `where ${name} finds it`).style.setProperty("--colour", `var(--${model})`);
+      add($("#keys"), "span", { className: "key" }, name).style.setProperty("--colour", `var(--${model})`);
     }
   });
   for (const each of digits) {
@@ -348,8 +351,7 @@ function furnish() {
   const found = networks.filter(({ rms }) => rms);
   const misses = found.map(({ name, rms }) => `${name} ${rms.angle.toFixed(1)}°, ${(100 * rms.scale).toFixed(0)} % and ${rms.place.toFixed(1)} px`);
   $("#usual").textContent = found.length && `In which pose a network likes its digits is its own choice; found is what remains without it, as the affine map nearest to the grid. Root mean square of what it misses on ${facts.calibration.toLocaleString("en")} digits in poses of training, in rotation, scale and place: ${misses.join("; ")}.`;
-  const trained = networks.map(({ name, budget, steps, batch, error }) => `${name} ${error.toFixed(2)} % (budget ${budget}, ${steps.toLocaleString("en")} steps of ${batch})`);
-  $("#trained").textContent = `Test error of these networks on ${facts.data}, ${networks[0].n_test.toLocaleString("en")} images: ${trained.join(", ")}. They learned digits turned by up to ${facts.rotation}°, of ${facts.scale.join(" to ")} times MNIST’s size, anywhere on ${facts.canvas} × ${facts.canvas} pixels.`;
+  $("#trained").textContent = `The networks were trained and tested on ${facts.data}: digits turned by up to ${facts.rotation}°, of ${facts.scale.join(" to ")} times MNIST’s size, anywhere on ${facts.canvas} × ${facts.canvas} pixels; ${networks[0].n_test.toLocaleString("en")} test images.`;
 }
 
 const paintDigits = () => digits.forEach(({ canvas, pixels }) => paint(canvas, pixels, DIGIT));
@@ -378,7 +380,7 @@ async function step(now) {
   frames += 1;
   if (since && now - since < 250) pace = pace ? 0.9 * pace + 0.1 * (now - since) : now - since;
   since = now;
-  if (pace && frames % 15 === 0) $("#speed").textContent = `${(1000 / pace).toFixed(0)} images a second through ${networks.length} networks`;
+  if (pace && frames % 15 === 0) $("#speed").textContent = `; so far ${(1000 / pace).toFixed(0)} images a second through ${networks.length} networks`;
   running = false;
   if (wanted || wanderedFrom !== null) change();
 }
@@ -541,7 +543,6 @@ async function begin() {
   $("main").hidden = false;
   furnish();
   listen();
-  $("#speed").textContent = "nothing is sent anywhere";
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) change();
   else setOff();
 }

@@ -44,11 +44,11 @@ def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
         raise UserError(f"PORT={port} cannot be had: {reason}; name another, or none for a free one") from None
 
 
-def serve(folder: Path, port: int, show: bool) -> None:
+def serve(running: ThreadingHTTPServer, show: bool) -> None:
     """Serve the page until Ctrl-C; `show` opens it in the browser of a desktop."""
-    with server(folder, port) as running:
+    with running:
         address = f"http://127.0.0.1:{running.server_port}/"
-        print(f"{folder}: {address} (Ctrl-C ends it)", flush=True)
+        print(f"{address} (Ctrl-C ends it)", flush=True)
         if show and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):  # else it would be a text browser
             webbrowser.open(address)
         try:
@@ -71,6 +71,7 @@ def main() -> None:
         if not (args.port.isascii() and args.port.isdigit() and int(args.port) < 65536):
             raise UserError(f"PORT={args.port} is no port: give a number from 1024 to 65535, or none for a free one")
         data = _config(args.data)
+        running = None if args.build else server(FOLDER, int(args.port))  # a port that is taken is told at once
         from stn.experiments.mnist.data import fetch  # these load Lightning, which a slip should not cost
         from stn.playground import NETWORKS, build, fetch_runtime, find_networks
 
@@ -80,12 +81,12 @@ def main() -> None:
                 print(f"{name}: no finished run of {args.data}/{model}, so the page is without it")
         runtime = fetch_runtime()
         fetch(data)
+        print(f"building the page of {', '.join(NETWORKS[trained.model] for trained in networks)}", flush=True)
         build(FOLDER, data, networks, runtime)
-        if not args.build:
-            serve(FOLDER, int(args.port), not args.no_browser)
-        else:
-            size = sum(file.stat().st_size for file in FOLDER.iterdir())
-            print(f"-> {FOLDER}, {size / 1e6:.1f} MB: `make play` serves it, as does any server of files")
+        size = sum(file.stat().st_size for file in FOLDER.iterdir())
+        print(f"-> {FOLDER}, {size / 1e6:.1f} MB: files that any web server can show")
+        if running:
+            serve(running, not args.no_browser)
 
 
 def _config(name: str) -> DictConfig:
