@@ -10,7 +10,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +37,7 @@ try:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 except ModuleNotFoundError as error:
     raise UserError(
-        f"{error.name} is not installed: `make export`, `make play` and `make table TABLE=8` install it, "
+        f"{error.name} is not installed: `make export` and `make table TABLE=8` install it, "
         "so does `uv pip install -r requirements-export.lock`"
     ) from None
 
@@ -158,8 +158,8 @@ def _training_of(cfg: DictConfig) -> str:
     return f"{commands[0]} FRESH=1" if commands else "python -m stn.train ..."
 
 
-def to_onnx(network: nn.Module, images: Tensor, path: Path, opset: int, outputs: Sequence[str] = ("scores",)) -> None:
-    """Write the network in float32, for any number of images shaped like these. `outputs` names what it gives.
+def to_onnx(network: nn.Module, images: Tensor, path: Path, opset: int) -> None:
+    """Write the network in float32, for any number of images shaped like these.
 
     One that cannot be written so is a UserError.
     """
@@ -172,7 +172,7 @@ def to_onnx(network: nn.Module, images: Tensor, path: Path, opset: int, outputs:
             dynamo=True,
             dynamic_shapes=({0: "batch"},),  # its name, no more
             input_names=["images"],
-            output_names=list(outputs),
+            output_names=["scores"],
             opset_version=opset,
             verbose=False,
         )

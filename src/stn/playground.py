@@ -168,20 +168,25 @@ def export(network: nn.Module, data: DictConfig, path: Path) -> dict[str, Any]:
     for parameter in network.parameters():
         parameter.data = parameter.data.half().float()
     outputs = ("scores", "seen") if network.transformer is None else ("scores", "seen", "grid")
-    to_onnx(watched(network), torch.zeros(2, 1, data.canvas, data.canvas), path, OPSET, outputs)
-    _halve(path, {f"network.{name}" for name, _ in network.named_parameters()})
+    to_onnx(watched(network), torch.zeros(2, 1, data.canvas, data.canvas), path, OPSET)
+    _finish(path, outputs, {f"network.{name}" for name, _ in network.named_parameters()})
     return {"bytes": path.stat().st_size, "parameters": sum(p.numel() for p in network.parameters())}
 
 
-def _halve(path: Path, names: set[str]) -> None:
-    """Store the tensors `names` of an ONNX file in float16, each behind a cast to float32, which runs once at start."""
+def _finish(path: Path, outputs: Sequence[str], weights: set[str]) -> None:
+    """Name the outputs of an ONNX file, and store `weights` in float16, each behind a cast that runs once, at start."""
     import onnx  # there, if `stn.deployment` could be loaded
     from onnx import numpy_helper
 
     model = onnx.load(path)
+    for output, name in zip(model.graph.output, outputs, strict=True):
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [name if each == output.name else each for each in names]
+        output.name = name
     casts = []
     for tensor in model.graph.initializer:
-        if tensor.name in names:
+        if tensor.name in weights:
             name = tensor.name
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{name}.half"))
             casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
