@@ -162,7 +162,7 @@ async function ask(network) {
   const total = powers.reduce((sum, power) => sum + power);
   const result = {
     scores: Array.from(scores.data), chances: powers.map((power) => power / total),
-    best: scores.data.indexOf(top), seen: seen.data, side: seen.dims[2],
+    best: scores.data.indexOf(top), seen: seen?.data ?? pixels, side: seen?.dims[2] ?? facts.canvas,
   };
   return grid ? { ...result, grid: grid.data, points: grid.dims[1], found: locate(grid.data, grid.dims[1], network.canonical) } : result;
 }

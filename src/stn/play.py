@@ -94,7 +94,7 @@ def _config(name: str) -> DictConfig:
     try:
         data = compose(f"data={name}", "model=cnn").data
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error)) from None
+        raise UserError(f"--data {name}: {one_line(error)}") from None
     if data.kind != "mnist" or data.distortion.kind.name != "pose":
         raise UserError(f"--data {name}: the page is for digits that are turned, scaled and moved, such as mnist_rts")
     return data

@@ -35,10 +35,11 @@ NETWORKS = {"cnn": "CNN", "st_cnn_affine": "Aff", "st_cnn_projective": "Proj", "
 SIDE = 31  # points a side of the lattice that a graph maps, from edge to edge of its output
 NINE = slice(6, 25, 9)  # which of them, in x and y, show the pose: -0.6, 0 and 0.6, as in the records of Table 1
 CALIBRATION = 1000  # validation digits, distorted anew, that say in which pose a network likes its digits
+SMALLEST = 1e-6  # share of the digit that a transformer shows
+OPSET = 20  # of ONNX, as in conf/export/onnx.yaml
 
 RUNTIME = "onnxruntime-web"
 VERSION = "1.30.0"
-OPSET = 20  # of ONNX, as in conf/export/onnx.yaml
 MD5 = "7677e2cac4b2d0a14154aef901cdab13"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # npm's integrity
 
@@ -130,10 +131,10 @@ def _first_of_each_class(digits: Digits) -> list[dict[str, Any]]:
 
 
 def watched(network: nn.Module) -> nn.Module:
-    """The network as the page runs it: images (B, 1, canvas, canvas) to (scores, seen) or (scores, seen, grid).
+    """The network as the page runs it: images (B, 1, canvas, canvas) to scores (B, 10), or to (scores, seen, grid).
 
-    `scores` (B, 10) are the network's own, `seen` (B, 1, side, side) is what its classifier sees. Behind a transformer,
-    `grid` (B, SIDE, SIDE, 2) are the canvas points (x, y) that it samples at a lattice of points of its output.
+    Behind a transformer, `seen` (B, 1, side, side) is what the classifier sees, and `grid` (B, SIDE, SIDE, 2) are the
+    canvas points (x, y) that the transformer samples at a lattice of points of its output.
     """
 
     class Watched(torch.nn.Module):
@@ -142,10 +143,10 @@ def watched(network: nn.Module) -> nn.Module:
             self.network = network
             self.lattice = lattice()
 
-        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
             transformer = network.transformer
             if transformer is None:
-                return network(images), network.seen(images)
+                return network(images)
             output, theta = transformer(images, return_theta=True)
             seen = network.pool(output)
             grid = transformer.transformation.points(theta, self.lattice)
@@ -167,7 +168,7 @@ def export(network: nn.Module, data: DictConfig, path: Path) -> dict[str, Any]:
     """
     for parameter in network.parameters():
         parameter.data = parameter.data.half().float()
-    outputs = ("scores", "seen") if network.transformer is None else ("scores", "seen", "grid")
+    outputs = ("scores",) if network.transformer is None else ("scores", "seen", "grid")
     to_onnx(watched(network), torch.zeros(2, 1, data.canvas, data.canvas), path, OPSET)
     _finish(path, outputs, {f"network.{name}" for name, _ in network.named_parameters()})
     return {"bytes": path.stat().st_size, "parameters": sum(p.numel() for p in network.parameters())}
@@ -203,7 +204,7 @@ def calibrate(network: nn.Module, data: DictConfig, digits: Digits) -> dict[str,
     `canonical` are the rows of the affine map (2, 3) from points of the transformer's output to those of the digit: the
     median over `CALIBRATION` of the digits, each in a pose drawn as in training. `rms` is how far the pose found is
     from the true one: angle in degrees, scale as a factor less 1, place in pixels of the canvas. Both are None without
-    a transformer.
+    a transformer. A UserError if it has collapsed.
     """
     if network.transformer is None:
         return {"canonical": None, "rms": None}
@@ -215,6 +216,8 @@ def calibrate(network: nn.Module, data: DictConfig, digits: Digits) -> dict[str,
     maps = fitted(network.transformer.transformation.points(theta, _nine()))
     true = _square(warp.theta(parameters).view(-1, 2, 3))  # from canvas to digit
     canonical = (true @ maps).median(0).values
+    if not canonical.det().abs() > SMALLEST:
+        raise UserError("a transformer of these networks shows a line or a point of its images: train it anew")
     poses = read_poses(maps @ canonical.inverse(), data.canvas, warp.digit)
     angle = torch.remainder(poses[:, 0] - parameters[:, 0] + 180, 360) - 180
     errors = torch.stack([angle, poses[:, 1] / parameters[:, 1] - 1, *(poses[:, 2:4] - parameters[:, 2:4]).T], 1)
