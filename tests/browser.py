@@ -89,15 +89,6 @@ def main() -> None:
                     take(browser, address, args.widths / f"{width}-{scheme}.png", width, scheme)
         else:
             take(browser, address, PICTURE, 1440)
-            shrink(PICTURE)
-
-
-def shrink(path: Path) -> None:
-    """A picture of few colours is a third of the bytes."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":
