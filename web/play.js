@@ -273,7 +273,7 @@ function show() {
   for (const input of document.querySelectorAll("input[type=range]")) {
     input.value = pose[input.name];
     const text = shown[input.name](pose[input.name]);
-    input.previousElementSibling.value = text;
+    input.previousElementSibling.textContent = text;
     input.setAttribute("aria-valuetext", text);
   }
   digits.forEach((each, i) => $("#digits").children[i].setAttribute("aria-pressed", each === digit));
