@@ -9,7 +9,6 @@ import webbrowser
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -25,7 +24,7 @@ FOLDER = Path("outputs/play")
 class Handler(SimpleHTTPRequestHandler):
     """Serves files and says nothing; a page that is built anew is loaded anew."""
 
-    extensions_map: ClassVar = {**SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript"}
+    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript"}  # noqa: RUF012
 
     def end_headers(self) -> None:
         self.send_header("Cache-Control", "no-cache")

@@ -28,6 +28,7 @@ from stn.data.progress import writing
 from stn.deployment import to_onnx
 from stn.errors import UserError
 from stn.experiments.mnist.data import Digits, distortion, undistorted
+from stn.experiments.mnist.distortions import Pose
 from stn.training.run import load, quieten
 
 WEB = Path(__file__).parents[2] / "web"
@@ -130,8 +131,8 @@ def _first_of_each_class(digits: Digits) -> list[dict[str, Any]]:
     return [{"label": label, "pixels": text} for label, text in enumerate(pixels)]
 
 
-def watched(network: nn.Module) -> nn.Module:
-    """The network as the page runs it: images (B, 1, canvas, canvas) to scores (B, 10), or to (scores, seen, grid).
+def watched(network: Any) -> nn.Module:
+    """A `DigitNetwork` as the page runs it: images (B, 1, canvas, canvas) to scores (B, 10), or to (scores, seen, grid).
 
     Behind a transformer, `seen` (B, 1, side, side) is what the classifier sees, and `grid` (B, SIDE, SIDE, 2) are the
     canvas points (x, y) that the transformer samples at a lattice of points of its output.
@@ -161,7 +162,7 @@ def lattice() -> Tensor:
     return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
 
 
-def export(network: nn.Module, data: DictConfig, path: Path) -> dict[str, Any]:
+def export(network: Any, data: DictConfig, path: Path) -> dict[str, Any]:
     """Write the graph of `watched(network)`. Returns its size in `bytes` and how many `parameters` it has.
 
     The network's weights are rounded to float16, here too, and stored so: half of the file. All arithmetic is float32.
@@ -198,7 +199,7 @@ def _finish(path: Path, outputs: Sequence[str], weights: set[str]) -> None:
     onnx.save(model, path)
 
 
-def calibrate(network: nn.Module, data: DictConfig, digits: Digits) -> dict[str, Any]:
+def calibrate(network: Any, data: DictConfig, digits: Digits) -> dict[str, Any]:
     """In which pose a transformer likes its digits, and how well it finds the pose of others.
 
     `canonical` are the rows of the affine map (2, 3) from points of the transformer's output to those of the digit: the
@@ -209,6 +210,7 @@ def calibrate(network: nn.Module, data: DictConfig, digits: Digits) -> dict[str,
     if network.transformer is None:
         return {"canonical": None, "rms": None}
     warp = distortion(data)
+    assert isinstance(warp, Pose)  # `build` takes no other
     images = digits.images[:CALIBRATION]
     parameters = warp.draw(len(images), generator(data.seed, "play"))
     with torch.inference_mode():
