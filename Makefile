@@ -4,7 +4,7 @@ $(error error: $(CURDIR) is not the project's folder: run make there, or make -C
 endif
 
 # What may stand on make's command line. A misspelt BUDGET would else be ignored, and another table trained.
-VARIABLES := TABLE BUDGET SEEDS COLUMNS NUMBERS BIRDS ORACLE JOBS FRESH TRAINER PYTHON VENV CHECKPOINT ONLY DEVICE QUICK SERVE
+VARIABLES := TABLE BUDGET SEEDS COLUMNS NUMBERS BIRDS ORACLE JOBS FRESH TRAINER PYTHON VENV CHECKPOINT ONLY DEVICE QUICK SERVE PORT OPEN
 # The command line alone counts: a shell may have exported such a name for another purpose. COLUMNS, the width of the
 # terminal, is often exported, and programs read it: KNOB_COLUMNS is the knob.
 EXPORTED := $(foreach name,$(VARIABLES),$(if $(findstring <environment>,<$(origin $(name))>),$(name)))
@@ -39,7 +39,7 @@ endif
 on = $(filter-out 0 no false,$(1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo table figures export test coverage lint check bench docs lock clean
+.PHONY: help setup demo table figures export play test coverage lint check bench docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ export: setup  ## CHECKPOINT=outputs/runs/.../last.ckpt: as ONNX, float32 and in
 	@$(SETUP) export
 	@python -m stn.export $(if $(CHECKPOINT),checkpoint="$(CHECKPOINT)")
 
+play: setup  ## a page: draw a digit, and see what the transformers make of it; BUDGET=, PORT=8000, OPEN=0
+	@$(SETUP) export
+	@python -m stn.play $(if $(BUDGET),--budget "$(BUDGET)") $(if $(PORT),--port "$(PORT)") $(if $(OPEN),$(if $(call on,$(OPEN)),,--no-browser))
+
 test: setup  ## the test suite: no network; real MNIST if STN_DATA_MIRROR holds it
 	@PYTHONUTF8=1 python -m pytest -n 2
 
@@ -87,9 +91,9 @@ docs: setup  ## the documentation as a site in outputs/site, without a network; 
 	@NO_MKDOCS_2_WARNING=1 python -m mkdocs $(if $(call on,$(SERVE)),serve,build --strict)
 	@$(if $(call on,$(SERVE)),,echo "open outputs/site/index.html")
 
-lock:  # not for every day: resolve requirements.lock anew; those of bench, docs, trunks and export are what these add to it
+lock:  # not for every day: resolve requirements.lock anew; those of the extras are what these add to it
 	@$(COMPILE) --extra dev pyproject.toml -o requirements.lock
-	@for extra in bench docs trunks export; do \
+	@for extra in bench docs trunks export browser; do \
 		$(COMPILE) --extra dev --extra $$extra --constraints requirements.lock pyproject.toml | \
 		awk 'NR == FNR {if (/^[^ ]/) base[$$1]; next} /^[^ ]/ {new = !($$1 in base)} new' requirements.lock - > requirements-$$extra.lock; \
 	done

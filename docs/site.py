@@ -3,6 +3,8 @@
 Pages link to figures, reports and sources outside of docs/ (`../../reports/figures/table1.png`), so that the links work
 where the repository is shown. Here such a link is turned towards the file's place on the site. A Markdown file becomes
 a page, any other file is copied when the site is built. A link to a file that is not there fails a strict build.
+
+The page of `make play` is put on the site, and shown on docs/play.md, where it has been built.
 """
 
 import posixpath
@@ -16,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)\s#]+)(?P<after>(#[^)\s]*)?\))")
 MARK = re.compile(r"^<!-- (index: .*|[\w@/.-]+:(begin|end)) -->\n", re.MULTILINE)
 FOREIGN = re.compile(r"<(script|link|img|iframe|source|video|audio)\b[^>]*\b(src|href|srcset)=[\"']?(https?:)?//[^>]*>")
+PLAY, PLACE = ROOT / "outputs/play", "<!-- the page -->\n"
+FRAME = '<iframe src="play/index.html" title="Undistort what you draw" loading="lazy" class="play"></iframe>\n'
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -28,6 +32,9 @@ def on_files(files, config):
         file = waiting.pop()
         for _, path in links(file.content_string, repository_path(file.src_uri)):
             waiting += add(path, files, config)
+    if (PLAY / "facts.json").is_file():
+        for path in sorted(PLAY.iterdir()):
+            files.append(File.generated(config, f"play/{path.name}", abs_src_path=str(path)))
     return files
 
 
@@ -42,6 +49,8 @@ def on_page_markdown(markdown, page, config, files):
             return match[0]
         return f"{match['before']}{posixpath.relpath(site_path(path), here or '.')}{match['after']}"
 
+    if source == "play.md":
+        markdown = markdown.replace(PLACE, FRAME if (PLAY / "facts.json").is_file() else "")
     if source.startswith("reports/"):
         page.meta.setdefault("search", {"exclude": True})  # tables of numbers, which the pages show in part
     parts = re.split(f"({FENCE.pattern})", MARK.sub("", markdown), flags=FENCE.flags)
