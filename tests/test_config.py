@@ -216,7 +216,7 @@ def test_a_wrong_override_is_one_line_that_names_it(override, named):
             ("budget.explore_share=0.5", "budget.gradient=pathwise", "budget.pull=1"),
             "budget.gradient=pathwise has no pull",
         ),
-        (("data=colocalisation_t", "model=colocalisation", "budget.random_share=0.5"), "has no transformer to explore"),
+        (("data=colocalisation_t", "model=colocalisation", "budget.random_share=0.5"), "has no windows that could"),
         (("data=cub_224", "model=cub_2st", "budget.random_share=1.5"), "more than all steps"),
         (("data=cub_224", "model=cub_2st", "model.spread=0"), "model.spread=0 starts all windows in the middle"),
         (("data=cub_448", "model=cub_4st", "data.annotated=true"), "model=cub_4st is not of 2 windows"),

@@ -25,13 +25,15 @@ SHORT = (f"budget.batch_size={BATCH}", f"budget.steps={STEPS}", "budget.validate
 DIGITS = ("data.source=digits", "data.raw=raw/digits", "data.validation=200")
 TINY = ("model.localisation.filters=4", "model.localisation.features=6")
 SVHN = ("data.validation=4", "data.raw=raw/svhn", "data.augment.scale=0.2", "model.width=0.05")
+BIRDS = ("data.classes=4", "data.raw=raw/cub", "data.side=72", "data.canvas=64")
 SMALL = {  # cell: what makes it small
     Cell("digits_r", "st_cnn_affine"): (*DIGITS, "data.draws=1"),
     Cell("mnist_p", "fcn"): (*DIGITS, "data.train=frozen"),
     Cell("mnist_rts", "cnn", ("data.undo=true",)): DIGITS,
     Cell("mnist_ts", "cnn"): DIGITS,
     Cell("svhn_64", "svhn_cnn"): SVHN,
-    Cell("cub_224", "cub_cnn"): ("data.classes=4", "data.raw=raw/cub", "data.side=72", "data.canvas=64"),
+    Cell("cub_224", "cub_cnn"): BIRDS,
+    Cell("cub50_224", "cub_2st", ("model.size=112",)): BIRDS,
     Cell("mnist_addition", "st_fcn_affine", ("model.parallel=2",)): DIGITS,
     Cell("colocalisation_t", "colocalisation"): (*DIGITS, "data.images=6", "model.pretrained=classifier.npz"),
     Cell("colocalisation_tc", "colocalisation"): (*DIGITS, "data.images=9", "model.pretrained=classifier.npz"),
@@ -66,7 +68,7 @@ def settings(folder, request, monkeypatch):
     sizes = {path.name.partition(".")[0]: path.stat().st_size for path in (folder / "mirror/svhn").glob("*.gz")}
     monkeypatch.setattr(download, "SVHN_BYTES", sizes)
     small = [f"data={cell.data}", f"data.stored=stored/{name}", *cell.settings, *small]
-    doors = {"svhn_64": ("fetch", "crop"), "cub_224": ("crop",)}.get(cell.data, ("distort",))
+    doors = {"svhn_64": ("fetch", "crop"), "cub_224": ("crop",), "cub50_224": ("crop",)}.get(cell.data, ("distort",))
     for door in doors if not (folder / "stored" / name).exists() else ():
         result = run(f"stn.{door}", *(setting for setting in small if setting.startswith("data")), cwd=folder)
         assert result.returncode == 0, result.stderr
