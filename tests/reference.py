@@ -404,8 +404,8 @@ def write(cases: list[Case], path: Path) -> None:
             split: [float(f"{max(each):.1e}") for each in zip(*(one[split] for one in found), strict=True)]
             for split in SPLITS
         }
-    kept = json.loads(path.read_text())["curves"] if path.exists() else {}
-    kept = {case.name: kept[case.name] for case in CASES if case.name in kept} | curves
+    known = (json.loads(path.read_text())["curves"] if path.exists() else {}) | curves
+    kept = {case.name: known[case.name] for case in CASES if case.name in known}
     text = json.dumps({"machine": machine(), "curves": kept}, indent=1)
     text = re.sub(r"\[\s*([^][{}]*?)\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     path.write_text(text + "\n")

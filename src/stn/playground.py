@@ -279,7 +279,7 @@ def _addresses() -> tuple[str, ...]:
     """Where the package is, as npm and its settings have it; none if there is no npm, but a mirror."""
     try:
         command = ["npm", "view", f"{RUNTIME}@{VERSION}", "dist.tarball"]
-        return (subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip(),)
+        return (subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=120).stdout.strip(),)
     except (OSError, subprocess.SubprocessError) as error:
         if os.environ.get("STN_DATA_MIRROR"):
             return ()

@@ -1,5 +1,6 @@
 """Runs: train the seeds of one cell and write its record; test a checkpoint."""
 
+import copy
 import ctypes
 import json
 import logging
@@ -175,7 +176,8 @@ def test(cfg: DictConfig) -> tuple[DictConfig, DictConfig, np.ndarray]:
     groups = typed(made)
     for group in ("data", "budget"):
         if group in asked:
-            groups[group] = cfg[group]
+            groups[group] = copy.deepcopy(cfg[group])
+            OmegaConf.set_readonly(groups[group], False)
         for key in (key for key in asked if key.startswith(f"{group}.")):
             OmegaConf.update(groups[group], key.removeprefix(f"{group}."), OmegaConf.select(cfg, key))
     data = groups["data"]
