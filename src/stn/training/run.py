@@ -176,6 +176,7 @@ def test(cfg: DictConfig) -> tuple[DictConfig, DictConfig, np.ndarray]:
     for group in ("data", "budget"):
         if group in asked:
             groups[group] = cfg[group]
+            continue
         for key in (key for key in asked if key.startswith(f"{group}.")):
             OmegaConf.update(groups[group], key.removeprefix(f"{group}."), OmegaConf.select(cfg, key))
     data = groups["data"]
