@@ -1,6 +1,5 @@
 """Runs: train the seeds of one cell and write its record; test a checkpoint."""
 
-import copy
 import ctypes
 import json
 import logging
@@ -176,8 +175,8 @@ def test(cfg: DictConfig) -> tuple[DictConfig, DictConfig, np.ndarray]:
     groups = typed(made)
     for group in ("data", "budget"):
         if group in asked:
-            groups[group] = copy.deepcopy(cfg[group])
-            OmegaConf.set_readonly(groups[group], False)
+            groups[group] = cfg[group]
+            continue
         for key in (key for key in asked if key.startswith(f"{group}.")):
             OmegaConf.update(groups[group], key.removeprefix(f"{group}."), OmegaConf.select(cfg, key))
     data = groups["data"]
