@@ -521,6 +521,8 @@ def test_everything_that_can_be_pressed_has_a_name_and_is_reached_by_tab(page):
             !(each.ariaLabel || each.textContent.trim() || each.labels?.[0]?.textContent.trim())).length"""
     )
     assert nameless == 0
+    for name in ("rotation", "scale", "right", "down", "slant"):
+        assert page.get_by_role("slider", name=name, exact=True).count() == 1
     page.evaluate("document.activeElement.blur()")
     count = page.locator("button, input").count()
     outlines = {}

@@ -132,7 +132,7 @@ def _first_of_each_class(digits: Digits) -> list[dict[str, Any]]:
 
 
 def watched(network: Any) -> nn.Module:
-    """A `DigitNetwork` as the page runs it: images (B, 1, canvas, canvas) to scores (B, 10), or (scores, seen, grid).
+    """A `DigitNetwork` as the page runs it: images (B, 1, canvas, canvas) to scores (B, 10) or (scores, seen, grid).
 
     Behind a transformer, `seen` (B, 1, side, side) is what the classifier sees, and `grid` (B, SIDE, SIDE, 2) are the
     canvas points (x, y) that the transformer samples at a lattice of points of its output.
