@@ -85,7 +85,7 @@ class Learner(L.LightningModule):
         return loss
 
     def _loss_of(self, images: Tensor, labels: Tensor, step: int, part: int) -> Tensor:
-        """The mean loss of a training batch, as `stn.config.BudgetConfig` says for that step."""
+        """The mean loss of a training batch, as `stn.schema.BudgetConfig` says for that step."""
         budget, n = self.cfg.budget, len(labels)
         scattered = round(budget.random_share * budget.steps)
         explored = scattered + round(budget.explore_share * budget.steps)

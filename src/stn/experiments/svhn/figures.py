@@ -47,7 +47,7 @@ def draw_windows(records: Sequence[Record]) -> Sheet:
             height += high + low + words
         height += gap
     height += bottom
-    with open_sheet(width, height, photos=True) as sheet:
+    with open_sheet(width, height, photos=True, step=5) as sheet:
         sheet.text(0.2, 0.32, "Where the transformers look", size=12, weight="bold")
         count = max(record.arrays["example_windows"].shape[1] for record in shown.records.values())
         _draw_key(sheet, 0.2, 0.56, count)
