@@ -25,7 +25,7 @@ from stn.experiments.svhn import archive as svhn
 from stn.experiments.svhn import crops
 from stn.experiments.svhn.archive import digits_in, table_of
 from stn.experiments.svhn.crops import recipe, store
-from stn.experiments.svhn.data import SvhnSource
+from stn.experiments.svhn.data import StoredSvhn, SvhnSource
 from stn.experiments.svhn.figures import draw_windows
 from stn.experiments.svhn.table import HOUSE_NUMBERS
 from stn.report.records import load_records
@@ -844,6 +844,47 @@ def test_evidence_adds_four_wrongly_read_numbers(cropped, base):
     found = source.evidence(Looker(), {"theta1": np.zeros(1), "correct": correct})
     chosen = [*range(8), 9, 11, 13, 15]
     np.testing.assert_array_equal(found["example_label"], source.sets["test"].labels[chosen])
+
+
+def test_evidence_of_whole_images_moves_each_number_as_far_as_it_stays_inside(cropped, base):
+    """Numbers are red: where the red is in a moved image is measured without the source."""
+    source, side, n = numbers(cropped, base), 64, 60
+    source.data = OmegaConf.merge(source.data, {"whole": True})
+    draws = np.random.RandomState(0)
+    images, boxes = np.full((n, side, side, 3), 90, np.uint8), np.zeros((n, 4))
+    for image, box in zip(images, boxes, strict=True):
+        left, top = draws.randint(1, side - 5, 2)  # the outermost pixels go on, and are not red
+        right, bottom = draws.randint((left + 4, top + 4), side)
+        image[top:bottom, left:right] = 255, 0, 0
+        box[:] = np.array([left, top, right, bottom]) * 2 / side - 1
+    labels = torch.full((n, 5), 10)
+    labels[::2] = 0  # what Looker says
+    source.sets["test"] = StoredSvhn(images, labels, boxes)
+    evidence = source.evidence(Looker(), {"theta1": np.zeros((n, 6)), "correct": np.ones(n, bool)})
+    np.testing.assert_array_equal(evidence["moved_correct"], np.arange(n) % 2 == 0)
+    np.testing.assert_array_equal(evidence["moved_said"], np.zeros((8, 5)))
+    np.testing.assert_allclose(evidence["moved_seen"], evidence["moved_input"][:, :, ::-1], atol=1)
+    assert evidence["moved_window_all"].shape == (n, 2, 4, 2)
+    moved = evidence["moved_box"].astype(float)
+    assert (np.abs(moved) <= 1 + 1e-3).all()
+    np.testing.assert_allclose(moved[:, 2:] - moved[:, :2], boxes[:, 2:] - boxes[:, :2], atol=4e-3)
+    for image, box in zip(evidence["moved_input"].astype(float), moved[:8], strict=True):
+        red = np.clip((image[..., 0] - image[..., 1]) / 255, 0, 1)
+        inner = (box + 1) * side / 2
+        for axis, (low, high) in enumerate((inner[[0, 2]], inner[[1, 3]])):
+            place = np.flatnonzero(red.max(axis) > 0.5)
+            assert abs(place[0] - low) <= 1 and abs(place[-1] + 1 - high) <= 1
+    # The places are uniform in the room that there is: not all at one side, nor in the middle.
+    room = 2 - (boxes[:, 2:] - boxes[:, :2])
+    share = (moved[:, :2] + 1) / room
+    assert (share.min(0) < 0.15).all() and (share.max(0) > 0.85).all()
+
+
+def test_evidence_of_whole_images_is_there_for_a_network_without_a_transformer(cropped, base):
+    source = numbers(cropped, base)
+    source.data = OmegaConf.merge(source.data, {"whole": True})
+    evidence = source.evidence(Looker(), {"correct": np.ones(7, bool)})
+    assert {name: array.shape for name, array in evidence.items()} == {"moved_correct": (7,), "moved_said": (7, 5)}
 
 
 # Real images

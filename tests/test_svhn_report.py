@@ -1,12 +1,24 @@
 """Promises of Table 2: errors by position, last windows, cited rows and derived sets, on synthetic records."""
 
+import json
 import re
+from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from scipy import stats
 
 from stn.errors import UserError
-from stn.experiments.svhn.reading import describe_positions, describe_windows, measure_last_windows, measure_positions
+from stn.experiments.svhn.figures import draw_windows
+from stn.experiments.svhn.reading import (
+    describe_moved,
+    describe_positions,
+    describe_windows,
+    measure_last_windows,
+    measure_moved,
+    measure_positions,
+)
 from stn.experiments.svhn.table import HOUSE_NUMBERS
 from stn.report.csv import render_csv
 from stn.report.markdown import render_grid, render_markdown
@@ -77,6 +89,66 @@ def test_whether_the_last_window_follows_the_number_is_measured(tmp_path):
     away = np.abs(noise - middle)[known, 1]
     assert np.abs(away - 0.44).min() > 1e-3
     assert cell.held == pytest.approx(100 * (away < 0.44).sum() / 64)
+
+
+def moved_of(path, correct, windows=None, boxes=None):
+    """Gives the record at a path what its network does with moved images."""
+    with np.load(path.with_suffix(".npz")) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    arrays["moved_correct"] = correct
+    if windows is not None:
+        arrays |= {"moved_window_all": windows[:, None], "moved_box": boxes, "moved_said": arrays["example_said"]}
+        arrays |= {"moved_input": arrays["example_input"], "moved_seen": arrays["example_seen"]}
+    np.savez(path.with_suffix(".npz"), **arrays)
+
+
+@pytest.fixture
+def moved(tmp_path):
+    """The CNN, right in 16 of 64 moved images, and Single, right in 48, whose window knows the number's x alone."""
+    draws = np.random.default_rng(0)
+    middle = np.column_stack([np.linspace(-0.9, 0.9, 64), np.zeros(64)])
+    boxes = np.concatenate([middle - 0.1, middle + 0.1], 1)
+    centre = np.column_stack([middle[:, 0], draws.uniform(-0.05, 0.05, 64)])
+    paths = [write_cell(tmp_path, row, PHOTOGRAPHS, [9], n_test=64) for row in ("CNN", "ST-CNN Single")]
+    moved_of(paths[0], np.arange(64) < 16)
+    moved_of(paths[1], np.arange(64) >= 16, rectangles(centre - 0.2, centre + 0.2), boxes)
+    facts = json.loads(paths[1].read_text())
+    facts["config"]["model"]["start"] = [0.5, 0.8]
+    paths[1].write_text(json.dumps(facts))
+    return load_records(HOUSE_NUMBERS, paths)
+
+
+def test_what_networks_do_with_moved_photographs_is_measured(moved):
+    cnn, single = measure_moved(moved)
+    assert (cnn.still, cnn.moved, cnn.p) == (pytest.approx(100 * 9 / 64), 75, None)
+    assert single.moved == 25 and single.p == pytest.approx(stats.binomtest(16, 64).pvalue)
+    assert single.follows[0] == pytest.approx(1, abs=1e-3) and np.isnan(single.follows[1])
+    assert single.held == 100
+    # The first window is 1 wide: nine tenths of a number 0.2 wide lie inside up to 0.42 from the middle.
+    assert single.held_by_start == pytest.approx(100 * (np.abs(np.linspace(-0.9, 0.9, 64)) <= 0.42).mean(), abs=1)
+
+
+def test_the_section_of_moved_photographs_says_so(moved):
+    section = describe_moved(HOUSE_NUMBERS, moved)
+    lines = render_grid(section.blocks[-1]).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [cell.strip() for cell in lines[-2].split("|")][1:-1] == ["CNN", "14.06", "75.00", *"––––"]
+    assert "## When the photographs are moved" in render_markdown(HOUSE_NUMBERS, moved)
+
+
+def test_records_without_moved_photographs_have_no_such_section(records):
+    assert describe_moved(HOUSE_NUMBERS, records) is None
+
+
+def test_the_figure_shows_the_moved_photographs_too(moved, tmp_path):
+    draw_windows(moved).save(tmp_path / "moved.png")
+    still = [replace(record, arrays=dict(record.arrays)) for record in moved]
+    for record in still:
+        del record.arrays["moved_correct"]
+        record.arrays.pop("moved_input", None)
+    draw_windows(still).save(tmp_path / "still.png")
+    heights = [plt.imread(tmp_path / f"{name}.png").shape[0] for name in ("moved", "still")]
+    assert heights[0] > 1.5 * heights[1]
 
 
 def test_a_window_that_stands_still_follows_nothing(tmp_path):

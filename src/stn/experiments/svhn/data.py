@@ -19,6 +19,7 @@ from stn.geometry.transforms import pixel_centres
 DOOR = "crop"  # `python -m stn.crop` stores its sets
 
 CHUNK = 500  # images at a time where all of a set pass
+EXAMPLES = 8  # test images that figures show
 __all__ = ["DOOR", "SvhnSource", "fetch", "source", "store"]
 
 
@@ -120,26 +121,31 @@ class SvhnSource:
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the report shows of the transformers on the test set; nothing for a network without one.
+        """What the report shows of the networks on the test set.
 
-        example_input, example_label, example_said: the first eight test images, and four that are read wrongly.
-        example_windows (N, K, 4, 2): the corners of the window of each of K transformers; example_seen: what the last
-        one hands on. window_all (n, K, 4, 2) and box (n, 4): the windows and the number's box of every test image.
+        With a transformer. example_input, example_label, example_said: the first eight test images, and four that are
+        read wrongly. example_windows (N, K, 4, 2): the corners of the window of each of K transformers; example_seen:
+        what the last one hands on. window_all (n, K, 4, 2) and box (n, 4): the windows and the number's box of every
+        test image.
+
+        Of a set of whole images, whose numbers stand near the middle, the same where each test image is moved at
+        random, as far as its number stays inside: moved_correct (n,), which are read rightly, and moved_said, what is
+        read in the first eight; with a transformer moved_window_all and moved_box, moved_input and moved_seen too.
         """
-        if not any(name.startswith("theta") for name in arrays):
-            return {}
+        transforms = any(name.startswith("theta") for name in arrays)
+        moved = self._moved_evidence(network, transforms) if self.data.whole else {}
+        if not transforms:
+            return moved
         made, device = self.sets["test"], next(network.parameters()).device
         everything = torch.arange(self.count("test"))
         windows = [network.windows(self.batch("test", some, device)[0]) for some in everything.split(CHUNK)]  # type: ignore[operator]
         windows = torch.cat(windows).half().cpu().numpy()
         wrong = np.flatnonzero(~arrays["correct"])
-        first = everything[:8]
+        first = everything[:EXAMPLES]
         chosen = torch.cat([first, torch.from_numpy(wrong[wrong >= len(first)][:4])])
         pixels = self._pixels("test", chosen, device)
         images = self._finished(pixels)
-        seen = network.seen(images).float()  # type: ignore[operator]
-        if self.data.centred:
-            seen = seen + pixels.mean((1, 2, 3), keepdim=True)
+        seen = self._coloured(network.seen(images).float(), pixels)  # type: ignore[operator]
         window = (self.data.canvas - self.side) // 2
         window = np.array([window, window, window + self.side, window + self.side])
         found = {
@@ -153,7 +159,35 @@ class SvhnSource:
             "example_windows": windows[chosen.numpy()],
             "window_all": windows,
             "box": in_frame((made.boxes + 1) / 2 * self.data.canvas, window).astype(np.float16),
+            **moved,
         }
+
+    def _moved_evidence(self, network: nn.Module, transforms: bool) -> dict[str, np.ndarray]:
+        """What `evidence` says of test images that are moved; the same random places for every network."""
+        boxes, device = torch.from_numpy(np.array(self.sets["test"].boxes)).float(), next(network.parameters()).device
+        draws = torch.rand(len(boxes), 2, generator=torch.Generator().manual_seed(0))
+        # How far each number may go left and up, and right and down; a number larger than the image stays.
+        first, last = (-1 - boxes[:, :2]).clamp(max=0), (1 - boxes[:, 2:]).clamp(min=0)
+        distances = first + (last - first) * draws
+        correct, windows, examples = [], [], {}
+        for some in torch.arange(len(boxes)).split(CHUNK):
+            pixels = self._pixels("test", some, device)
+            pixels = bilinear(pixels, self._grid(torch.ones(len(some), 2), -distances[some]).to(device))
+            images = self._finished(pixels)
+            answers = network(images).argmax(-1)
+            correct.append((answers == self._labels("test", some, device)).all(1))
+            if transforms:
+                windows.append(network.windows(images).half())  # type: ignore[operator]
+            if not examples:
+                examples["moved_said"] = answers[:EXAMPLES].to(torch.uint8)
+                if transforms:
+                    seen = network.seen(images[:EXAMPLES]).float()  # type: ignore[operator]
+                    examples["moved_input"] = _shown(pixels[:EXAMPLES])
+                    examples["moved_seen"] = _shown(self._coloured(seen, pixels[:EXAMPLES]))
+        moved = {"moved_correct": torch.cat(correct), **examples}
+        if transforms:
+            moved |= {"moved_window_all": torch.cat(windows), "moved_box": (boxes + distances.repeat(1, 2)).half()}
+        return {name: value.cpu().numpy() for name, value in moved.items()}
 
     def _held(self, index: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Random windows of training images that hold their numbers: sides, as shares of the canvas's, and centres.
@@ -196,6 +230,10 @@ class SvhnSource:
         if self.data.centred:
             images = images - images.mean((1, 2, 3), keepdim=True)
         return images.contiguous(memory_format=torch.channels_last)
+
+    def _coloured(self, seen: Tensor, pixels: Tensor) -> Tensor:
+        """What a network sees, with the mean of the image's pixels that `_finished` takes away."""
+        return seen + pixels.mean((1, 2, 3), keepdim=True) if self.data.centred else seen
 
     def _labels(self, split: str, index: Tensor, device: torch.device) -> Tensor:
         return self.sets[split].labels[index.cpu()].to(device)

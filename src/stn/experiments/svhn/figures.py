@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,55 +28,82 @@ SHOWN, NONE = 8, 10  # test images in a row; the answer "no digit here"
 WINDOWS = ("#F0E442", "#56B4E9", "#CC79A7", "#D55E00")  # the transformers of a network in order; the last one is strong
 
 
+@dataclass(frozen=True)
+class Strip:
+    """What one network does with the same test images: images and windows on them, what is handed on, what is read."""
+
+    name: str
+    inputs: np.ndarray
+    windows: np.ndarray
+    seen: np.ndarray
+    said: np.ndarray
+    labels: np.ndarray
+
+
 def draw_windows(records: Sequence[Record]) -> Sheet:
-    """Per column and network the first test images: windows on them, what the last hands on, what is read."""
+    """Per column and network the first test images: windows on them, what the last hands on, what is read.
+
+    Below a column of whole images stand the same images as they are moved in the records' evidence.
+    """
     shown = select(HOUSE_NUMBERS, records, lambda row: row.transformer)
-    n = min(SHOWN, *(len(record.arrays["example_input"]) for record in shown.records.values()))
+    blocks = []  # title, what its images are, the strip of each network
+    for column in shown.columns:
+        present = [shown.records[row, column] for row in shown.rows if (row, column) in shown.records]
+        blocks.append((column.label, present[0].part or "", [_strip(record) for record in present]))
+        moved = [_moved_strip(record) for record in present if "moved_input" in record.arrays]
+        if moved:
+            blocks.append((f"{column.label}, moved", "each moved at random, as far as its number stays inside", moved))
+    strips = [strip for _, _, strips in blocks for strip in strips]
+    n = min(SHOWN, *(len(strip.inputs) for strip in strips))
     unit = 0.47  # inches for half an image
     across, high, low = 2 * 1.18 * unit, 2 * 1.16 * unit, 2 * 1.06 * unit  # a tile's width; its height with windows
     left, top, title, words, gap, bottom = 1.50, 0.86, 0.44, 0.46, 0.16, 0.40
     width = left + max(n, 5) * across + 0.1
     edge = left + 0.18 * unit
-    parts, tops, height = {}, {}, top  # what each column's images are; where the block of each cell begins
-    for column in shown.columns:
-        present = [row for row in shown.rows if (row, column) in shown.records]
-        part = shown.records[present[0], column].part or ""
-        parts[column] = textwrap.wrap(part, int((width - edge) / LETTER))
-        height += title + LINE * len(parts[column])
-        for row in present:
-            tops[row, column] = height
-            height += high + low + words
-        height += gap
-    height += bottom
+    parts = [textwrap.wrap(part, int((width - edge) / LETTER)) for _, part, _ in blocks]
+    heights = [title + LINE * len(lines) for lines in parts]  # of what stands above each block
+    height = top + sum(heights) + len(strips) * (high + low + words) + gap * len(blocks) + bottom
     with open_sheet(width, height, photos=True, step=5) as sheet:
         sheet.text(0.2, 0.32, "Where the transformers look", size=12, weight="bold")
-        count = max(record.arrays["example_windows"].shape[1] for record in shown.records.values())
-        _draw_key(sheet, 0.2, 0.56, count)
-        for column, lines in parts.items():
-            y = min(tops[place] for place in tops if place[1] is column) - 0.11 - LINE * len(lines)
-            sheet.text(edge, y, column.label, size=13, weight="bold", va="baseline")
+        _draw_key(sheet, 0.2, 0.56, max(strip.windows.shape[1] for strip in strips))
+        y = top
+        for (label, _, members), lines, above in zip(blocks, parts, heights, strict=True):
+            y += above
+            first = y - 0.11 - LINE * len(lines)
+            sheet.text(edge, first, label, size=13, weight="bold", va="baseline")
             for i, line in enumerate(lines):
-                sheet.text(edge, y + 0.03 + LINE * (i + 1), line, color=GREY, va="baseline")
-        for (row, column), y in tops.items():
-            arrays = shown.records[row, column].arrays
-            sheet.text(0.2, y + high / 2, row.name, size=11, weight="bold", va="center")
-            sheet.text(left - 0.05, y + high / 2, "windows", ha="right", va="center")
-            sheet.text(left - 0.05, y + high + low / 2, "handed on", ha="right", va="center")
-            sheet.text(left - 0.05, y + high + low + 0.13, "label", ha="right", va="center")
-            for i in range(n):
-                x = left + i * across
-                image = sheet.tile(x, y, across, high, unit)
-                draw_image(image, arrays["example_input"][i], PALE)
-                _draw_outlines(image, arrays["example_windows"][i].astype(float))
-                draw_image(sheet.tile(x, y + high, across, low, unit), arrays["example_seen"][i], WINDOWS[-1])
-                label, answer = (_format_number(arrays[name][i]) for name in ("example_label", "example_said"))
-                middle = {"ha": "center", "va": "center"}
-                sheet.text(x + across / 2, y + high + low + 0.13, label, **middle)
-                if answer != label:
-                    sheet.text(x + across / 2, y + high + low + 0.30, f"read {answer}", color=WRONG, **middle)
+                sheet.text(edge, first + 0.03 + LINE * (i + 1), line, color=GREY, va="baseline")
+            for strip in members:
+                sheet.text(0.2, y + high / 2, strip.name, size=11, weight="bold", va="center")
+                sheet.text(left - 0.05, y + high / 2, "windows", ha="right", va="center")
+                sheet.text(left - 0.05, y + high + low / 2, "handed on", ha="right", va="center")
+                sheet.text(left - 0.05, y + high + low + 0.13, "label", ha="right", va="center")
+                for i in range(n):
+                    x = left + i * across
+                    image = sheet.tile(x, y, across, high, unit)
+                    draw_image(image, strip.inputs[i], PALE)
+                    _draw_outlines(image, strip.windows[i].astype(float))
+                    draw_image(sheet.tile(x, y + high, across, low, unit), strip.seen[i], WINDOWS[-1])
+                    number, answer = _format_number(strip.labels[i]), _format_number(strip.said[i])
+                    middle = {"ha": "center", "va": "center"}
+                    sheet.text(x + across / 2, y + high + low + 0.13, number, **middle)
+                    if answer != number:
+                        sheet.text(x + across / 2, y + high + low + 0.30, f"read {answer}", color=WRONG, **middle)
+                y += high + low + words
+            y += gap
         source = describe_source(shown.records.values(), "ST-CNN, ", f"the first {n} test images of each set")
         sheet.text(edge, height - 0.15, source, size=7.5, color=GREY)
     return sheet
+
+
+def _strip(record: Record) -> Strip:
+    names = ("example_input", "example_windows", "example_seen", "example_said", "example_label")
+    return Strip(record.row.name, *(record.arrays[name] for name in names))
+
+
+def _moved_strip(record: Record) -> Strip:
+    names = ("moved_input", "moved_window_all", "moved_seen", "moved_said", "example_label")
+    return Strip(record.row.name, *(record.arrays[name] for name in names))
 
 
 def _draw_outlines(axes: Axes, windows: np.ndarray) -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stn.report.comparisons import format_p
 from stn.report.matrix import format_correlation
 from stn.report.records import Record
-from stn.report.statistics import follow, seen
+from stn.report.statistics import follow, mcnemar, seen
 from stn.report.table import Grid, Section, Table
 
 HELD = 0.9  # the share of a number that a window shows where it is said to hold it
@@ -49,6 +50,25 @@ class LastWindow:
     held: float
     follows: tuple[float, float]
     spread: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a network does where each test image is moved at random, as far as its number stays inside; the first seed.
+
+    `still` and `moved` are its errors (%) on the images as they are and on the moved ones; `p` is of the paired test of
+    the latter against the baseline's, None for a row that is to beat none or whose baseline was not run. Of the last
+    window `follows` is as in `LastWindow`; `held` and `held_by_start` are the shares (%) of the images of whose number
+    at least `HELD` lies inside it, and inside the window in which it starts; nan without a transformer.
+    """
+
+    record: Record
+    still: float
+    moved: float
+    p: float | None
+    follows: tuple[float, float] = (math.nan, math.nan)
+    held: float = math.nan
+    held_by_start: float = math.nan
 
 
 def check_positions(record: Record) -> str | None:
@@ -97,6 +117,52 @@ def measure_last_windows(records: Sequence[Record]) -> list[LastWindow]:
                 )
             )
     return shown
+
+
+def measure_moved(records: Sequence[Record]) -> list[Moved]:
+    """What each record of whole images says of moved ones."""
+    shown = [record for record in records if "moved_correct" in record.arrays]
+    by_place = {(record.row, record.column): record for record in shown}
+    cells = []
+    for record in shown:
+        arrays, rival = record.arrays, by_place.get((record.row.baseline, record.column))
+        correct = arrays["moved_correct"].astype(bool)
+        windows = {}
+        if record.row.transformer:
+            boxes, last = arrays["moved_box"].astype(float), arrays["moved_window_all"][:, -1].astype(float)
+            start = IMAGE * np.array(record.config["model"]["start"] or [1, 1])
+            inside, at_start = (seen(window, boxes)[0] for window in (last, np.broadcast_to(start, last.shape)))
+            windows = {
+                "follows": follow(last, boxes.reshape(-1, 2, 2).mean(1)),
+                "held": 100 * float((inside >= HELD).mean()),
+                "held_by_start": 100 * float((at_start >= HELD).mean()),
+            }
+        p = mcnemar(rival.arrays["moved_correct"], correct)[0] if rival else None
+        cells.append(Moved(record, record.seeds[0].error, 100 * float((~correct).mean()), p, **windows))
+    return cells
+
+
+def describe_moved(table: Table, records: Sequence[Record]) -> Section | None:
+    """The section of the moved images; None without records of whole images."""
+    cells = measure_moved(records)
+    if not cells:
+        return None
+    body = []
+    for cell in cells:
+        row, (x, y) = cell.record.row, cell.follows
+        windows = [f"{format_correlation(x)}, {format_correlation(y)}", f"{cell.held:.0f}", f"{cell.held_by_start:.0f}"]
+        p = "–" if cell.p is None else format_p(cell.p)
+        body.append([row.label, f"{cell.still:.2f}", f"{cell.moved:.2f}", p, *(windows if row.transformer else "–––")])
+    head = ["model", "as they are, %", "moved, %", "p", "follows", "holds it, %", "start, %"]
+    text = (
+        "Numbers stand near the middle of a photograph. Here each test image is moved at random, as far as its number "
+        "stays inside; beyond its edges the outermost pixels go on. The networks are the same, not trained again. "
+        "Errors on the images as they are and on the moved ones; p of the paired test of the latter against the row's "
+        "baseline; how the window's centre correlates with the number's, in x and in y; in which share of the images "
+        f"at least {100 * HELD:.0f} % of the number lie inside the window, and inside the window in which it starts. "
+        "First seed."
+    )
+    return Section("When the photographs are moved", [text, Grid(head, body, "l" + "r" * (len(head) - 1))])
 
 
 def describe_positions(table: Table, records: Sequence[Record]) -> Section | None:

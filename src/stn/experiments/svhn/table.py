@@ -1,6 +1,6 @@
 """Table 2: house numbers."""
 
-from stn.experiments.svhn.reading import check_positions, describe_positions, describe_windows
+from stn.experiments.svhn.reading import check_positions, describe_moved, describe_positions, describe_windows
 from stn.report.comparisons import WITH_AND_WITHOUT
 from stn.report.table import Column, Figure, Row, Table
 
@@ -51,7 +51,7 @@ HOUSE_NUMBERS = Table(
     ),
     check=check_positions,
     contests=(WITH_AND_WITHOUT,),
-    sections=(describe_positions, describe_windows),
+    sections=(describe_positions, describe_windows, describe_moved),
     figures=(Figure("table2.png", "stn.experiments.svhn.figures:draw_windows"),),
 )
 
