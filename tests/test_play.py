@@ -205,7 +205,7 @@ def test_the_front_door_builds_the_page_of_finished_runs_and_says_which_are_miss
     with patch("stn.playground.fetch_runtime", lambda: stand_in):
         result = run("stn.play", "--data", "digits_rts", "--budget", "smoke", "--build", cwd=finished)
     assert result.returncode == 0, result.stderr
-    assert "Proj: no finished run" in result.stdout and "TPS: no finished run" in result.stdout
+    assert "Proj: no trained digits_rts/st_cnn_projective" in result.stdout and "TPS: no trained" in result.stdout
     facts = json.loads((finished / "outputs/play/facts.json").read_text())
     (record,) = (finished / "outputs/runs/smoke/digits_rts-cnn").glob("*/result.json")
     network = facts["networks"][0]
@@ -231,6 +231,48 @@ def test_of_several_runs_that_with_the_most_images_is_shown_and_a_broken_one_pas
         shutil.rmtree(longer)
 
 
+def test_a_published_network_is_shown_where_no_run_saw_as_many_images(finished, monkeypatch):
+    from stn import playground
+
+    (result,) = (finished / "outputs/runs/smoke/digits_rts-cnn").glob("*/result.json")
+    steps = json.loads(result.read_text())["steps"]
+    cards = {}
+
+    def load(name):
+        network = trained(name.split("/")[1]).network
+        network.card = cards[name]
+        return network
+
+    monkeypatch.setattr(playground, "list_weights", lambda: list(cards))
+    monkeypatch.setattr(playground, "load_weights", load)
+    monkeypatch.chdir(finished)
+    run_error = playground.find_networks("digits_rts")[0].run["error"]
+    batch = playground.find_networks("digits_rts")[0].run["batch"]
+    for model, more in (("cnn", 0), ("st_cnn_affine", 1), ("st_cnn_tps", -1)):
+        card = {**RUN, "error": 99.0, "steps": steps + more}
+        cards[f"digits_rts/{model}"] = card | {"config": {"budget": {"name": "smoke", "batch_size": batch}}}
+    shown = {network.model: network.run for network in playground.find_networks("digits_rts")}
+    assert list(shown) == ["cnn", "st_cnn_affine", "st_cnn_tps"]
+    assert shown["cnn"]["error"] == run_error  # as many images as the run
+    assert shown["st_cnn_affine"]["error"] == shown["st_cnn_tps"]["error"] == 99 and shown["st_cnn_tps"]["seed"] == 0
+    for card in cards.values():
+        card["budget"] = "quick"
+    assert [network.model for network in playground.find_networks("digits_rts", "smoke")] == ["cnn", "st_cnn_affine"]
+
+
+def test_a_damaged_weight_file_is_one_line(finished, monkeypatch):
+    from stn import playground
+
+    def load(name):
+        raise ValueError(f"{name} is damaged: restore it")
+
+    monkeypatch.setattr(playground, "list_weights", lambda: ["digits_rts/cnn"])
+    monkeypatch.setattr(playground, "load_weights", load)
+    monkeypatch.chdir(finished)
+    with pytest.raises(UserError, match="digits_rts/cnn is damaged: restore it"):
+        playground.find_networks("digits_rts")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -241,7 +283,7 @@ def test_of_several_runs_that_with_the_most_images_is_shown_and_a_broken_one_pas
         (["--data", "mnist_e"], "turned, scaled and moved"),
         (["--data", "svhn"], "--data svhn: "),
         (["--data", "svhn_64"], "svhn_64"),
-        ([], "no finished run of mnist_rts"),
+        (["--data", "digits_rts"], "no finished run of digits_rts"),
         (["--budget", "paper"], "no finished run of mnist_rts with cnn, st_cnn_affine"),
     ],
 )

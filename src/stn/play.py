@@ -77,7 +77,7 @@ def main() -> None:
         networks = find_networks(args.data, args.budget)
         for model, name in NETWORKS.items():
             if model not in {trained.model for trained in networks}:
-                print(f"{name}: no finished run of {args.data}/{model}, so the page is without it")
+                print(f"{name}: no trained {args.data}/{model}, so the page is without it")
         runtime = fetch_runtime()
         fetch(data)
         print(f"building the page of {', '.join(NETWORKS[trained.model] for trained in networks)}", flush=True)

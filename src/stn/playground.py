@@ -12,14 +12,14 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from stn.data.download import RemoteFile, download
@@ -30,6 +30,8 @@ from stn.errors import UserError
 from stn.experiments.mnist.data import Digits, distortion, undistorted
 from stn.experiments.mnist.distortions import Pose
 from stn.training.run import load, quieten
+from stn.weights import list_weights
+from stn.weights import load as load_weights
 
 WEB = Path(__file__).parents[2] / "web"
 NETWORKS = {"cnn": "CNN", "st_cnn_affine": "Aff", "st_cnn_projective": "Proj", "st_cnn_tps": "TPS"}  # rows of Table 1
@@ -55,22 +57,18 @@ class Trained:
 
 
 def find_networks(data: str, budget: str | None = None) -> list[Trained]:
-    """The networks of `NETWORKS` that have finished runs below outputs/: of each the run that saw the most images.
+    """The networks of `NETWORKS` that are trained: of each the one that saw the most images.
 
-    `budget` leaves only its runs. A UserError if no network has any.
+    These are the finished runs below outputs/ and the networks that come with the project (`stn.load`); of two that saw
+    as many the run. `budget` leaves only those of it. A UserError if there is none, or a weight file is damaged.
     """
     networks = []
     for model in NETWORKS:
-        runs = sorted(_finished(f"{budget or '*'}/{data}-{model}"), key=lambda run: run[1]["images_seen"], reverse=True)
-        for folder, result in runs:
-            try:
-                learner = load(folder / "last.ckpt")
-            except UserError:  # of older code: another will do
-                continue
-            facts = {key: result[key] for key in ("seed", "steps", "error", "errors", "n_test")}
-            facts |= {"budget": learner.cfg.budget.name, "batch": learner.cfg.budget.batch_size}
-            networks.append(Trained(model, learner.network.eval().requires_grad_(False), facts))
-            break
+        run, published = _longest_run(data, model, budget), _published(data, model, budget)
+        seen = [trained.run["steps"] * trained.run["batch"] if trained else 0 for trained in (run, published)]
+        trained = published if seen[1] > seen[0] else run
+        if trained:
+            networks.append(trained)
     if not networks:
         at = f" at budget {budget}" if budget else ""
         raise UserError(
@@ -81,12 +79,42 @@ def find_networks(data: str, budget: str | None = None) -> list[Trained]:
     return networks
 
 
-def _finished(pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Folders of finished runs, newest first, and their results."""
-    files = Path("outputs/runs").glob(f"{pattern}/*/result.json")
-    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+def _longest_run(data: str, model: str, budget: str | None) -> Trained | None:
+    """Of the finished runs of a network that can still be loaded the one that saw the most images."""
+    finished = []
+    for file in Path("outputs/runs").glob(f"{budget or '*'}/{data}-{model}/*/result.json"):
         if (file.parent / "last.ckpt").is_file():
-            yield file.parent, json.loads(file.read_text(encoding="utf-8"))
+            result = json.loads(file.read_text(encoding="utf-8"))
+            finished.append((result["images_seen"], file.stat().st_mtime, file.parent, result))
+    for _, _, folder, result in sorted(finished, key=lambda run: run[:2], reverse=True):
+        try:
+            learner = load(folder / "last.ckpt")
+        except UserError:  # of older code: another will do
+            continue
+        return _trained(model, learner.network, result, learner.cfg.budget)
+    return None
+
+
+def _published(data: str, model: str, budget: str | None) -> Trained | None:
+    """The network that comes with the project, if it does; `budget` as in `find_networks`."""
+    name = f"{data}/{model}"
+    if name not in list_weights():
+        return None
+    try:
+        network = load_weights(name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    card: dict[str, Any] = network.card  # type: ignore[assignment]
+    if budget not in (None, card["budget"]):
+        return None
+    return _trained(model, network, card, OmegaConf.create(card["config"]["budget"]))
+
+
+def _trained(model: str, network: nn.Module, facts: Mapping[str, Any], budget: DictConfig) -> Trained:
+    """A network with what its result or its card says of it, `facts`."""
+    run = {key: facts[key] for key in ("seed", "steps", "error", "errors", "n_test")}
+    run |= {"budget": budget.name, "batch": budget.batch_size}
+    return Trained(model, network.eval().requires_grad_(False), run)
 
 
 def build(folder: Path, data: DictConfig, networks: Sequence[Trained], runtime: Path) -> None:
