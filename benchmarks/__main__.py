@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import distortion, house_numbers, startup, together, training, transformer
+from benchmarks import compiled, distortion, house_numbers, startup, together, training, transformer
 from benchmarks.timing import OURS, Bench, figure, ratio, rivals
 from stn.config import compose
 from stn.data.download import export_embedded
@@ -45,10 +45,20 @@ PARTS: dict[str, tuple[str, Callable[["Run"], Iterator[dict]]]] = {
         "Table 1 at the paper's budget, eight cells at once on a GPU",
         lambda run: together.measure(run.bench, run.digits()[0], run.scratch, *run.digits()[1:]),
     ),
+    "compiled": (
+        "The module from Python against PyTorch's functions, also compiled; forward and backward",
+        lambda run: compiled.modules(run.bench),
+    ),
+    "compiled_training": (
+        "Training steps of Table 1's networks on R, budget quick, against plain loops, also compiled",
+        lambda run: compiled.loops(run.bench, run.digits()[0], run.scratch, *run.digits()[1:]),
+    ),
     "startup": ("Start-up", lambda run: startup.measure(run.bench)),
     "house_numbers": ("House numbers: what transformers cost, and whether the input keeps up", None),
 }
 NEED_GPU = ("convolutions", "together")
+LONG = ("compiled", "compiled_training")  # of which a full run is measured when they are named
+BUDGETS = {"training": "quick", "compiled_training": "quick", "convolutions": "paper", "together": "paper"}
 WORDS = ("work", "network", "rivals, the best first")  # columns that are no numbers
 RIVALS = ("torchvision", "kornia", "opencv-python-headless")
 
@@ -77,7 +87,9 @@ class Run:
     def write(self, part: str, rows: list[dict]) -> Path:
         """The record of a part."""
         on = "gpu" if self.bench.device.type == "cuda" else "cpu"
-        budget = {"training": "quick", "convolutions": "paper", "together": "paper"}.get(part)
+        budget = {"training": "quick", "compiled_training": "quick", "convolutions": "paper", "together": "paper"}.get(
+            part
+        )
         used = precision(compose(f"budget={budget}", f"trainer={on}")) if budget else "float32"
         quick = " --quick" if self.bench.quick else ""
         about = {
@@ -109,8 +121,8 @@ def versions() -> dict[str, str | None]:
 
 
 def chosen(only: str | None) -> list[str]:
-    """The parts that `--only` names, in our order."""
-    names = list(PARTS) if only is None else [name.strip() for name in only.split(",")]
+    """The parts that `--only` names, in our order; without it all but the long ones."""
+    names = [part for part in PARTS if part not in LONG] if only is None else [name.strip() for name in only.split(",")]
     for name in names:
         if name not in PARTS:
             raise UserError(f"--only={name}: no such part; there are {', '.join(PARTS)}")
@@ -211,14 +223,21 @@ def share(rows: list[dict]) -> str:
 
 
 VIEWS = {"together": together.grid}  # of parts that are no comparison
-REMARKS = {"training": share, "together": together.hour}  # what a part's rows say together
+REMARKS = {
+    "training": share,
+    "together": together.hour,
+    "compiled": compiled.told,
+    "compiled_training": compiled.told,
+}  # what a part's rows say together
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", metavar="PART,...", help=f"of {', '.join(PARTS)}; all if not given")
+    parser.add_argument(
+        "--only", metavar="PART,...", help=f"of {', '.join(PARTS)}; all but {' and '.join(LONG)} if not given"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="a smoke test: its numbers mean nothing")
     args = parser.parse_args()

@@ -5,7 +5,8 @@ The rival is what most people write, and write well: a data set of PIL images, t
 Its weights, batch, optimiser, schedule, precision and threads are ours; its scores are held against ours beforehand.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
@@ -53,6 +54,16 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
     """
     quieten()
     keep_memory()  # the rival has the good of it too
+    peak = None
+    for cfg, digits, steps in cells(bench, data, scratch, *overrides):
+        peak = peak or _matmul_rate(bench, precision(cfg))
+        row = compared(bench, cfg, digits, steps)
+        flops = row["contestants"][OURS]["rate"]["median"] * row["batch"] * 3 * row["multiply_adds"]
+        yield row | {"matmul_rate": peak, "of_matmul_rate": flops / peak}
+
+
+def cells(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[tuple[DictConfig, Digits, int]]:
+    """The config of each network of Table 1 on R at budget quick, its digits, and how many steps to time."""
     on = "gpu" if bench.device.type == "cuda" else "cpu"
     steps = 8 if bench.quick else 24 if on == "cpu" else 200
     keys = [f"data={data}_r", "budget=quick", f"trainer={on}", "logger=none", *overrides]
@@ -60,11 +71,8 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
     if bench.quick:
         keys += ["budget.batch_size=8"]
     digits = undistorted(compose("model=cnn", *keys).data)["train"]
-    peak = _matmul_rate(bench, precision(compose("model=cnn", *keys)))
     for model in MODELS[:3] if bench.quick else MODELS:
-        row = _compared(bench, compose(f"model={model}", *keys), digits, steps)
-        flops = row["contestants"][OURS]["rate"]["median"] * row["batch"] * 3 * row["multiply_adds"]
-        yield row | {"matmul_rate": peak, "of_matmul_rate": flops / peak}
+        yield compose(f"model={model}", *keys), digits, steps
 
 
 def convolutions(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[dict]:
@@ -106,20 +114,34 @@ def _with_cudnn(work: Work) -> Work:
     return Work(plain(work.call), measure=plain(work.measure))
 
 
-def _compared(bench: Bench, cfg: DictConfig, digits: Digits, steps: int) -> dict:
+def compared(
+    bench: Bench, cfg: DictConfig, digits: Digits, steps: int, modes: Mapping[str, str | None] | None = None
+) -> dict:
+    """Our learner against the plain loop; with `modes` of `torch.compile`, by their names, against loops so compiled.
+
+    The row then says under `compiling` how many seconds the first step took, in which a loop is compiled.
+    """
     torch.manual_seed(0)
     learner = new_learner(cfg)
     images = torch.rand(16, 1, cfg.data.canvas, cfg.data.canvas)
-    plain = PlainLoop(learner, cfg, digits, bench.device, cores())
+    works = {OURS: _ours(cfg, images, bench.device, steps, block(cfg))}
+    plains = {PLAIN: PlainLoop(learner, cfg, digits, bench.device, cores())}
+    compiling = {}
     try:
+        for name, mode in (modes or {}).items():
+            loop = plains[f"{PLAIN}, {name}"] = PlainLoop(learner, cfg, digits, bench.device, cores())
+            loop.network = torch.compile(loop.network, mode=mode, dynamic=False)
+        for name, loop in plains.items():
+            scores, start = _scores(loop.network, images), wait(bench.device)  # before it learns anything
+            loop.step()
+            compiling[name.removeprefix(f"{PLAIN}, ")] = wait(bench.device) - start
+            works[name] = Work(partial(torch.clone, scores), measure=partial(loop.seconds, steps))
+        if not modes:
+            works[SINGLY] = _ours(cfg, images, bench.device, steps, 1)
         return bench.compare(
             cfg.model.name,
             "steps/s",
-            {
-                OURS: _ours(cfg, images, bench.device, steps, block(cfg)),
-                PLAIN: Work(lambda: _scores(plain.network, images), measure=lambda: plain.seconds(steps)),
-                SINGLY: _ours(cfg, images, bench.device, steps, 1),
-            },
+            works,
             TOLERANCE,
             data=cfg.data.name,
             batch=cfg.budget.batch_size,
@@ -128,9 +150,11 @@ def _compared(bench: Bench, cfg: DictConfig, digits: Digits, steps: int) -> dict
             workers=cores(),
             precision=precision(cfg),
             threads=torch.get_num_threads(),
+            **({"compiling": compiling} if modes else {}),
         )
     finally:
-        plain.close()
+        for loop in plains.values():
+            loop.close()
 
 
 def _ours(cfg: DictConfig, images: Tensor, device: torch.device, steps: int, block: int) -> Work:

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import distortion, together, training
-from benchmarks.__main__ import page
+from benchmarks import compiled, distortion, together, training
+from benchmarks.__main__ import LONG, chosen, page
 from benchmarks.timing import OURS, Bench, Work, measured
 from conftest import ROOT, one_error, run
 from stn.config import compose
@@ -119,6 +119,45 @@ def test_convolutions_are_compared_with_cudnns_on_the_same_steps(tmp_path, monke
     assert len(seen) == 1 + 3 * (8 + 8)  # ours alone: scores, then in each of three rounds 8 steps to warm up and 8
     result = run("benchmarks.__main__", "--quick", "--device", "cpu", "--only", "convolutions", cwd=tmp_path)
     assert result.returncode == 0 and "left out: convolutions: needs a GPU" in result.stdout
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """What is compiled, and how; nothing really is, which would take a compiler and half a minute."""
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda module, **how: calls.append((module, how)) or module)
+    return calls
+
+
+def test_the_module_is_compared_with_pytorchs_functions_plain_and_compiled(compiles):
+    rows = list(compiled.modules(Bench(torch.device("cpu"), quick=True)))
+    plain = compiled.PLAIN
+    assert set(rows[0]["contestants"]) == {OURS, plain, *(f"{plain}, {name}" for name in compiled.MODES)}
+    for _, facts in list(rows[0]["contestants"].items())[1:]:
+        assert facts["relative_difference_from_ours"] < 1e-3
+    assert [how["mode"] for _, how in compiles] == [None, "max-autotune"] and set(rows[0]["compiling"]) == set(
+        compiled.MODES
+    )
+    assert compiled.told(rows).startswith(
+        "The first call, in which a rival is compiled, is not in these rates: compiled 0 "
+    )
+
+
+def test_a_plain_loop_is_compared_compiled_too_before_it_learns(compiles, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export_embedded(tmp_path / "raw")
+    bench = Bench(torch.device("cpu"), quick=True)
+    row = next(compiled.loops(bench, "digits", tmp_path, f"data.raw={tmp_path / 'raw'}"))
+    assert set(row["contestants"]) == {
+        OURS,
+        *(f"{training.PLAIN}{name}" for name in ("", ", compiled", ", compiled, max-autotune")),
+    }
+    assert bench.left_out == [] and set(compiled.MODES) <= set(row["compiling"])
+    assert [how["mode"] for _, how in compiles] == [None, "max-autotune"]
+
+
+def test_the_long_parts_run_when_they_are_named_alone():
+    assert not set(LONG) & set(chosen(None)) and chosen("compiled") == ["compiled"]
 
 
 def test_cells_trained_at_once_are_timed_while_all_train(tmp_path, monkeypatch):
