@@ -254,6 +254,23 @@ def test_the_pictures_sent_to_wandb_show_all_channels_and_colours(channels, rows
     torch.testing.assert_close(flat[1], (images[:4].flip(1) * 255).to(torch.uint8))
 
 
+def test_of_images_that_are_several_windows_the_picture_shows_the_first():
+    """As of birds at their annotated windows."""
+    images, sent = torch.rand(4, 2, 3, 8, 8), {}
+    trainer = SimpleNamespace(
+        sanity_checking=False,
+        is_global_zero=True,
+        global_step=7,
+        datamodule=SimpleNamespace(examples=lambda n: (images[:n], None)),
+        logger=SimpleNamespace(experiment=SimpleNamespace(log=sent.update)),
+    )
+    network = SimpleNamespace(seen=lambda images: images[:, 0])
+    Pictures(3).on_validation_end(trainer, SimpleNamespace(network=network))
+    shown = torch.from_numpy(np.array(sent["transformer"].image)).view(2, 8, 3, 8, 3)  # above and below, y, image, x
+    for half in shown:
+        torch.testing.assert_close(half.permute(1, 3, 0, 2), (images[:3, 0] * 255).to(torch.uint8))
+
+
 def test_scratch_is_named_by_all_that_decides_the_result():
     one = runs.scratch(compose(), 0)
     assert runs.scratch(compose(), 0) == one and runs.scratch(compose("logger=csv"), 0) == one
