@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
 
+from stn.geometry.inverses import homography_through
 from stn.geometry.sampling import LearnableKernel, LearnableSampler, bicubic, bilinear, general, integer, trilinear
 from stn.geometry.transforms import (
     Affine,
@@ -18,7 +19,6 @@ from stn.geometry.transforms import (
     ThinPlateSpline,
     Translation,
     control_points,
-    homography_through,
 )
 
 torch.set_num_threads(1)

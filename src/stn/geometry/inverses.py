@@ -1,4 +1,7 @@
-"""Inverses of small matrices, many at once, that take no decision on the host and so never wait for a device."""
+"""Inverses of small matrices, many at once, that take no decision on the host and so never wait for a device.
+
+And the homography through four points, which does wait: it solves a linear system.
+"""
 
 import torch
 from torch import Tensor
@@ -30,6 +33,19 @@ def invert_matrices(matrices: Tensor) -> tuple[Tensor, Tensor]:
 def rounding(size: Tensor) -> Tensor:
     """What may be left by rounding of a sum that is zero and whose terms' absolute values sum to `size`."""
     return ROUNDINGS * torch.finfo(size.dtype).eps * size
+
+
+def homography_through(source: Tensor, target: Tensor) -> Tensor:
+    """The projective theta (B, 8) that maps four target points (B, 4, 2) to four source points (B, 4, 2).
+
+    Solves the 8x8 linear system in the points' own precision; no three of the points may lie on a line.
+    """
+    x, y = target.unbind(-1)
+    u, v = source.unbind(-1)
+    unit, zero = torch.ones_like(x), torch.zeros_like(x)
+    rows_u = torch.stack([x, y, unit, zero, zero, zero, -u * x, -u * y], -1)
+    rows_v = torch.stack([zero, zero, zero, x, y, unit, -v * x, -v * y], -1)
+    return torch.linalg.solve(torch.cat([rows_u, rows_v], 1), torch.cat([u, v], 1))  # type: ignore[no-any-return]
 
 
 def times(matrices: Tensor, vectors: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Transformation:
         Of a family for volumes: (B, D, H, W, 3) for a target of (D, H, W) voxels.
         """
         theta, size = self._checked(theta), check_size(size, self.dimensions)
-        aspect = self._aspect(size if source_size is None else source_size)
+        aspect = size[-2] / size[-1] if source_size is None else self._aspect(source_size)
         with full_precision(theta):
             return self._grid(theta, size, aspect).view(-1, *size, self.dimensions)
 
@@ -143,6 +143,11 @@ class MatrixTransformation(Transformation):
     def _rows(self, theta: Tensor, aspect: float) -> Tensor:
         """The rows of A, (B, 2, 3), of volumes (B, 3, 4)."""
         raise NotImplementedError
+
+    def _grid(self, theta: Tensor, size: tuple[int, ...], aspect: float) -> Tensor:
+        return (
+            _mapped_centres(self._rows(theta, aspect), size) if _single(theta) else super()._grid(theta, size, aspect)
+        )
 
     def _points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
         return _mapped(self._rows(theta, aspect), points)
@@ -282,12 +287,16 @@ class Projective(MatrixTransformation):
         theta = self._checked(theta)
         return torch.cat([theta, torch.ones_like(theta[:, :1])], 1).view(-1, 3, 3)
 
+    def _grid(self, theta: Tensor, size: tuple[int, ...], aspect: float) -> Tensor:
+        if not _single(theta):
+            return super()._grid(theta, size, aspect)
+        points, w = _mapped_centres(self.matrix(theta), size).split((2, 1), -1)
+        return points / _away_from_zero(w)  # type: ignore[no-any-return]
+
     def _points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
         matrix = self.matrix(theta)
         w = _mapped(matrix[:, 2:], points)  # by itself: its gradient need not be woven into that of x and y
-        d = w.detach()  # not copysign, which ONNX does not have
-        w = torch.where(d.abs() < HORIZON, torch.where(d < 0, d.new_full((), -HORIZON), HORIZON), w)
-        return _mapped(matrix[:, :2], points) / w
+        return _mapped(matrix[:, :2], points) / _away_from_zero(w)
 
     def _inverse_points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
         inverse, _ = invert_matrices(self.matrix(theta))
@@ -337,19 +346,6 @@ class ThinPlateSpline(Transformation):
         return f"ThinPlateSpline(k={self.k})"
 
 
-def homography_through(source: Tensor, target: Tensor) -> Tensor:
-    """The projective theta (B, 8) that maps four target points (B, 4, 2) to four source points (B, 4, 2).
-
-    Solves the 8x8 linear system in the points' own precision; no three of the points may lie on a line.
-    """
-    x, y = target.unbind(-1)
-    u, v = source.unbind(-1)
-    unit, zero = torch.ones_like(x), torch.zeros_like(x)
-    rows_u = torch.stack([x, y, unit, zero, zero, zero, -u * x, -u * y], -1)
-    rows_v = torch.stack([zero, zero, zero, x, y, unit, -v * x, -v * y], -1)
-    return torch.linalg.solve(torch.cat([rows_u, rows_v], 1), torch.cat([u, v], 1))  # type: ignore[no-any-return]
-
-
 def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """No autocast on the tensor's device. Entering that costs as much as a small grid, so only where there is any."""
     kind = like.device.type
@@ -383,6 +379,31 @@ def _combined(weights: Tensor, values: Tensor) -> Tensor:
     if weights.ndim == 3:
         return weights @ values
     return (values.mT.flatten(0, 1) @ weights.mT).unflatten(0, (values.shape[0], values.shape[2])).mT  # type: ignore[no-any-return]
+
+
+def _homogeneous_centres(size: tuple[int, ...], device: torch.device) -> Tensor:
+    centres = _pixel_centres(size, device)
+    return torch.cat([centres, torch.ones_like(centres[:, :1])], 1).mT.contiguous()
+
+
+def _single(theta: Tensor) -> bool:
+    return not torch.jit.is_tracing() and theta.shape[0] == 1
+
+
+def _mapped_centres(rows: Tensor, size: tuple[int, ...]) -> Tensor:
+    """`_mapped` of pixel centres, (B, H W, R), in fewer steps: of one image these cost more than the arithmetic.
+
+    The values are the same to the last bit, the rounding of gradients is another.
+    """
+    shape = len(size) + 1, math.prod(size)
+    centres = constant(_homogeneous_centres, (tuple(size),), shape, rows.dtype, rows.device)
+    return (rows.flatten(0, 1) @ centres).unflatten(0, rows.shape[:2]).mT  # type: ignore[no-any-return]
+
+
+def _away_from_zero(w: Tensor) -> Tensor:
+    """Denominators moved out to `HORIZON` where they are closer to zero, which have no gradient there."""
+    d = w.detach()  # not copysign, which ONNX does not have
+    return torch.where(d.abs() < HORIZON, torch.where(d < 0, d.new_full((), -HORIZON), HORIZON), w)
 
 
 def _mapped(rows: Tensor, points: Tensor) -> Tensor:

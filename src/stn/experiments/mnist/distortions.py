@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from stn.geometry.constants import constant
+from stn.geometry.inverses import homography_through
 from stn.geometry.sampling import bilinear
 from stn.geometry.splines import control_points
-from stn.geometry.transforms import CORNERS, Affine, Projective, ThinPlateSpline, homography_through, pixel_centres
+from stn.geometry.transforms import CORNERS, Affine, Projective, ThinPlateSpline, pixel_centres
 
 INVERSIONS = 20  # steps towards the inverse of a spline; what is then left: see the tests
 POSE = ("angle", "scale", "x", "y")  # degrees counter-clockwise, a factor, pixels
