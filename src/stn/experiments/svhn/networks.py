@@ -117,16 +117,14 @@ class SvhnNetwork(nn.Module):
         return self._scores(maps)
 
     def at_random_places(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The scores (B, 5, 11) without the first transformer, where images are random windows already.
+        """The scores (B, 5, 11) without any transformer, where images are random windows already.
 
         `SvhnSource.random_batch` has chosen them, so nothing is drawn.
         """
         maps = self.shrink(images)
         if self.transformers and self.size:
             maps = bilinear(maps, Crop().grid(Crop().identity().to(maps).expand(len(maps), 4), (self.size, self.size)))
-        for i, convolution in enumerate(self.convolutions):
-            if 0 < i < len(self.transformers):
-                maps = self.transformers[i](maps)
+        for convolution in self.convolutions:
             maps = convolution(maps)
         return self._scores(maps)
 
