@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,25 @@ def spawn(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
         text=True,
         timeout=240,
     )
+
+
+def copy_package(folder: Path) -> Path:
+    """A copy of what the package is built from, without the trained networks."""
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("hubconf.py", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def build_wheel(folder: Path) -> Path:
+    """The wheel of such a copy, as `pip wheel .` builds it."""
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", "wheels"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, "."], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.glob("wheels/*.whl")
+    return wheel
 
 
 def one_error(result: subprocess.CompletedProcess) -> str:

@@ -15,7 +15,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import stn
-from conftest import ROOT, one_error, run
+from conftest import ROOT, build_wheel, copy_package, one_error, run
 from stn import publishing, weights
 from stn.errors import UserError
 from stn.report.pages import Report, Sources, make_block
@@ -366,10 +366,7 @@ def test_the_page_says_what_the_files_say(project):
 @pytest.fixture
 def clone(trained, tmp_path):
     """A copy of the project with that network alone."""
-    folder = tmp_path / "a clone"
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("hubconf.py", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
-        shutil.copy(ROOT / name, folder)
+    folder = copy_package(tmp_path / "a clone")
     shutil.copytree(trained[0] / weights.CLONE, folder / weights.CLONE)
     return folder
 
@@ -404,21 +401,7 @@ def test_an_installed_package_has_the_weights(clone):
     """Built as `pip install .` builds it, and found without the clone."""
     (clone / "build/lib/stn/trained/old").mkdir(parents=True)
     (clone / "build/lib/stn/trained/old/x.safetensors").touch()  # what an earlier build left
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        "wheels",
-        ".",
-    ]
-    done = subprocess.run(build, cwd=clone, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = clone.glob("wheels/*.whl")
+    wheel = build_wheel(clone)
     site = clone.parent / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
