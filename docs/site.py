@@ -4,9 +4,13 @@ Pages link to figures, reports and sources outside of docs/ (`../../reports/figu
 where the repository is shown. Here such a link is turned towards the file's place on the site. A Markdown file becomes
 a page, any other file is copied when the site is built. A link to a file that is not there fails a strict build.
 
+A notebook becomes a page too, with what its cells printed and drew when it was last run.
+
 The page of `make play` is put on the site, and shown on docs/play.md, where it has been built.
 """
 
+import base64
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -25,6 +29,10 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 def on_files(files, config):
     """Adds what pages link to, and what those pages link to in turn."""
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        files.remove(file)
+        for name, content in read_notebook(Path(file.abs_src_path)).items():
+            files.append(File.generated(config, posixpath.join(posixpath.dirname(file.src_uri), name), content=content))
     waiting = [file for file in files if file.src_uri.endswith(".md")]
     for path in nav_paths(config.nav):
         waiting += add(path, files, config)
@@ -65,6 +73,27 @@ def on_post_page(output, page, config):
     return output
 
 
+def read_notebook(path):
+    """The Markdown page that a notebook is, and its pictures, by their names on the site."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    parts, pictures, heading = [], {}, path.stem
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            heading = (re.findall(r"^#+ (.*)$", source, re.MULTILINE) or [heading])[-1]
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            if output["output_type"] == "stream":
+                parts.append(f"```text\n{''.join(output['text'])}```")
+            elif "image/png" in output.get("data", {}):
+                name = f"{path.stem}-{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode("".join(output["data"]["image/png"]))
+                parts.append(f"![{heading}: what the code above draws]({name})")
+    return {f"{path.stem}.md": "\n\n".join(parts) + "\n"} | pictures
+
+
 def add(path, files, config):
     """Registers a file of the repository under its path; returns it if it is a page of its own."""
     name = site_path(path)
@@ -97,7 +126,7 @@ def repository_path(name):
 
 def site_path(path):
     """Where a file of the repository lies on the site: pages of docs/ at its top, all else at its path."""
-    return path.removeprefix("docs/")
+    return re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/"))
 
 
 def nav_paths(nav):

@@ -181,7 +181,8 @@ def test_every_page_is_in_the_navigation():
         return [nav] if isinstance(nav, str) else [path for part in parts for path in paths(part)]
 
     listed = paths(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
-    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    files = [path.relative_to(ROOT / "docs") for kind in ("*.md", "*.ipynb") for path in (ROOT / "docs").rglob(kind)]
+    pages = {path.with_suffix(".md").as_posix() for path in files}  # a notebook becomes a page
     assert pages | {"CONTRIBUTING.md"} == set(listed) and len(listed) == len(set(listed))
 
 
