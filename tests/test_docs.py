@@ -146,6 +146,8 @@ def test_python_code_runs_from_the_top_of_a_page_to_its_end(page, tmp_path, monk
     for code in python_blocks(page):
         if "torch.onnx" in code and not importlib.util.find_spec("onnxscript"):
             continue  # an optional package; CI's other tests of ONNX need it too
+        if "import timm" in code and not importlib.util.find_spec("timm"):
+            continue  # an optional package too
         if "stn.load" in code and not stn.list_weights():
             continue  # none are published yet
         exec(compile(code, page, "exec"), variables)
