@@ -51,6 +51,19 @@ def needed(*names: str) -> list[Distribution]:
     return list(distributions.values())
 
 
+def test_the_wheel_asks_for_little_beside_torch(alone):
+    (metadata,) = alone.parents[1].glob("lib/python*/site-packages/stn-*.dist-info/METADATA")
+    lines = [
+        line for line in metadata.read_text().splitlines() if line.startswith("Requires-Dist") and "extra" not in line
+    ]
+    assert {re.match(r"Requires-Dist: ([\w-]+)", line)[1] for line in lines} == {
+        "torch",
+        "numpy",
+        "omegaconf",
+        "safetensors",
+    }
+
+
 def run(python: Path, code: str, folder: Path) -> subprocess.CompletedProcess:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run([python, "-c", code], cwd=folder, env=clean, capture_output=True, text=True)
