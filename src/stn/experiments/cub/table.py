@@ -150,9 +150,10 @@ GRADIENTS = Table(
             "The smoothed loss against the gradient through pixels",
             ("pixels", "smoothed", "pixels", "smoothed", "beats pixels"),
             lambda row: list(MOVED[:-1]) if row is MOVED[-1] else [],
-            tell_each,
+            count_wins("The smoothed loss beats the gradient through pixels"),
         ),
     ),
+    rival="windows stay",
     remarks=(describe_trunks,),
     asides=(describe_follows,),
 )
