@@ -37,6 +37,7 @@ APART = {
     "stn.syntax",  # reads it
     "stn.training.record:provenance",  # says where a seed was trained
     "stn.training.callbacks",  # watches training; the reference curves are computed with it
+    "stn.tracking",  # tells wandb what it sees
 }
 # The source of a module by its full name, and whether it is a package; None if there is no such module.
 Reader = Callable[[str], tuple[str, bool] | None]

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import csv
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -157,6 +158,19 @@ def draw(number: int, results: Sequence[Record]) -> None:
         print(path)
 
 
+def send(number: int, budgets: Sequence[list[Record]]) -> None:
+    """Send wandb the table at all these budgets: the lines of its CSV files."""
+    from stn.tracking import log_table  # loads Lightning
+
+    rows = [row for results in budgets if results for row in csv.DictReader(tables.to_csv(results).splitlines())]
+    if not rows:
+        raise UserError(f"table {number} has no records to send")
+    numbers = ("paper", "ours", "ci_low", "ci_high", "n_seeds", "n_test", "n_params", "seconds")
+    for row in rows:
+        row |= {key: float(row[key]) if row[key] else None for key in numbers}
+    log_table(f"table{number}", rows, Path("outputs"))
+
+
 def check(numbers: tuple[int, ...]) -> None:
     """UserError that names the files of these tables that are not what the records say.
 
@@ -183,6 +197,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is not what it would be")
     parser.add_argument("--figures", action="store_true", help="draw its figures too")
     parser.add_argument("--print", action="store_true", dest="show", help="write nothing; print the table")
+    parser.add_argument("--wandb", action="store_true", help="send it to wandb too, offline unless WANDB_MODE=online")
     args = parser.parse_args()
     with told():
         number = numbered(args.table or "1")
@@ -199,6 +214,8 @@ def main() -> None:
                 path.unlink(missing_ok=True)
         if args.figures and not args.show:
             draw(number, budgets[0])
+        if args.wandb:
+            send(number, budgets)
         first, *rest = budgets
         Console(width=min(100, shutil.get_terminal_size((100, 24)).columns)).print(
             tables.to_terminal(first, number, rest if _means_something(first) else [])

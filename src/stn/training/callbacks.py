@@ -86,7 +86,8 @@ class Pictures(Callback):
         strip = strip - min(strip.min(), 0)  # of images whose mean is subtracted
         image = wandb.Image((strip * 255).clip(0, 255).astype("uint8"), caption="above: input, below: seen")
         run: Any = trainer.logger
-        run.experiment.log({"transformer": image, "trainer/global_step": trainer.global_step})
+        step = trainer.global_step  # numbers the row: see `stn.tracking.StepLogger`
+        run.experiment.log({"transformer": image, "trainer/global_step": step}, step=step)
 
     @staticmethod
     def _strip(images: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 import ctypes
 import json
 import logging
-import os
 import pickle
 import shutil
 import warnings
@@ -27,6 +26,7 @@ from stn.errors import UserError
 from stn.experiments import load as load_module
 from stn.files import write_whole
 from stn.schema import typed
+from stn.tracking import finish_run, make_logger
 from stn.training.blocks import BlockLearner
 from stn.training.callbacks import Pictures, ProgressBar, Trace
 from stn.training.data_module import DataModule
@@ -36,8 +36,8 @@ from stn.training.record import provenance, read_result, write_cell, write_resul
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def train(cfg: DictConfig) -> None:
-    """Train what is not yet trained of `cfg.seeds`, then write the cell's record."""
+def train(cfg: DictConfig) -> list[dict]:
+    """Train what is not yet trained of `cfg.seeds`, then write the cell's record. Returns the result of each seed."""
     quieten()
     keep_memory()
     parts = cfg.trainer.accumulate
@@ -63,6 +63,7 @@ def train(cfg: DictConfig) -> None:
         if len(results) == 1:  # the rest is large and shows the same for every seed
             arrays.update(evidence)
     _write(cfg, results, arrays)
+    return results
 
 
 @rank_zero_only
@@ -93,7 +94,7 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; set outputs=... elsewhere") from error
-    logger = make_logger(cfg, seed)
+    logger = make_logger(cfg, title(cfg), seed, folder)
     traces = [Trace(feed.source.traced)] if hasattr(feed.source, "traced") else []
     trainer = make_trainer(cfg, seed, folder, logger, traces)
     try:
@@ -123,9 +124,7 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     }
     if trainer.is_global_zero:
         write_result(folder, result, arrays)
-        if cfg.logger.name == "wandb":
-            logger.experiment.summary["test/error"] = result["error"]
-            logger.experiment.finish()
+        finish_run(logger, result, sum(parameter.numel() for parameter in learner.network.parameters()))
     return result, arrays
 
 
@@ -254,32 +253,6 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(path), lambda file: torch.save(checkpoint, file))
-
-
-def make_logger(cfg: DictConfig, seed: int):
-    """One wandb run, or CSV file, for each seed; None for logger=none."""
-    if cfg.logger.name == "wandb":
-        os.environ.setdefault("WANDB_MODE", "offline")
-        os.environ.setdefault("WANDB_SILENT", "true")
-        try:
-            from lightning.pytorch.loggers import WandbLogger
-
-            wandb_logger = WandbLogger(
-                project=cfg.logger.project,
-                name=title(cfg, seed),
-                group=f"{cfg.data.kind}/{cfg.budget.name}",
-                save_dir=cfg.outputs,
-                config={**experiment(cfg), "seed": seed},
-            )
-            wandb_logger._wandb_init.pop("anonymous", None)  # lightning passes it, wandb warns that it means nothing
-            return wandb_logger
-        except ModuleNotFoundError:
-            raise UserError("wandb is not installed: run `make setup`, or choose logger=csv") from None
-    if cfg.logger.name == "csv":
-        from lightning.pytorch.loggers import CSVLogger
-
-        return CSVLogger(cfg.outputs, name=f"csv/{title(cfg, seed).replace('/', '-')}")
-    return False
 
 
 def block(cfg: DictConfig) -> int:
