@@ -93,7 +93,7 @@ docs: setup  ## the documentation as a site in outputs/site, without a network; 
 
 lock:  # not for every day: resolve requirements.lock anew; those of the extras are what these add to it
 	@$(COMPILE) --extra experiments --extra dev pyproject.toml -o requirements.lock
-	@for extra in bench docs trunks export browser; do \
+	@for extra in bench docs trunks export browser search; do \
 		$(COMPILE) --extra experiments --extra dev --extra $$extra --constraints requirements.lock pyproject.toml | \
 		awk 'NR == FNR {if (/^[^ ]/) base[$$1]; next} /^[^ ]/ {new = !($$1 in base)} new' requirements.lock - > requirements-$$extra.lock; \
 	done

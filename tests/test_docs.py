@@ -90,7 +90,9 @@ def check_overrides(module: str, arguments: list[str]) -> None:
     for argument in arguments:
         if argument.startswith("hydra/launcher="):
             assert argument.partition("=")[2] in LAUNCHERS
-    overrides = [a for a in arguments if not a.startswith(("-", "hydra/", "hydra."))]
+    overrides = [a for a in arguments if not a.startswith(("-", "hydra/", "hydra.", "search="))]
+    for argument in arguments:
+        assert not argument.startswith("search=") or ((CONF / "search" / f"{argument[7:]}.yaml").is_file() and sweep)
     choices = []
     for override in overrides:
         key, _, value = override.partition("=")

@@ -1,6 +1,7 @@
 """The way from the command line to a checked config; `stn.schema` says which keys there are."""
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -54,12 +55,12 @@ def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Ca
                     raise UserError(one_line(error)) from error
 
         @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-        def run(cfg: DictConfig) -> None:
+        def run(cfg: DictConfig) -> Any:
             with one_line_errors():  # inside, because Hydra would print the overrides before our line
                 cfg = checked(cfg, HydraConfig.get().overrides.task, with_model)
                 if cfg.trainer.devices > 1:
                     share_cores(cfg.trainer.devices)
-                work(cfg)
+                return work(cfg)  # the objective of a sweeper, if it is a number
 
         with one_line_errors(), patch.object(sys, "argv", [*sys.argv, *_search_path()]):
             run()
@@ -85,6 +86,7 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
     """
     if not with_model:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, {"model": None}))
+    overrides = [*_of_experiment(overrides), *overrides]
     kind = _kind(cfg)
     cfg = _scheduled(cfg, overrides, kind)
     schema = OmegaConf.structured(RunConfig)
@@ -227,6 +229,31 @@ def _scheduled(cfg: DictConfig, overrides: Sequence[str], kind: ModuleType) -> D
     return cfg
 
 
+def _of_experiment(overrides: Sequence[str]) -> list[str]:
+    """What the file of `experiment=<name>` sets within data, model and budget, as overrides of a command line.
+
+    So a schedule does not undo it, and the run is named as with these overrides; those of the command line come last.
+    """
+    chosen = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
+    paths = [folder / "experiment" / f"{chosen.get('experiment')}.yaml" for folder in (CONF, *find_configs())]
+    contents = next((OmegaConf.to_container(OmegaConf.load(path)) for path in paths if path.is_file()), {})
+    settings = cast(dict[str, Any], contents)
+    leaves = _leaves({group: settings[group] for group in ("data", "model", "budget") if group in settings})
+    return [f"{key}={value}" for key, value in leaves.items() if key not in chosen]
+
+
+def _leaves(values: Mapping, prefix: str = "") -> dict[str, str]:
+    """The values of nested mappings by their keys with dots, as Hydra's command line has them."""
+    leaves: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)
+            leaves[f"{prefix}{key}"] = str(value) if plain else json.dumps(value)
+    return leaves
+
+
 def _cell(cfg: DictConfig, overrides: Sequence[str]) -> Cell:
     """The cell that a command line describes: data set, network, and what it has otherwise than their configs."""
     groups = ("data", "model", "schedule")
@@ -310,6 +337,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     text = str(error)
+    if "'hydra/sweeper/optuna'" in text:
+        return "search= needs Optuna, which is not installed: run `sh setup.sh search`"
     cause = error.__cause__
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
         text = f"{text.splitlines()[0]} {cause}"
