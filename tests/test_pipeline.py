@@ -162,6 +162,26 @@ def test_nothing_is_stale_the_second_time(tiny):
     assert "Running stage" not in dvc("repro", "table1", cwd=tiny)
 
 
+def test_a_clone_that_pulls_from_a_remote_makes_and_trains_nothing(tiny, tmp_path):
+    dvc("remote", "add", "--default", "storage", str(tmp_path / "storage"), cwd=tiny)
+    try:
+        dvc("push", cwd=tiny)
+        left = {"data", "outputs", ".dvc/cache", ".dvc/tmp"}  # what git would not bring
+        clone = tmp_path / "clone"
+        for path in tiny.rglob("*"):
+            name = path.relative_to(tiny)
+            if path.is_file() and not any(str(part) in left for part in (name, *name.parents)):
+                (clone / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, clone / name)
+    finally:
+        dvc("remote", "remove", "storage", cwd=tiny)
+    dvc("pull", "--with-deps", "table1", cwd=clone)
+    assert (clone / "data/stored/digits_r/sets.json").read_bytes() == (
+        tiny / "data/stored/digits_r/sets.json"
+    ).read_bytes()
+    assert "Running stage" not in dvc("repro", "table1", cwd=clone)
+
+
 def test_a_deleted_record_is_named_and_trained_alone(tiny):
     record = tiny / "reports/results/smoke/mnist/digits_r-cnn.json"
     record.unlink()
