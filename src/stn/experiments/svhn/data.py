@@ -169,7 +169,8 @@ class SvhnSource:
         # How far each number may go left and up, and right and down; a number larger than the image stays.
         first, last = (-1 - boxes[:, :2]).clamp(max=0), (1 - boxes[:, 2:]).clamp(min=0)
         distances = first + (last - first) * draws
-        correct, windows, examples = [], [], {}
+        correct, windows = [], []
+        examples: dict[str, Tensor] = {}
         for some in torch.arange(len(boxes)).split(CHUNK):
             pixels = self._pixels("test", some, device)
             pixels = bilinear(pixels, self._grid(torch.ones(len(some), 2), -distances[some]).to(device))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -125,20 +125,22 @@ def measure_moved(records: Sequence[Record]) -> list[Moved]:
     by_place = {(record.row, record.column): record for record in shown}
     cells = []
     for record in shown:
-        arrays, rival = record.arrays, by_place.get((record.row.baseline, record.column))
+        arrays, baseline = record.arrays, record.row.baseline
         correct = arrays["moved_correct"].astype(bool)
-        windows = {}
+        rival = by_place.get((baseline, record.column)) if baseline else None
+        p = mcnemar(rival.arrays["moved_correct"], correct)[0] if rival else None
+        cell = Moved(record, record.seeds[0].error, 100 * float((~correct).mean()), p)
         if record.row.transformer:
             boxes, last = arrays["moved_box"].astype(float), arrays["moved_window_all"][:, -1].astype(float)
             start = IMAGE * np.array(record.config["model"]["start"] or [1, 1])
             inside, at_start = (seen(window, boxes)[0] for window in (last, np.broadcast_to(start, last.shape)))
-            windows = {
-                "follows": follow(last, boxes.reshape(-1, 2, 2).mean(1)),
-                "held": 100 * float((inside >= HELD).mean()),
-                "held_by_start": 100 * float((at_start >= HELD).mean()),
-            }
-        p = mcnemar(rival.arrays["moved_correct"], correct)[0] if rival else None
-        cells.append(Moved(record, record.seeds[0].error, 100 * float((~correct).mean()), p, **windows))
+            cell = replace(
+                cell,
+                follows=follow(last, boxes.reshape(-1, 2, 2).mean(1)),
+                held=100 * float((inside >= HELD).mean()),
+                held_by_start=100 * float((at_start >= HELD).mean()),
+            )
+        cells.append(cell)
     return cells
 
 
