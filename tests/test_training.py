@@ -112,15 +112,6 @@ def test_a_killed_run_ends_bit_for_bit_where_an_uninterrupted_one_ends(workplace
     assert records[0]["errors"] == records[1]["errors"] and records[0]["validation"] == records[1]["validation"]
 
 
-def test_two_processes_explore(workplace, tmp_path):
-    folder = place(workplace, tmp_path)
-    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "model=st_cnn_affine"]
-    command = [sys.executable, "-m", "stn.train", "data=digits_r", *QUICKLY, *two, *EXPLORING, "record=here/two"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads((folder / "here/two.json").read_text())["seeds"][0]["steps"] == 20
-
-
 def test_an_interrupted_run_says_so_in_one_line(workplace, tmp_path):
     folder = place(workplace, tmp_path)
     command = [sys.executable, "-m", "stn.train", "data=digits_r", *QUICKLY, "model=fcn", "budget.steps=100000"]

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stn.environment import share_cores
+from stn.environment import share_cores, silence_reducer
 from stn.errors import UserError, told
 from stn.experiments import find_configs, find_experiments, load
 from stn.report.table import Cell
@@ -60,6 +60,8 @@ def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Ca
                 cfg = checked(cfg, HydraConfig.get().overrides.task, with_model)
                 if cfg.trainer.devices > 1:
                     share_cores(cfg.trainer.devices)
+                if cfg.trainer.strategy == "ddp" and (cfg.budget.random_share or cfg.budget.explore_share):
+                    silence_reducer()
                 return work(cfg)  # the objective of a sweeper, if it is a number
 
         with one_line_errors(), patch.object(sys, "argv", [*sys.argv, *_search_path()]):

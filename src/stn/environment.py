@@ -101,6 +101,16 @@ def share_cores(processes: int) -> None:
         os.environ[THREADS] = str(max(1, cores() // processes))
 
 
+def silence_reducer() -> None:
+    """Have torch's C++ code, if it is not loaded yet here, and in processes started here, write of errors alone.
+
+    Where DDP is to look for parameters that a step did not use, it warns when one used all. In runs that explore there
+    are steps of both kinds, and there is no switch for that warning alone. The user's TORCH_CPP_LOG_LEVEL goes
+    before.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def _allowed() -> int:
     """The cores of this process's affinity, or of the machine where there is no such thing."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

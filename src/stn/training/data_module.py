@@ -87,8 +87,11 @@ class DataModule(L.LightningDataModule):
         return self.source.train_batch(index, draws, self.budget.batch_size, self.part(*k), device)
 
     def draws(self, purpose: str, step: int, k: int = 0) -> torch.Generator:
-        """Random numbers for the k-th part of a step's batch on this process, on its device."""
-        place = f"{purpose}/{self.trainer.global_rank}/{k}"
+        """Random numbers for the k-th part of a step's batch on this process, on its device.
+
+        They are those of the same images where one process takes its batch in as many parts as all have here together.
+        """
+        place = f"{purpose}/0/{self.trainer.global_rank + k * self.trainer.world_size}"
         return generator(self.seed, place, step, device=self.trainer.strategy.root_device)
 
     def part(self, k: int = 0) -> slice:

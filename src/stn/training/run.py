@@ -306,8 +306,13 @@ def keep_memory() -> None:
 
 def quieten() -> None:
     """Silence what a user cannot act on, each for its reason."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # GPU and TPU inventories, tips, "max_steps reached"
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",  # GPU and TPU inventories, tips, "max_steps reached"
+        "lightning.fabric.utilities.distributed",  # each process says that it is there
+        "lightning.fabric.utilities.seed",
+        "lightning.pytorch",
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",  # batches are index picks: there is no work for a worker
         ".*Checkpoint directory .* exists and is not empty.*",  # resuming is meant
@@ -315,6 +320,7 @@ def quieten() -> None:
         ".*lr_scheduler.step.*before.*optimizer.step.*",  # first step: mixed precision; the rates of a block
         ".*checkpoint that ended before the epoch ended.*",  # Lightning takes blocks for steps: it ended with one
         ".*You are using a CUDA device .* that has Tensor Cores.*",  # precision is the budget's choice
+        ".*when logging on epoch level in distributed setting.*",  # each process validates on all images
         ".*Trying to infer the `batch_size`.*",  # errors are counted, not averaged over batches
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # between lightning and torch
     ):
