@@ -79,8 +79,8 @@ def test_two_processes_train_what_one_process_trains(place, settings, parts, req
     two = train(spawn, here, tmp_path / "two", *settings, *TWO)
     losses, again = (np.array(result["validation"])[:, 2] for result in (one, two))
     assert [step for step, _, _ in two["validation"]] == [2, 4, 6] and np.ptp(losses) > 1e-3  # it does move
-    # Float32 sums in another order differ by 1e-7, which six steps of AdamW grow; other noise, or half the images, would
-    # make a difference of 1e-4 and more.
+    # Float32 sums in another order differ by 1e-7, which six steps of AdamW grow; other noise, or half the images, make
+    # a difference of 1e-4 and more.
     np.testing.assert_allclose(again, losses, rtol=2e-5)
     errors, those = ([*(error for _, error, _ in result["validation"]), result["error"]] for result in (one, two))
     # In percent: of a thousand images one may have two best classes within a rounding of each other.

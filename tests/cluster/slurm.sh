@@ -109,19 +109,18 @@ echo "$(slurmctld -V): $(sinfo --noheader --format='%D nodes, %N, %c CPU each')"
 
 export PYTHONPATH=$project/src STN_HERE=1 WANDB_MODE=offline OMP_NUM_THREADS=1
 unset STN_TRAINER
-settings=(data=digits_r budget=smoke budget.steps=400 budget.validate_every=20 logger=none)
+settings=(data=digits_r budget=smoke budget.steps=160 budget.validate_every=20 logger=none)
 slurm=(hydra/launcher=submitit_slurm hydra.launcher.partition=here hydra.launcher.timeout_min=10 hydra.launcher.max_num_timeout=1)
-mkdir cluster alone
-for folder in cluster alone; do
-  (cd "$folder" && "$python" -m stn.fetch data=digits_r && "$python" -m stn.distort data=digits_r) > "$folder.out" 2>&1
-done
-
+mkdir cluster
 cd cluster
+{ "$python" -m stn.fetch data=digits_r && "$python" -m stn.distort data=digits_r; } > ../data.out 2>&1 || fail "no data: $(tail -n 1 ../data.out)"
+cp -r . ../alone
+
 logged() { grep -hs "$1" outputs/sweep/.submitit/*/*_log.out; }
 "$python" -m stn.train -m "${slurm[@]}" "${settings[@]}" model=cnn,st_cnn_affine seed=0,1 > ../sweep.out 2>&1 &
 sweep=$!
 for seed in 0 1; do
-  until logged "digits_r/cnn/s$seed: step 60/" > ../seen.out; do
+  until logged "digits_r/cnn/s$seed: step 40/" > ../seen.out; do
     kill -0 "$sweep" 2>/dev/null || fail "the sweep ended early: $(tail -n 1 ../sweep.out)"
     sleep 0.1
   done
@@ -129,9 +128,11 @@ for seed in 0 1; do
   if [ "$seed" = 0 ]; then
     scontrol requeue "$job"
   else
-    # What Slurm sends two minutes before the limit; submitit then asks for a requeue. Slurm refuses while it starts a job.
-    for ((i = 0; i < 20; i++)); do scancel --signal=USR2 "$job" 2>../scancel.out && break; sleep 0.5; done
-    [ ! -s ../scancel.out ] || fail "no signal to run $seed: $(tail -n 1 ../scancel.out)"
+    # What Slurm sends two minutes before the limit; submitit then asks for a requeue. The controller asks scancel to try
+    # again, because it is requeueing a job of the array, but it has sent the signal, which must not come twice.
+    timeout 2 scancel --signal=USR2 "$job" 2> ../scancel.out || true
+    for ((i = 0; i < 100; i++)); do grep -qs "Caught signal SIGUSR2" outputs/sweep/.submitit/*/*_log.err && break; sleep 0.2; done
+    [ "$i" -lt 100 ] || fail "no signal came to run $seed: $(tail -n 1 ../scancel.out)"
   fi
   echo "interrupted $job after \"$(logged "digits_r/cnn/s$seed: step" | tail -n 1)\""
 done
