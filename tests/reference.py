@@ -177,7 +177,6 @@ CASES = (
     Case("svhn", "svhn_128", "svhn_st_multi", moved=True),
     Case("photographs", "svhn_photos_128", "svhn_cnn"),
     Case("photographs", "svhn_photos_128", "svhn_st_single", moved=True),
-    Case("photographs", "svhn_photos_128", "svhn_st_multi", moved=True),
     # Tables 3 and 9
     Case("cub", "cub_224", "cub_cnn"),
     Case("cub", "cub_224", "cub_2st", settings=("model.size=32",)),
