@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,16 @@ def workplace(tmp_path_factory) -> Path:
         result = run(*command, cwd=folder)
         assert result.returncode == 0, result.stderr
     return folder
+
+
+def interruptible(command: list[str], cwd: Path) -> subprocess.Popen:
+    """A process whose output is read and that SIGINT ends; a job in the background would inherit "ignored"."""
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )

@@ -68,7 +68,7 @@ def test_optuna_makes_the_validation_error_small(workplace, tmp_path):
     if not importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper"):
         line = one_error(run("stn.train", "-m", "search=learning_rate", cwd=tmp_path))
         assert "sh setup.sh search" in line
-        pytest.skip("sh setup.sh search")
+        pytest.skip("Optuna is not installed: `sh setup.sh search`")
     (tmp_path / "data").symlink_to(workplace / "data")
     small = ["data=digits_r", "model=cnn", "model.width=4", "budget=smoke", "logger=none", "hydra.sweeper.n_trials=3"]
     result = run("stn.train", "-m", "search=learning_rate", *small, cwd=tmp_path)
@@ -94,5 +94,5 @@ def test_a_record_is_where_the_pipeline_has_it():
 
 def test_a_search_without_a_sweep_is_refused_in_one_line(workplace, tmp_path, monkeypatch):
     if not importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper"):
-        pytest.skip("sh setup.sh search")
+        pytest.skip("Optuna is not installed: `sh setup.sh search`")
     assert "-m search=learning_rate" in one_error(run("stn.train", "search=learning_rate", cwd=tmp_path))

@@ -1,7 +1,6 @@
 """What wandb is told of runs and tables, read from the files that it writes offline."""
 
 import json
-import os
 import signal
 import struct
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, run
+from conftest import ROOT, interruptible, run
 from stn import table
 from stn.tracking import run_id
 
@@ -97,18 +96,10 @@ def test_runs_carry_summary_curves_config_tags_and_group(place):
 
 def test_folders_of_a_resumed_run_are_one_run(place):
     command = [sys.executable, "-m", "stn.train", *LONG]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command,
-        cwd=place,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
+    with interruptible(command, place) as process:
         next(line for line in process.stdout if "step 100/" in line)
         process.send_signal(signal.SIGINT)
+        process.communicate()
     folders = train(place, *LONG)
     assert len(folders) == 2
     (before, _, _, early, _), (after, _, summary, late, _) = map(told, folders)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import one_error, run
+from conftest import interruptible, one_error, run
 from stn.codebase import commit, fault, training_digest
 from stn.config import compose
 from stn.training import run as runs
@@ -115,15 +115,7 @@ def test_a_killed_run_ends_bit_for_bit_where_an_uninterrupted_one_ends(workplace
 def test_an_interrupted_run_says_so_in_one_line(workplace, tmp_path):
     folder = place(workplace, tmp_path)
     command = [sys.executable, "-m", "stn.train", "data=digits_r", *QUICKLY, "model=fcn", "budget.steps=100000"]
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits "ignored"
-    ) as process:
+    with interruptible(command, folder) as process:
         next(line for line in process.stdout if "step 10/" in line)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate()
@@ -223,9 +215,9 @@ def test_wandb_runs_offline_without_an_account(workplace, tmp_path):
     assert len(list(folder.glob("outputs/wandb/offline-run-*"))) == 2
 
 
-@pytest.mark.parametrize("channels, rows, mode", [(1, 1, "L"), (2, 2, "L"), (3, 1, "RGB")])
-def test_the_pictures_sent_to_wandb_show_all_channels_and_colours(channels, rows, mode):
-    images, sent = torch.rand(5, channels, 8, 8), {}
+def sent_picture(images, n, seen):
+    """What wandb is sent at a validation whose examples are the first n of these images, by a network that sees so."""
+    sent = {}
     trainer = SimpleNamespace(
         sanity_checking=False,
         is_global_zero=True,
@@ -233,9 +225,14 @@ def test_the_pictures_sent_to_wandb_show_all_channels_and_colours(channels, rows
         datamodule=SimpleNamespace(examples=lambda n: (images[:n], None)),
         logger=SimpleNamespace(experiment=SimpleNamespace(log=sent.update)),
     )
-    network = SimpleNamespace(seen=lambda images: images.flip(1))
-    Pictures(4).on_validation_end(trainer, SimpleNamespace(network=network))
-    picture = sent["transformer"].image
+    Pictures(n).on_validation_end(trainer, SimpleNamespace(network=SimpleNamespace(seen=seen)))
+    return sent["transformer"].image
+
+
+@pytest.mark.parametrize("channels, rows, mode", [(1, 1, "L"), (2, 2, "L"), (3, 1, "RGB")])
+def test_the_pictures_sent_to_wandb_show_all_channels_and_colours(channels, rows, mode):
+    images = torch.rand(5, channels, 8, 8)
+    picture = sent_picture(images, 4, lambda images: images.flip(1))
     assert (picture.mode, picture.size) == (mode, (4 * 8, 2 * rows * 8))
     shown = torch.from_numpy(np.array(picture)).view(2 * rows, 8, 4, 8, -1)
     above, below = shown[:rows], shown[rows:]
@@ -247,17 +244,10 @@ def test_the_pictures_sent_to_wandb_show_all_channels_and_colours(channels, rows
 
 def test_of_images_that_are_several_windows_the_picture_shows_the_first():
     """As of birds at their annotated windows."""
-    images, sent = torch.rand(4, 2, 3, 8, 8), {}
-    trainer = SimpleNamespace(
-        sanity_checking=False,
-        is_global_zero=True,
-        global_step=7,
-        datamodule=SimpleNamespace(examples=lambda n: (images[:n], None)),
-        logger=SimpleNamespace(experiment=SimpleNamespace(log=sent.update)),
-    )
-    network = SimpleNamespace(seen=lambda images: images[:, 0])
-    Pictures(3).on_validation_end(trainer, SimpleNamespace(network=network))
-    shown = torch.from_numpy(np.array(sent["transformer"].image)).view(2, 8, 3, 8, 3)  # above and below, y, image, x
+    images = torch.rand(4, 2, 3, 8, 8)
+    shown = torch.from_numpy(np.array(sent_picture(images, 3, lambda images: images[:, 0]))).view(
+        2, 8, 3, 8, 3
+    )  # above and below, y, image, x
     for half in shown:
         torch.testing.assert_close(half.permute(1, 3, 0, 2), (images[:3, 0] * 255).to(torch.uint8))
 
