@@ -21,8 +21,9 @@ from benchmarks.timing import OURS, Bench, figure, ratio, rivals
 from stn.config import compose
 from stn.data.download import export_embedded
 from stn.environment import cores
-from stn.errors import UserError, told
+from stn.errors import UserError
 from stn.experiments.mnist.data import undistorted
+from stn.front_door import guard
 from stn.training.record import provenance
 from stn.training.run import precision
 
@@ -241,7 +242,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="a smoke test: its numbers mean nothing")
     args = parser.parse_args()
-    with told():
+    with guard():
         parts, device = chosen(args.only), usable(args.device)
         torch.set_num_threads(cores())
         bench = Bench(device, args.quick)

@@ -28,7 +28,8 @@ from pathlib import Path
 from stn import codebase
 from stn.codebase import digest_of, is_shown, training_digest
 from stn.config import deliberate
-from stn.errors import UserError, told
+from stn.errors import UserError
+from stn.front_door import guard
 from stn.params import TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -279,7 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adopt", description=__doc__)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the curves there, for another try")
     keep = parser.parse_args().keep
-    with told(), tempfile.TemporaryDirectory() as folder:
+    with guard(), tempfile.TemporaryDirectory() as folder:
         if keep:
             keep.mkdir(parents=True, exist_ok=True)
         adopt(keep.resolve() if keep else Path(folder))

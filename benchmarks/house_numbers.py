@@ -16,7 +16,7 @@ import torch
 from benchmarks.timing import alternate, seconds
 from stn.config import compose
 from stn.data.draws import generator
-from stn.errors import told
+from stn.front_door import guard
 from stn.training.data_module import DataModule
 from stn.training.learner import new_learner
 from stn.training.record import provenance
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2, help="of one measurement")
     args = parser.parse_args()
     device = torch.device(args.device)
-    with told():
+    with guard():
         about = measure(device, args.data, args.width, args.precision, args.batch, args.repeats, args.calls)
     print(write(about, device, Path("reports/bench")))
 

@@ -103,7 +103,7 @@ def test_files_are_utf_8_whatever_the_locale():
 
 
 def test_output_into_a_pipe_that_is_closed_ends_quietly():
-    code = "from stn.errors import told\nwith told():\n    for i in range(100_000): print(i)"
+    code = "from stn.front_door import guard\nwith guard():\n    for i in range(100_000): print(i)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"0\n"
         process.stdout.close()

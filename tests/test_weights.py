@@ -39,7 +39,7 @@ def trained(workplace, tmp_path_factory):
     (folder / "data").symlink_to(workplace / "data")
     result = run("stn.train", *CELL, "budget.steps=60", f"record={RECORD.with_suffix('')}", cwd=folder)
     assert result.returncode == 0, result.stderr
-    result = run("stn.weights", str(RECORD), cwd=folder)
+    result = run("stn.publish", str(RECORD), cwd=folder)
     assert result.returncode == 0, result.stderr
     (checkpoint,) = folder.glob("outputs/runs/smoke/*/*-s0/last.ckpt")
     return folder, checkpoint, result.stdout
@@ -121,7 +121,7 @@ def test_a_card_explains_its_network(trained, project):
 def test_writing_the_same_weights_again_gives_the_same_bytes(project):
     before = FILE.read_bytes()
     FILE.unlink()
-    assert run("stn.weights", str(RECORD), cwd=project).returncode == 0
+    assert run("stn.publish", str(RECORD), cwd=project).returncode == 0
     assert FILE.read_bytes() == before
 
 
@@ -232,7 +232,7 @@ def test_weights_whose_record_tells_of_another_training_are_told(project, change
     change(record)
     RECORD.write_text(json.dumps(record))
     line = one_error(run("stn.evaluate", f"weights={FILE}", cwd=project))
-    assert "is not of the training that" in line and f"`python -m stn.weights {RECORD}` writes it anew" in line
+    assert "is not of the training that" in line and f"`python -m stn.publish {RECORD}` writes it anew" in line
     block = make_block("weights", Path("docs/weights.md"), Sources(lambda number: Report([[]], ""), {}, project))
     assert f"`{NAME}` †" in block and "tells of another training" in block
 
@@ -254,7 +254,7 @@ def scale_scores(checkpoint: Path, factor: float) -> None:
 def test_weights_that_float16_would_change_are_stored_as_float32(project):
     (checkpoint,) = project.glob("outputs/runs/smoke/*/*-s0/last.ckpt")
     scale_scores(checkpoint, 2.0**-30)  # zeros in float16
-    said = run("stn.weights", str(RECORD), cwd=project)
+    said = run("stn.publish", str(RECORD), cwd=project)
     assert said.returncode == 0 and "as float32" in said.stdout, said.stderr
     network = stn.load(FILE)
     assert network.card["stored"]["dtype"] == "float32"
@@ -266,7 +266,7 @@ def test_weights_that_do_not_give_the_records_error_are_not_written(project):
     (checkpoint,) = project.glob("outputs/runs/smoke/*/*-s0/last.ckpt")
     scale_scores(checkpoint, -1.0)
     before = FILE.read_bytes()
-    assert "its weights make" in one_error(run("stn.weights", str(RECORD), cwd=project))
+    assert "its weights make" in one_error(run("stn.publish", str(RECORD), cwd=project))
     assert FILE.read_bytes() == before
 
 
@@ -304,7 +304,7 @@ def change_config(folder: Path) -> None:
 def test_a_run_of_which_the_record_says_something_else_is_refused(project, change, reason):
     (folder,) = project.glob("outputs/runs/smoke/*/*-s0")
     change(folder)
-    assert reason in one_error(run("stn.weights", str(RECORD), cwd=project))
+    assert reason in one_error(run("stn.publish", str(RECORD), cwd=project))
 
 
 def test_a_record_that_is_none_is_refused(project):
@@ -317,12 +317,12 @@ def test_a_record_that_is_none_is_refused(project):
     ):
         if reason == "no table's cell":
             shutil.copy(RECORD, path)
-        assert reason in one_error(run("stn.weights", path, cwd=project))
+        assert reason in one_error(run("stn.publish", path, cwd=project))
 
 
 def test_weights_learned_from_data_without_a_known_licence_are_not_written(project, monkeypatch):
     monkeypatch.setattr(publishing, "DATA_LICENCES", {})
-    assert "no licence is known" in one_error(run("stn.weights", str(RECORD), cwd=project))
+    assert "no licence is known" in one_error(run("stn.publish", str(RECORD), cwd=project))
 
 
 def test_without_a_record_all_are_written_that_are_here_and_the_others_named(project, monkeypatch):
@@ -332,7 +332,7 @@ def test_without_a_record_all_are_written_that_are_here_and_the_others_named(pro
     (project / "docs").mkdir()
     (project / publishing.PAGE).write_text("<!-- weights:begin -->\n<!-- weights:end -->\n")
     shutil.rmtree(project / weights.CLONE)
-    said = run("stn.weights", cwd=project)
+    said = run("stn.publish", cwd=project)
     assert said.returncode == 0, said.stderr
     assert f"{NAME}: error" in said.stdout and "1 of 2 are missing at budget smoke" in said.stdout
     assert "smoke/mnist/digits_r-cnn.json: no such record" in said.stdout and "BUDGET=smoke FRESH=1" in said.stdout
@@ -340,9 +340,9 @@ def test_without_a_record_all_are_written_that_are_here_and_the_others_named(pro
     assert f"| `{NAME}` | `smoke` |" in page and "float16" in page
     card = weights.read_card(FILE)
     weights.write(FILE, {**card, "steps": 61, "budget": "quick"}, load_file(FILE))
-    assert f"{NAME}: kept, of budget quick" in run("stn.weights", cwd=project).stdout
+    assert f"{NAME}: kept, of budget quick" in run("stn.publish", cwd=project).stdout
     shutil.rmtree(project / "outputs")
-    assert "no run below outputs/runs" in one_error(run("stn.weights", cwd=project))
+    assert "no run below outputs/runs" in one_error(run("stn.publish", cwd=project))
 
 
 def test_the_page_says_what_the_files_say(project):

@@ -14,10 +14,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.codebase import digest_of, training_digest
-from stn.config import checked, compose, deliberate, digest, experiment, read
-from stn.errors import told
+from stn.config import checked, compose, deliberate, experiment, read
 from stn.experiments import find_tables, load
-from stn.files import write_texts
+from stn.files import digest, write_texts
+from stn.front_door import guard
 from stn.params import COLUMNS, PARAMS, Params, read_params
 from stn.report.table import Cell
 
@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stn.cells", description=__doc__)
     parser.add_argument("--print", action="store_true", dest="show", help="write nothing; print what would be written")
     args = parser.parse_args()
-    with told():
+    with guard():
         if args.show:
             print(json.dumps(describe(read_params())))
         else:

@@ -33,6 +33,7 @@ APART = {
     "stn.schema",  # the keys; the values are in conf/, and resolved in every record
     "stn.config",  # reads them
     "stn.errors",  # how errors are told
+    "stn.files:digest",  # names folders
     "stn.codebase",  # names the code, and
     "stn.syntax",  # reads it
     "stn.training.record:provenance",  # says where a seed was trained

@@ -1,6 +1,5 @@
 """The way from the command line to a checked config; `stn.schema` says which keys there are."""
 
-import hashlib
 import json
 import math
 import os
@@ -22,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stn.environment import share_cores, silence_reducer
-from stn.errors import UserError, told
+from stn.errors import UserError
 from stn.experiments import find_configs, find_experiments, load
+from stn.front_door import guard
 from stn.report.table import Cell
 from stn.schema import BudgetConfig, Gradient, RunConfig
 from stn.schema import filled as filled  # where the schema is used, it is looked for here
@@ -46,7 +46,7 @@ def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Ca
 
         @contextmanager
         def one_line_errors():
-            with told():
+            with guard():
                 try:
                     yield
                 except (HydraException, OmegaConfBaseException) as error:
@@ -323,15 +323,6 @@ def _without_defaults(values: Mapping, schema: type) -> dict:
         elif default is MISSING or value != default:
             kept[key] = value
     return kept
-
-
-def digest(*parts: bytes | str) -> str:
-    """Twelve hexadecimal digits that stand for the parts."""
-    hashed = hashlib.blake2b(digest_size=6)
-    for part in parts:
-        part = part.encode() if isinstance(part, str) else part
-        hashed.update(len(part).to_bytes(8, "little") + part)
-    return hashed.hexdigest()
 
 
 def one_line(error: BaseException) -> str:

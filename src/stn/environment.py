@@ -1,6 +1,6 @@
 """What a run gets from its machine and its shell: cores, folders to write to, an encoding for its output.
 
-Front doors call `settle` before all else (`stn.errors.told` does), because libraries read HOME, TMPDIR and
+Front doors call `settle` before all else (`stn.front_door.guard` does), because libraries read HOME, TMPDIR and
 OMP_NUM_THREADS as they are loaded. What it sets is inherited by the processes that a front door starts.
 """
 

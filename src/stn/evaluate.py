@@ -38,7 +38,7 @@ def _card(name: str) -> dict:
     if reason := conflict(card):
         raise UserError(
             f"{name} is not of the training that {card['record']} tells of ({reason}): "
-            f"`python -m stn.weights {card['record']}` writes it anew"
+            f"`python -m stn.publish {card['record']}` writes it anew"
         )
     return card
 

@@ -5,7 +5,7 @@
 
 import argparse
 
-from stn.errors import told
+from stn.front_door import guard
 from stn.table import draw, numbered, records
 
 
@@ -13,7 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stn.figures", description=__doc__)
     parser.add_argument("--table", metavar="N", default="1", help="which: 1 if not given")
     args = parser.parse_args()
-    with told():
+    with guard():
         number = numbered(args.table)
         draw(number, records(number))
 

@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all, wherever their writer is killed."""
+"""Files that appear whole or not at all, wherever their writer is killed, and names for what they hold."""
 
+import hashlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,15 @@ def write_texts(texts: Mapping[Path, str]) -> None:
             f"cannot write {error.filename or ', '.join(map(str, texts))}: {error.strerror}; make it writable and run "
             "this again"
         ) from error
+
+
+def digest(*parts: bytes | str) -> str:
+    """Twelve hexadecimal digits that stand for the parts."""
+    hashed = hashlib.blake2b(digest_size=6)
+    for part in parts:
+        part = part.encode() if isinstance(part, str) else part
+        hashed.update(len(part).to_bytes(8, "little") + part)
+    return hashed.hexdigest()
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from pathlib import Path
 from stn.cells import CELLS, EXPORTED, declared, on_demand, record_path, stage, write
 from stn.config import CONF
 from stn.environment import cores
-from stn.errors import UserError, told
+from stn.errors import UserError
+from stn.front_door import guard
 from stn.params import KNOBS, TABLES, Params, read_params, write_params
 from stn.stages import Stages, gpu_is_shared
 
@@ -150,7 +151,7 @@ def main() -> None:
     args = parser.parse_args()
     path = os.environ.get("PATH", os.defpath)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"  # python and dvc of this venv
-    with told():
+    with guard():
         trainer = os.environ.get("STN_TRAINER", "cpu")
         known = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
         if trainer not in known:

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from stn.config import compose, one_line
-from stn.errors import UserError, told
+from stn.errors import UserError
+from stn.front_door import guard
 from stn.params import BUDGETS
 
 FOLDER = Path("outputs/play")
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--no-browser", action="store_true", help="do not open it")
     parser.add_argument("--build", action="store_true", help="build it only")
     args = parser.parse_args()
-    with told():
+    with guard():
         if args.budget is not None and args.budget not in BUDGETS:
             raise UserError(f"BUDGET={args.budget}: there is {', '.join(BUDGETS)}")
         if not (args.port.isascii() and args.port.isdigit() and int(args.port) < 65536):

@@ -1,4 +1,4 @@
-"""The weights of finished runs, written to `reports/weights` for others to use: what `python -m stn.weights` does.
+"""The weights of finished runs, written to `reports/weights` for others to use: what `python -m stn.publish` does.
 
 A run's weights are written only if its record tells of that run, and if they give the record's error again on the
 stored test set: as float16 if they do so within one image in a thousand, else as float32.

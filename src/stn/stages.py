@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from stn.environment import share_cores
-from stn.errors import UserError, told
+from stn.errors import UserError
+from stn.front_door import guard
 
 # What every cell loads, and takes five seconds over.
 LOADED = ("stn.training.run", "wandb", "wandb.sdk.launch")
@@ -270,7 +271,7 @@ def run_module(command: str, deaf: bool) -> None:
 
 
 def main() -> None:
-    with told():
+    with guard():
         from dvc.cli import main as dvc
 
         end_with_parent()

@@ -17,9 +17,10 @@ from rich.console import Console
 
 from stn.cells import config, declared, record_path, shown
 from stn.config import CONF, experiment, filled
-from stn.errors import UserError, told
+from stn.errors import UserError
 from stn.experiments import find_tables
 from stn.files import whole, write_texts
+from stn.front_door import guard
 from stn.params import BUDGETS, COLUMNS, TABLES, Params, read_params
 from stn.report import tables
 from stn.report.metrics import render_curves, render_metrics
@@ -199,7 +200,7 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", dest="show", help="write nothing; print the table")
     parser.add_argument("--wandb", action="store_true", help="send it to wandb too, offline unless WANDB_MODE=online")
     args = parser.parse_args()
-    with told():
+    with guard():
         number = numbered(args.table or "1")
         if args.check:
             check((number,) if args.table else TABLES)

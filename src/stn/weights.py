@@ -12,10 +12,9 @@ Its metadata are a card, JSON that explains the file; the file beside it with th
     sha256: of all this and the tensors.
 
 Nothing heavy is imported here before it is needed: `load` imports torch, and neither Lightning, Hydra nor wandb.
-`python -m stn.weights` writes the files (`stn.publishing`).
+`python -m stn.publish` writes the files.
 """
 
-import argparse
 import difflib
 import hashlib
 import json
@@ -180,7 +179,7 @@ def _locate(name: str | os.PathLike[str]) -> tuple[Path, str | None]:
     if text in names:
         return folder() / f"{text}{SUFFIX}", text
     if not names:
-        raise ValueError(f"no trained network {text!r}: none is here; `python -m stn.weights` writes those of runs")
+        raise ValueError(f"no trained network {text!r}: none is here; `python -m stn.publish` writes those of runs")
     near = difflib.get_close_matches(text, names, 3, 0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ValueError(f"no trained network {text!r}: {hint}stn.list_weights() names all, such as {names[0]}")
@@ -188,29 +187,3 @@ def _locate(name: str | os.PathLike[str]) -> tuple[Path, str | None]:
 
 def _damaged(path: Path, reason: str) -> ValueError:
     return ValueError(f"{path} is damaged ({' '.join(reason.split())}): restore it, by git or by installing stn again")
-
-
-def main() -> None:
-    from stn.errors import told
-
-    parser = argparse.ArgumentParser(
-        prog="python -m stn.weights",
-        description="Write the weights of finished runs to reports/weights, each with a card, and the page of them.",
-    )
-    parser.add_argument(
-        "records",
-        nargs="*",
-        type=Path,
-        metavar="RECORD.json",
-        help="whose runs; without any, those of Table 1's CNN and ST-CNNs on R, RTS, P and E, as far as they are there",
-    )
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs are: outputs if not given")
-    args = parser.parse_args()
-    with told():
-        from stn.publishing import publish  # loads Lightning
-
-        publish(args.records, args.outputs)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from stn.report.comparisons import NOT_BEATEN, NOT_CLEARLY, SIGNIFICANT
 from stn.report.evidence import describe_evidence
+from stn.report.matrix import Matrix
 from stn.report.records import Record
 from stn.report.table import Column, Row, Table
-
-if TYPE_CHECKING:
-    from stn.report.matrix import Matrix
 
 
 def describe_measure(table: Table, records: Sequence[Record]) -> str:

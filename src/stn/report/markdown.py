@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from stn.report.budgets import build_budgets
 from stn.report.captions import caption, legend
 from stn.report.comparisons import Comparison, Contest, compare, format_p, order_steps
-from stn.report.matrix import Matrix, build_budgets, build_matrix, format_place, typeset_minus
+from stn.report.matrix import Matrix, build_matrix, format_place, typeset_minus
 from stn.report.records import Record
 from stn.report.summary import summarise
 from stn.report.table import Grid, Row, Section, Table

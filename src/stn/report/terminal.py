@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from stn.report.budgets import build_budgets
 from stn.report.captions import caption, legend
-from stn.report.matrix import Matrix, build_budgets, build_matrix, describe_absence
+from stn.report.matrix import Matrix, build_matrix, describe_absence
 from stn.report.records import Record
 from stn.report.summary import summarise
 from stn.report.table import Column, Grid, Row, Table

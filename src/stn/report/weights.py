@@ -11,7 +11,7 @@ from stn.report.statistics import wilson
 from stn.weights import CLONE, SUFFIX, conflict, read
 
 HEAD = ("name", "budget", "error %", "95 % interval", "as stored, %", "stored as", "KB", "commit")
-NONE = "None are published yet: `python -m stn.weights` writes those of the runs that are finished."
+NONE = "None are published yet: `python -m stn.publish` writes those of the runs that are finished."
 STALE = "†"
 
 
@@ -35,7 +35,7 @@ def weights_block(root: Path) -> str:
     )
     line += f"record, with its 95 % interval, and of the weights as they are stored. Licence of the weights: {terms}."
     if any(STALE in row[0] for row in rows):
-        line += f" {STALE} its record tells of another training since; `python -m stn.weights` writes it anew."
+        line += f" {STALE} its record tells of another training since; `python -m stn.publish` writes it anew."
     return f"{line}\n\n{markdown_table(HEAD, rows, 'llrlrlrl')}"
 
 

@@ -21,10 +21,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from stn.codebase import commit, training_digest
-from stn.config import digest, experiment
+from stn.config import experiment
 from stn.errors import UserError
 from stn.experiments import load as load_module
-from stn.files import write_whole
+from stn.files import digest, write_whole
 from stn.schema import typed
 from stn.tracking import finish_run, make_logger
 from stn.training.blocks import BlockLearner

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from stn.config import digest
 from stn.data.download import DIGITS, LABELS
 from stn.data.progress import progress, why, writing
 from stn.data.reading import BrokenArchive, archive
 from stn.errors import UserError
+from stn.files import digest
 
 FIELDS = ("left", "top", "width", "height", "label")
 AGAIN = "delete it and run `python -m stn.fetch` again"

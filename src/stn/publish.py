@@ -1,0 +1,31 @@
+"""Write the weights of finished runs to `reports/weights`, each with a card, and the page of them.
+
+python -m stn.publish
+python -m stn.publish reports/results/quick/mnist/mnist_r-cnn.json
+"""
+
+import argparse
+from pathlib import Path
+
+from stn.front_door import guard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stn.publish", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "records",
+        nargs="*",
+        type=Path,
+        metavar="RECORD.json",
+        help="whose runs; without any, those of Table 1's CNN and ST-CNNs on R, RTS, P and E, as far as they are there",
+    )
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs are: outputs if not given")
+    args = parser.parse_args()
+    with guard():
+        from stn.publishing import publish  # loads Lightning
+
+        publish(args.records, args.outputs)
+
+
+if __name__ == "__main__":
+    main()

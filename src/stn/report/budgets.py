@@ -1,0 +1,47 @@
+"""The same table at several budgets."""
+
+from collections.abc import Sequence
+
+from stn.report.captions import describe_machines, describe_training
+from stn.report.matrix import build_matrix, format_value
+from stn.report.records import Record
+from stn.report.summary import summarise
+from stn.report.table import Grid, Table
+
+
+def build_budgets(
+    budgets: Sequence[Sequence[Record]], table: Table, bold: str, with_paper: bool
+) -> tuple[list[str], Grid] | None:
+    """What is said of several budgets, of all and of each, and the grid of them; None where there is only one.
+
+    The grid has a line for each row of the table and budget, as far as they are run, `with_paper` one of the paper's
+    numbers too. The first budget is the one that the rest of the table is about; of the others the summary stands here.
+    """
+    main, *_ = budgets
+    budgets = sorted(filter(None, budgets), key=lambda records: max(seed.steps for seed in records[0].seeds))
+    if len(budgets) < 2:
+        return None
+    names = [records[0].budget for records in budgets]
+    lines = [
+        (name, {place: format_value(value, bold) for place, value in build_matrix(table, records).values.items()})
+        for name, records in zip(names, budgets, strict=True)
+    ]
+    places = {place for _, values in lines for place in values}
+    if with_paper:
+        paper = {(row, column): f"{value:.1f}" for row in table.rows for column, value in row.paper.items()}
+        lines.append(("Jaderberg et al.", paper))
+    columns = [column for column in table.columns if any(place[1] is column for place in places)]
+    body = []
+    for row in (row for row in table.rows if any(place[0] is row for place in places)):
+        entries = [(name, [values.get((row, column), "–") for column in columns]) for name, values in lines]
+        entries = [(name, texts) for name, texts in entries if set(texts) != {"–"}]
+        body += [["" if i else row.label, name, *texts] for i, (name, texts) in enumerate(entries)]
+    text = [f"The same at several budgets; – is not run yet{', of Jaderberg et al. not given' if with_paper else ''}."]
+    for name, records in zip(names, budgets, strict=True):
+        cells = [place for place in places if not table.is_mean(place[0])]
+        run = [record for record in records if not table.is_mean(record.row)]
+        progress = f"`{name}`: {len(run)} of {len(cells)} cells, {describe_training(table, records)}."
+        summary = summarise(table, records) if records is not main else []
+        text.append(" ".join([progress, describe_machines(table, records), *summary]))
+    head = [table.entries, "budget", *(column.label for column in columns)]
+    return text, Grid(head, body, "ll" + "r" * len(columns))
