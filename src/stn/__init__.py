@@ -45,7 +45,7 @@ _SAMPLERS = {"LearnableSampler", "bicubic", "bilinear", "integer", "trilinear"}
 def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # When asked for, because the front doors tell a misspelt key before torch is loaded.
+    # Imported on demand: the front doors report a misspelt key before torch is loaded.
     if name == "SpatialTransformer":
         return import_module("stn.nn.transformer").SpatialTransformer
     if name in _WEIGHTS:

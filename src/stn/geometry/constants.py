@@ -1,13 +1,12 @@
-"""Tensors that numbers alone decide, such as pixel centres and spline weights: worked out once, in any mode of torch.
+"""Tensors that depend on numbers alone, such as pixel centres and spline weights: computed once, in any mode of torch.
 
-They are kept because working them out takes longer than using them, and because a step that is captured as a CUDA
-graph may take nothing from the host. One store holds them for the whole process and for all threads. It is bounded by
+They are kept because computing them takes longer than using them, and because a step that is captured as a CUDA graph
+must not copy anything from the host. One store holds them for the whole process and for all threads. It is bounded by
 `BOUND` bytes, and the least recently used leave first.
 
-What is kept is always a plain tensor with values, never one that belongs to a mode of torch: it is worked out outside
-of inference mode, of fake tensors, of tracing and of functorch, whichever of them asks. A trace receives it as a
-constant of its graph. Where a size is open (dynamic), or the constant would exceed the bound, the trace records the
-arithmetic instead.
+A kept tensor is always a plain one with values and belongs to no mode of torch: it is computed outside of inference
+mode, fake tensors, tracing and functorch, even if one of them asks for it. A trace receives it as a constant of its
+graph. If a size is dynamic, or the constant would exceed the bound, the trace records the arithmetic instead.
 """
 
 import math
@@ -36,14 +35,14 @@ def constant(
 ) -> Tensor:
     """`make(*numbers, device)` as `dtype` on `device`. Shared by all callers: do not write to it.
 
-    A write that torch can see (all but those through `.data` or NumPy) harms nobody but the writer's own copy: the next
-    caller receives a new one.
+    If a caller writes to it all the same, the next caller receives a new tensor, provided that torch can see the write
+    (it cannot see those through `.data` or NumPy).
 
     Args:
-        make: a function of a module, which gives a float64 tensor on the device that it is told. It is run on the CPU,
-            so that the values are the same for all devices, or by a trace on `device`.
-        numbers: ints and floats, or tuples of them. They name the tensor together with `make`, dtype and device.
-        shape: of what `make` gives.
+        make: a module-level function that returns a float64 tensor on the device that it is given. It is run on the
+            CPU, so that the values are the same for all devices; a trace runs it on `device`.
+        numbers: ints and floats, or tuples of them. With `make`, dtype and device they are the key of the tensor.
+        shape: of the result of `make`.
     """
     if torch.compiler.is_dynamo_compiling():
         if device.type == "meta" or not _known_to_dynamo(numbers) or _bytes(shape, dtype) > BOUND:
@@ -131,7 +130,7 @@ _literal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @contextmanager
 def _outside_of_modes() -> Iterator[None]:
-    """Here operations work on plain tensors with values, whatever mode is on outside, and nothing records them."""
+    """Within this context operations work on plain tensors with values and are not recorded, whatever the mode."""
     tracing = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # torch's stubs lack it
     try:
@@ -159,7 +158,7 @@ def _symbolic(numbers: tuple[Any, ...]) -> bool:
 
 
 def _known_to_dynamo(numbers: tuple[Any, ...]) -> bool:
-    """`not _symbolic`, as Dynamo can say it: to it a number that is left open is an int as any other."""
+    """`not _symbolic` for Dynamo, to which a number that is left open is an ordinary int."""
     for number in numbers:
         if isinstance(number, tuple):
             if not _known_to_dynamo(number):
@@ -179,7 +178,7 @@ def _present(device: torch.device) -> bool:
         return device.type == "cpu"
     try:
         return torch.get_device_module(device).is_available()  # type: ignore[no-any-return]
-    except (RuntimeError, AttributeError):  # no module of torch's stands for it
+    except (RuntimeError, AttributeError):  # torch has no module for it
         return False
 
 
@@ -193,8 +192,8 @@ class _Entry(NamedTuple):
 class _Store:
     """Tensors by key, `BOUND` bytes in all; the least recently used leaves.
 
-    What is read while a CUDA graph is captured stays in memory for good, and is not counted: the graph knows its
-    address, and keeps nothing alive.
+    A tensor that is read while a CUDA graph is captured stays in memory for good, and is not counted: the graph knows
+    its address, but does not keep it alive.
     """
 
     def __init__(self) -> None:
@@ -203,7 +202,7 @@ class _Store:
         self.clear()
 
     def renew(self) -> None:
-        """After a fork, which another thread's lock would survive."""
+        """After a fork: a lock that another thread held would stay locked in the child."""
         self.lock = threading.Lock()
 
     def clear(self) -> None:
@@ -230,7 +229,7 @@ class _Store:
         if size > BOUND or type(value) is not Tensor:
             return
         with self.lock:
-            if key in self.entries:  # of another thread, in the meantime
+            if key in self.entries:  # put by another thread in the meantime
                 self._drop(key)
             self.entries[key] = _Entry(value, value._version, size, value.is_cuda)
             self.bytes += size

@@ -1,19 +1,19 @@
-"""Inverses of small matrices, many at once, that take no decision on the host and so never wait for a device.
+"""Inverses of batches of small matrices. They decide nothing on the host, so they never wait for a device.
 
-And the homography through four points, which does wait: it solves a linear system.
+Also the homography through four points, which does wait: it solves a linear system.
 """
 
 import torch
 from torch import Tensor
 
-ROUNDINGS = 4  # a number of this many units in the last place of what it was computed from is taken for zero
+ROUNDINGS = 4  # a sum counts as zero within this many roundings (eps) of the absolute values of its terms
 
 
 def invert_matrices(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Inverses (..., n, n) of matrices, n = 2 or 3, by cofactors, and determinants (...).
 
-    Where a determinant drowns in the rounding of the products that it is the sum of, it is given as 0, as are the
-    inverse and all gradients.
+    Where a determinant is no larger than the rounding error of the products that it sums, the determinant, the inverse
+    and all gradients are 0.
     """
     rows = matrices.unbind(-2)
     if len(rows) == 2:
@@ -31,7 +31,7 @@ def invert_matrices(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding(size: Tensor) -> Tensor:
-    """What may be left by rounding of a sum that is zero and whose terms' absolute values sum to `size`."""
+    """What rounding may leave of a sum that is zero, if the absolute values of its terms sum to `size`."""
     return ROUNDINGS * torch.finfo(size.dtype).eps * size
 
 

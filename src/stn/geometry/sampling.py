@@ -6,12 +6,12 @@ gives V (B, C, h, w):
     V_i = sum_n sum_m U_nm k(x_i - m; Phi_x) k(y_i - n; Phi_y)
 
 with x_i, y_i in pixels and k the sampling kernel. `integer`, `bilinear` and `trilinear` take volumes (B, C, D, H, W)
-too, with a grid (B, d, h, w, 3). Half-precision images are sampled in float32 and handed back in their own type; the
-grid decides between float32 and float64.
+too, with a grid (B, d, h, w, 3). Half-precision images are sampled in float32 and returned in their own type; the grid
+decides between float32 and float64.
 
 What lies outside of the image is decided by `padding_mode`, as in `torch.nn.functional.grid_sample`: "zeros", "border"
 (the value of the nearest pixel of the image) or "reflection" (the image mirrored at its outer edges, again and again).
-Another name, and shapes that do not belong together, are a ValueError.
+Another name, or shapes that do not fit together, raise a ValueError.
 """
 
 from collections.abc import Callable
@@ -32,15 +32,15 @@ def integer(U: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
 
     Its gradient with respect to U goes to the pixels that were taken; with respect to the grid it is zero.
 
-    Exactly half-way between two pixels is where many grids lie, those that halve an image or move it by half a pixel.
+    Many grids have points exactly half-way between two pixels: those that halve an image or move it by half a pixel.
     Rounding may put such a point a little too low. In float32, where floats just above 1 are eps = 1.2e-7 apart, a grid
     is off by up to 0.5 eps where a matrix maps pixel centres and by 4 eps where a spline sums 8 x 8 control points; its
-    conversion to pixels adds up to 2 eps. So points up to `TIE` = 8 eps below a tie count as on it. In float64 that is
+    conversion to pixels adds up to 2 eps. So points up to `TIE` = 8 eps below a tie count as on it. In float64 `TIE` is
     9e-13, twice what the linear system of a spline loses. The border between two pixels of W moves by TIE W / 2 pixels,
-    in float32 3e-5 for W = 64: about as far as a point is known.
+    in float32 3e-5 for W = 64: about the precision of a point.
     """
     grid = _at_least_float32(grid)
-    # torch rounds ties to even; a point that was moved above its tie is none any more.
+    # torch rounds ties to even, so points are moved above their ties.
     return _grid_sample(U, grid + TIE.get(grid.dtype, 0), "nearest", padding_mode)
 
 
@@ -50,12 +50,12 @@ def bilinear(U: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
 
 
 def trilinear(U: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
-    """Equation 5 with a factor more, for volumes: U (B, C, D, H, W) and a grid (B, d, h, w, 3) give (B, C, d, h, w)."""
+    """Equation 5 with a third factor, for volumes: U (B, C, D, H, W) and a grid (B, d, h, w, 3) to (B, C, d, h, w)."""
     return bilinear(U, grid, padding_mode)  # torch's word for it, whatever the number of dimensions
 
 
 def bicubic(U: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
-    """Keys' cubic convolution kernel with a = -0.75, four pixels wide. Of images only."""
+    """Keys' cubic convolution kernel with a = -0.75, four pixels wide. For images only."""
     return _grid_sample(U, grid, "bicubic", padding_mode)
 
 
@@ -69,7 +69,7 @@ def general(
 ) -> Tensor:
     """Equation 3 for any kernel: `kernel_x` and `kernel_y` map distances in pixels to weights, elementwise.
 
-    Of images only. With a padding mode other than zeros the sum runs over the image continued without end.
+    For images only. With a padding mode other than zeros the sum runs over the image continued without end.
 
     Args:
         radius: half the kernels' width in pixels; they must vanish at distances of `radius` and beyond.
@@ -120,7 +120,7 @@ def _taps(
 
 
 def _modulo(x: Tensor, period: int) -> Tensor:
-    """`torch.remainder`, which ONNX does not take where the period is left open."""
+    """`torch.remainder`, which cannot be exported to ONNX with a dynamic period."""
     return x - period * (x / period).floor()
 
 
@@ -128,11 +128,11 @@ class LearnableKernel(nn.Module):
     """A kernel k(d; Phi) that is linear between learnable knots, and starts as the bilinear one.
 
     Phi holds the kernel's value at evenly spaced distances -radius ... radius; the two outermost are held at zero, so
-    that the sampled image stays continuous. Nothing forces symmetry or a sum of one: what it learns is the data's say.
+    that the sampled image stays continuous. Nothing forces the kernel to be symmetric or to sum to one.
 
     Args:
         radius: half its width in pixels.
-        knots_per_pixel: knots to each pixel of distance.
+        knots_per_pixel: knots per pixel of distance.
     """
 
     def __init__(self, radius: int = 2, knots_per_pixel: int = 2):
@@ -155,7 +155,7 @@ class LearnableKernel(nn.Module):
 class LearnableSampler(nn.Module):
     """The paper's general sampler with its own learnable Phi_x and Phi_y; equals `bilinear` until it has learned.
 
-    Of images only.
+    For images only.
 
     Args:
         radius: half the width of both kernels in pixels.

@@ -1,4 +1,4 @@
-"""Thin plate splines: their control points, what they weigh at any point, and the way back.
+"""Thin plate splines: their control points, the weights of these at any point, and the inverse.
 
 Shapes as in `stn.geometry.transforms`: N points, and K = k x k control points on a regular grid.
 """
@@ -9,8 +9,8 @@ from torch import Tensor
 from stn.geometry.constants import constant, float64_device
 from stn.geometry.inverses import ROUNDINGS, invert_matrices, times
 
-INVERSIONS = 20  # Newton steps to a spline's inverse; what is then left: see the tests
-BENDS = 8  # the first of them, in which the spline is bent from the affine map nearest to it to what it is
+INVERSIONS = 20  # Newton steps to a spline's inverse; the tests bound the error that is left
+BENDS = 8  # the first of these steps, in which the nearest affine map is bent into the spline
 
 
 def control_points(k: int, device: torch.device | None = None) -> Tensor:
@@ -27,7 +27,7 @@ def _radial(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def _spline_solution(k: int, device: torch.device) -> Tensor:
-    """What the K control values contribute to the K + 3 spline coefficients, (K + 3, K), float64."""
+    """The matrix (K + 3, K) from the K control values to the K + 3 spline coefficients, float64."""
     centres = control_points(k, device)
     n = k * k
     system = torch.zeros(n + 3, n + 3, dtype=torch.float64, device=device)
@@ -46,10 +46,10 @@ def spline_constants(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def spline_weights(k: int, points: Tensor) -> Tensor:
-    """How much each control point weighs at each target point, (..., N, K), in the points' precision.
+    """The weight of each control point at each target point, (..., N, K), in the points' precision.
 
-    The weights are worked out in float64: float32 would cost one digit of the source points at k = 5, two at k = 8.
-    A device without float64 lets the CPU do that.
+    The weights are computed in float64: float32 would cost one digit of the source points at k = 5, two at k = 8.
+    For a device without float64 the CPU computes them.
     """
     centres, solution = spline_constants(k, points.device)
     p = points.to(centres.device).double()
@@ -60,19 +60,19 @@ def spline_weights(k: int, points: Tensor) -> Tensor:
 def invert_spline(controls: Tensor, points: Tensor, centres: Tensor, solution: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The target points (B, N, 2) at which thin plate splines have the values `points` (N, 2) or (B, N, 2).
 
-    By Newton's method, on splines that are bent more and more, from the affine map nearest to each to the spline
-    itself: so every step starts near where it leads.
+    By Newton's method. The first steps take splines that are bent more and more, from the nearest affine map to the
+    spline itself, so that every step starts near its solution.
 
     Args:
         controls: the values (B, K, 2) at the `centres` (K, 2), a regular grid around 0.
         solution: the matrix (K + 3, K) from those values to the coefficients.
 
-    All is worked out on the device and in the precision of `centres` and `solution`; what is returned is of the
-    controls' own.
+    The computation runs on the device and in the precision of `centres` and `solution`; the results have those of
+    `controls`.
 
     Returns:
-        The target points, the inverse Jacobians there (B, N, 2, 2), and which (B, N, 1) points are lost: not arrived
-        at, or where the spline is folded over or flat. Where lost, the others are zero.
+        The target points, the inverse Jacobians there (B, N, 2, 2), and a mask (B, N, 1) of lost points: those where
+        the iteration does not converge, or where the spline is folded over or flat. There the other two are zero.
     """
     device, dtype = controls.device, controls.dtype
     controls, points = (part.to(centres.device).to(centres.dtype) for part in (controls, points))
@@ -88,7 +88,7 @@ def invert_spline(controls: Tensor, points: Tensor, centres: Tensor, solution: T
         residual = points - values
         if step <= INVERSIONS:
             target = target + times(inverse, residual)
-    # A determinant is known to the precision of the controls, however far from 0 they lie: what is below is flat.
+    # A determinant is known to the precision of the controls, however far from 0 they lie: below that a map is flat.
     known = ROUNDINGS * torch.finfo(dtype).eps * controls.abs().amax((1, 2))
     whole = whole.sign() * (whole.abs() > known * slope.abs().amax((1, 2)))
     here = here.sign() * (here.abs() > known[:, None] * jacobians.abs().amax((2, 3)))

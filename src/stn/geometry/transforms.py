@@ -1,27 +1,26 @@
 """Transformations T_theta and the sampling grids they lay on an image (paper, section 3.2, equation 1).
 
 One frame everywhere: normalised coordinates (x, y), x to the right and y down, in which [-1, 1] spans the image from
-outer edge to outer edge (`align_corners=False` in torch's words), so the centre of pixel j of W lies at
-(2j + 1) / W - 1. A transformation maps a point of the *target* (output) to the point of the *source* (input) that is
-sampled there.
+outer edge to outer edge (torch's `align_corners=False`), so the centre of pixel j of W lies at (2j + 1) / W - 1. A
+transformation maps each point of the *target* (output) to the point of the *source* (input) that is sampled there.
 
 In volumes there is a third coordinate, (x, y, z), z away from the viewer: [-1, 1] spans the depth from the front face
 to the back, and the centre of layer k of D lies at (2k + 1) / D - 1.
 
-An angle is one between pixels. Normalised coordinates stretch an image that is not square, so the families that turn
-(`Rotation`, `Similarity`) turn in pixels of the source; translations stay in normalised coordinates. There the matrix
-[[a, -b], [b, a]] reads [[a, -b H / W], [b W / H, a]], with H and W of the *source*: `source_size`. Where that is not
-given, `grid` takes the target's size for it, and `matrix` and `points` a square. The other families do not depend on
-it. A target of another aspect than the source's stretches the image even at the identity, for [-1, 1] spans both: a
-scale is isotropic in pixels where the aspects agree.
+Angles are measured in pixels. Normalised coordinates stretch an image that is not square, so the families that rotate
+(`Rotation`, `Similarity`) do so in pixels of the source; translations stay in normalised coordinates. There the matrix
+[[a, -b], [b, a]] becomes [[a, -b H / W], [b W / H, a]], with H and W of the *source*, given as `source_size`. Without
+it, `grid` assumes that the source has the target's size, and `matrix` and `points` assume a square source. The other
+families do not depend on it. [-1, 1] spans both images, so a target of another aspect ratio than the source's stretches
+the image even at the identity: a scale is isotropic in pixels only if the aspect ratios agree.
 
 Shapes: B batch, P parameters of theta, N points, H W target size (of volumes D H W), K control points; a trailing 2 is
 (x, y), a trailing 3 (x, y, z). A size is (H, W), of volumes (D, H, W), or one integer for all sides.
 Half precision is raised to float32 before any of this arithmetic, also under autocast; float32 and float64 are kept.
 
-Every type of device that torch has is meant to do. CPU and CUDA are tested; meta and fake tensors are tested for shapes
-and types. On a device without float64 (MPS) the CPU works out a spline's weights. Nothing was ever run on MPS, XLA, XPU
-or another type of device.
+All device types of torch are meant to work. CPU and CUDA are tested; meta and fake tensors are tested for shapes and
+types. For a device without float64 (MPS) the CPU computes a spline's weights. Nothing was ever run on MPS, XLA, XPU or
+another type of device.
 """
 
 import math
@@ -45,8 +44,8 @@ Size = int | tuple[int, ...]
 class Transformation:
     """A family T_theta, one theta of shape (P,) for each image of a batch.
 
-    A family of one's own gives the attributes, `identity`, `_points`, and `_inverse_points` if it can, whose arguments
-    are checked and of one type, float32 or float64; `aspect` is the source's H / W.
+    A new family defines the attributes, `identity`, `_points`, and `_inverse_points` if there is an inverse. The latter
+    two get arguments that are checked and of one type, float32 or float64; `aspect` is the source's H / W.
 
     Attributes:
         n_parameters: P, the length of theta.
@@ -77,9 +76,9 @@ class Transformation:
             return self._grid(theta, size, aspect).view(-1, *size, self.dimensions)
 
     def inverse_points(self, theta: Tensor, points: Tensor, source_size: Size | None = None) -> Tensor:
-        """Target points (B, N, 2) that show the source points (N, 2) or (B, N, 2): `points`, the other way.
+        """Target points (B, N, 2) that show the source points (N, 2) or (B, N, 2): the inverse of `points`.
 
-        NaN where there is no way back, as each family says; what such a point is made of gets a gradient of zero.
+        NaN where there is no inverse (see each family); gradients through such a point are zero.
         """
         theta, points, aspect = self._checked(theta), self._checked_points(points), self._aspect(source_size)
         with full_precision(theta):
@@ -88,8 +87,8 @@ class Transformation:
     def inverse_grid(self, theta: Tensor, size: Size, source_size: Size | None = None) -> Tensor:
         """The grid (B, H, W, 2) that brings the target back into the source's frame, of `size` (H, W) pixels.
 
-        `sampler(V, inverse_grid(theta, U.shape[2:]))` lies on U, with V where V shows it. `source_size` is the size of
-        the image that theta was found for, if it is not `size`. NaN where `inverse_points` is.
+        `sampler(V, inverse_grid(theta, U.shape[2:]))` has V at the part of U that V shows. `source_size` is the size of
+        the image that theta was predicted for, if it is not `size`. NaN where `inverse_points` is.
         """
         theta, size = self._checked(theta), check_size(size, self.dimensions)
         centres = pixel_centres(size, theta.dtype, theta.device)
@@ -106,7 +105,7 @@ class Transformation:
         raise NotImplementedError(f"{type(self).__name__} has no inverse")
 
     def _checked(self, theta: Tensor) -> Tensor:
-        if theta.ndim != 2 or (not torch.jit.is_tracing() and theta.shape[1] != self.n_parameters):  # whose sizes warn
+        if theta.ndim != 2 or (not torch.jit.is_tracing() and theta.shape[1] != self.n_parameters):  # traced sizes warn
             shape = f"(B, {self.n_parameters})"
             raise ValueError(f"{type(self).__name__} takes theta of shape {shape}, not {tuple(theta.shape)}")
         return theta.float() if theta.dtype in (torch.float16, torch.bfloat16) else theta
@@ -131,7 +130,7 @@ class Transformation:
 class MatrixTransformation(Transformation):
     """A family whose maps are matrices on homogeneous points: 3x3 on (x, y, 1), of volumes 4x4 on (x, y, z, 1).
 
-    Its inverse is exact, and NaN where the matrix is singular: its determinant drowns in the rounding of its terms.
+    The inverse is exact. It is NaN where the matrix is singular: where its determinant is 0 but for rounding.
     """
 
     def matrix(self, theta: Tensor, source_size: Size | None = None) -> Tensor:
@@ -215,8 +214,8 @@ class Crop(MatrixTransformation):
 class Rotation(MatrixTransformation):
     """theta = (angle,), in radians, about the centre of the image: a rotation in pixels, and nothing else.
 
-    The sampling grid turns clockwise on the screen for a positive angle, so what the target shows of the source turns
-    counter-clockwise, as in `cv2.getRotationMatrix2D`.
+    A positive angle turns the sampling grid clockwise on the screen, so the content of the target turns
+    counter-clockwise, as with `cv2.getRotationMatrix2D`.
     """
 
     n_parameters = 1
@@ -232,8 +231,8 @@ class Rotation(MatrixTransformation):
 class Similarity(MatrixTransformation):
     """theta = (a, b, tx, ty): rotation and isotropic scale hypot(a, b) in pixels, and translation.
 
-    A = [[a, -b H / W, tx], [b W / H, a, ty]], with H and W of the source. The grid turns by atan2(b, a), clockwise on
-    the screen, and what the target shows counter-clockwise.
+    A = [[a, -b H / W, tx], [b W / H, a, ty]], with H and W of the source. The grid turns by atan2(b, a) clockwise on
+    the screen, so the content of the target turns counter-clockwise.
     """
 
     n_parameters = 4
@@ -275,7 +274,7 @@ class Projective(MatrixTransformation):
     """theta = the first eight entries, row by row, of a homography whose ninth is 1.
 
     A denominator closer to zero than `HORIZON` is moved out to it, so that no point is infinite and no gradient NaN.
-    The inverse of a point is NaN if it lies at infinity, too.
+    The inverse of a point is also NaN if it lies at infinity.
     """
 
     n_parameters = 8
@@ -295,7 +294,7 @@ class Projective(MatrixTransformation):
 
     def _points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
         matrix = self.matrix(theta)
-        w = _mapped(matrix[:, 2:], points)  # by itself: its gradient need not be woven into that of x and y
+        w = _mapped(matrix[:, 2:], points)  # apart from x and y, so that no gradients are interleaved
         return _mapped(matrix[:, :2], points) / _away_from_zero(w)
 
     def _inverse_points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
@@ -312,9 +311,9 @@ class ThinPlateSpline(Transformation):
     f(p) = a0 + ax x + ay y + sum_i w_i |p - c_i|^2 log |p - c_i|, that bends least. The linear system is the same for
     every theta, so it is solved once, in float64, and a grid is one matrix product.
 
-    Its inverse is found by Newton's method, to the precision of theta; it has first derivatives only. A point is NaN if
-    the iteration does not arrive, or arrives where the spline is folded over (its Jacobian's determinant has another
-    sign than the whole has). Where a spline folds, several target points show one source point: one of them, or NaN.
+    Its inverse is computed by Newton's method, to the precision of theta, and has first derivatives only. It is NaN if
+    the iteration does not converge, or converges where the spline is folded over (where its Jacobian's determinant has
+    another sign than that of its affine part). If several target points show one source point: one of them, or NaN.
     """
 
     def __init__(self, k: int = 4):
@@ -347,14 +346,14 @@ class ThinPlateSpline(Transformation):
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[object]:
-    """No autocast on the tensor's device. Entering that costs as much as a small grid, so only where there is any."""
+    """Turns autocast off on the tensor's device. That costs as much as a small grid, so only where autocast is on."""
     kind = like.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # meta, for one, has none
     return torch.autocast(kind, enabled=False) if autocast else nullcontext()
 
 
 def pixel_centres(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The regular grid G: centres of an H x W image's pixels, (H W, 2), row by row. Kept: do not write to it.
+    """The regular grid G: centres of an H x W image's pixels, (H W, 2), row by row. Cached: do not write to it.
 
     Of a D x H x W volume: (D H W, 3), layer by layer.
     """
@@ -374,7 +373,7 @@ def _pixel_weights(k: int, size: tuple[int, ...], device: torch.device) -> Tenso
 def _combined(weights: Tensor, values: Tensor) -> Tensor:
     """weights (N, K) or (B, N, K) @ values (B, K, D): shape (B, N, D).
 
-    Weights that all images share take one product for the whole batch; a batch of thin ones is slow.
+    Weights that all images share take one product for the whole batch; a batch of thin products is slow.
     """
     if weights.ndim == 3:
         return weights @ values
@@ -391,9 +390,9 @@ def _single(theta: Tensor) -> bool:
 
 
 def _mapped_centres(rows: Tensor, size: tuple[int, ...]) -> Tensor:
-    """`_mapped` of pixel centres, (B, H W, R), in fewer steps: of one image these cost more than the arithmetic.
+    """`_mapped` of pixel centres, (B, H W, R), in fewer operations: for one image these cost more than the arithmetic.
 
-    The values are the same to the last bit, the rounding of gradients is another.
+    The values are the same to the last bit; gradients are rounded differently.
     """
     shape = len(size) + 1, math.prod(size)
     centres = constant(_homogeneous_centres, (tuple(size),), shape, rows.dtype, rows.device)
@@ -401,7 +400,7 @@ def _mapped_centres(rows: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _away_from_zero(w: Tensor) -> Tensor:
-    """Denominators moved out to `HORIZON` where they are closer to zero, which have no gradient there."""
+    """Denominators, moved out to `HORIZON` where they are closer to zero; there they have no gradient."""
     d = w.detach()  # not copysign, which ONNX does not have
     return torch.where(d.abs() < HORIZON, torch.where(d < 0, d.new_full((), -HORIZON), HORIZON), w)
 
@@ -431,7 +430,7 @@ def check_size(size: Size, dimensions: int = 2) -> tuple[int, ...]:
 
 
 def _side(side: Any) -> int | None:
-    """A positive integer, or None. What stands for one while a graph is recorded is handed on as it is."""
+    """A positive integer, or None. A symbolic one, in a graph that is being recorded, is returned as it is."""
     if isinstance(side, torch.SymInt) or (isinstance(side, Tensor) and torch.jit.is_tracing()):
         return side  # type: ignore[return-value]  # an int to whoever counts with it
     if not isinstance(side, int):
