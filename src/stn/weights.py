@@ -45,7 +45,7 @@ def load(name: str | os.PathLike[str], map_location: "str | torch.device | None"
         map_location: the device to put it on; the CPU if None.
 
     Raises:
-        ValueError: one line, for a name that is unknown, and a file that is damaged or not that network's.
+        ValueError: of one line, for an unknown name, and for a file that is damaged or of another network.
     """
     card, tensors = read(name)
     import torch
@@ -81,9 +81,9 @@ def folder() -> Path:
 
 
 def read(name: str | os.PathLike[str]) -> "tuple[dict[str, Any], dict[str, np.ndarray]]":
-    """The card and the tensors of a weight file, by its name or path, once it is sure that they are whole.
+    """The card and the tensors of a weight file, by its name or path, checked against the checksum.
 
-    ValueError, one line, for whatever is wrong with it.
+    Anything wrong with the file is a ValueError of one line.
     """
     path, text = _locate(name)
     card = read_card(path)
@@ -102,7 +102,7 @@ def read(name: str | os.PathLike[str]) -> "tuple[dict[str, Any], dict[str, np.nd
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card of a weight file, as it is there: `read` holds it against the checksum. ValueError if there is none."""
+    """The card of a weight file; only `read` compares it with the checksum. ValueError if there is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -125,14 +125,17 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, card: Mapping[str, Any], tensors: "Mapping[str, np.ndarray]") -> dict[str, Any]:
-    """Write a weight file, whole or not at all: the same bytes for the same contents. Returns its card. OSError."""
+    """Write a weight file, whole or not at all, with the same bytes for the same contents. Returns its card.
+
+    OSError if it cannot be written.
+    """
     from safetensors.numpy import save
 
     from stn.files import write_whole
 
     whole = {**card, "sha256": checksum(card, tensors)}
-    # In C's order, which safetensors takes for granted, and convolutions here are laid out otherwise. One key of
-    # metadata, because safetensors keeps no order of several.
+    # In C's order, which safetensors assumes and the weights of convolutions here do not have. Only one key of
+    # metadata, because safetensors does not keep the order of several.
     content = save({key: value.copy(order="C") for key, value in tensors.items()}, {"card": json.dumps(whole)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: file.write(content))
@@ -140,7 +143,7 @@ def write(path: Path, card: Mapping[str, Any], tensors: "Mapping[str, np.ndarray
 
 
 def checksum(card: Mapping[str, Any], tensors: "Mapping[str, np.ndarray]") -> str:
-    """SHA-256 of a card, but for its own `sha256`, and of names, types, shapes and bytes of the tensors."""
+    """SHA-256 of a card without its own `sha256`, and of the names, types, shapes and bytes of the tensors."""
     facts = {key: value for key, value in card.items() if key != "sha256"}
     hashed = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for key in sorted(tensors):
@@ -150,7 +153,7 @@ def checksum(card: Mapping[str, Any], tensors: "Mapping[str, np.ndarray]") -> st
 
 
 def conflict(card: Mapping[str, Any], root: Path = Path()) -> str | None:
-    """What the record that a card names says otherwise; None if it tells of this training, or is not below `root`."""
+    """How the record that a card names contradicts the card; None if it does not, or is not below `root`."""
     try:
         record = json.loads((root / card["record"]).read_text(encoding="utf-8"))
         (seed,) = (seed for seed in record["seeds"] if seed["seed"] == card["seed"])
@@ -168,7 +171,7 @@ def conflict(card: Mapping[str, Any], root: Path = Path()) -> str | None:
 
 
 def _locate(name: str | os.PathLike[str]) -> tuple[Path, str | None]:
-    """The path of a weight file, and its name if it was asked for by that."""
+    """The path of a weight file, and its name if `name` is not a path."""
     text = os.fspath(name)
     if text.endswith(SUFFIX):
         path = Path(text)

@@ -1,18 +1,19 @@
-"""The convolutions of small images as kernels of their own, for a GPU in single precision.
+"""Convolutions of small images as Triton kernels of our own, for a GPU in single precision.
 
-On digits cuDNN spends most of its time on what it cannot know: that the first layer has one channel, that a max-pool
-and a ReLU follow it, that of a dgrad's window six of seven taps lie outside a 4 x 4 map. Here the first layer is one
-kernel, whose full-size map never reaches memory, and a later convolution takes, pixel by pixel, the taps that there
-are as products over the batch. Its weight gradient is cuDNN's, which is faster at that, in TF32 also under autocast.
+On digits cuDNN loses most of its time because it cannot know that the first layer has one channel, that a max-pool and
+a ReLU follow it, and that six of seven taps of a window of the input's gradient lie outside a 4 x 4 map. Here the first
+layer is one kernel, whose full-size map never reaches memory. A later convolution computes, pixel by pixel, only the
+taps inside the map, as products over the batch. Its weight gradient is cuDNN's, which is faster at that, and is in TF32
+also under autocast.
 
-The sums are those of `torch.nn.functional`, to which the tests hold them; only their order differs, the same from run
-to run. Precision is that of PyTorch's own convolutions: TF32 products if `torch.backends.cudnn.allow_tf32`, bfloat16
-ones under autocast; all is summed and stored in float32.
+The sums are those of `torch.nn.functional`, with which the tests compare them; only their order differs, and it is the
+same in every run. Precision is that of PyTorch's own convolutions: TF32 products if `torch.backends.cudnn.allow_tf32`,
+bfloat16 ones under autocast; all is summed and stored in float32.
 
 Layouts: images (B, H, H) and maps (B, H, H, C) are square and dense, channels last; so is a weight (O, K, K, C).
-Channels are filled up with zeros to a multiple of 16, which is what loads of 16 bytes take; so between layers a map has
-more channels, `wide`, than the layer has `filters`. `code` says of each pooled value which of its four came through,
-0 to 3 row by row, or 4 for none.
+Channels are padded with zeros to a multiple of 16, for loads of 16 bytes, so between layers a map has `wide` channels,
+more than the `filters` of the layer. `code` says for each pooled value which of its four inputs came through: 0 to 3,
+row by row, or 4 if none did.
 """
 
 import warnings
@@ -56,7 +57,7 @@ def usable(device: torch.device) -> bool:
 
 def run(layers: nn.Sequential, images: Tensor) -> Tensor:
     """What `layers` make of images (B, C, H, H), float32: each layer by a kernel from here if there is one."""
-    x, todo, filters = images, list(layers), None  # of the kernel before: what is not filled up
+    x, todo, filters = images, list(layers), None  # of the last kernel: its channels without the padding
     while todo:
         layer = todo.pop(0)
         if isinstance(layer, nn.Conv2d) and _plain(layer, x):
@@ -74,12 +75,12 @@ def run(layers: nn.Sequential, images: Tensor) -> Tensor:
 
 
 def first_layer(images: Tensor, weight: Tensor, bias: Tensor, ceil: bool) -> Tensor:
-    """relu(max_pool2d(conv2d(images, weight, bias), 2)) of images (B, 1, H, H): (B, F filled up, h, h)."""
+    """relu(max_pool2d(conv2d(images, weight, bias), 2)) of images (B, 1, H, H): (B, F padded, h, h)."""
     return _FirstLayer.apply(images, weight, bias, ceil)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def convolution(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """conv2d(maps, weight, bias) of maps (B, C filled up, H, H): (B, O filled up, h, h)."""
+    """conv2d(maps, weight, bias) of maps (B, C padded, H, H): (B, O padded, h, h)."""
     channels = maps.shape[1] - weight.shape[1]
     if maps.shape[2] == weight.shape[2]:  # one place: a product
         weight = _nhwc(F.pad(weight, (0, 0, 0, 0, 0, channels)))
@@ -220,8 +221,8 @@ def _launch(
 ) -> tuple[int, dict[str, Any]]:
     """Rows of a program of a kernel on the device of `like`, and how it is launched.
 
-    Wide blocks take more warps, and fewer stages as shared memory goes. Where a kernel has a program for each of so
-    many `positions`, it takes fewer rows if that leaves multiprocessors without work.
+    Wide blocks take more warps, and fewer stages to fit into shared memory. A kernel with one program for each of
+    `positions` takes fewer rows where multiprocessors would otherwise be idle.
     """
     rows, warps, stages = LAUNCH[kernel]
     wide = max(map(_block, channels))
@@ -237,14 +238,14 @@ def _launch(
 
 @lru_cache
 def _shared_memory(device: torch.device) -> float:
-    """Bytes of it that a program may have: 227 KiB on an H100, 99 on most cards for desktops."""
+    """Bytes of shared memory that a program may use: 227 KiB on an H100, 99 KiB on most desktop cards."""
     if device.type != "cuda":  # in Triton's interpreter
         return float("inf")
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined, no-any-return]
 
 
 def _precision(images: Tensor) -> str:
-    """Of products."""
+    """The precision of products."""
     if torch.is_autocast_enabled(images.device.type):
         return "bf16"
     return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"

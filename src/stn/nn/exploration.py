@@ -1,19 +1,19 @@
-"""Exploration: localisation networks that learn from the loss over distance, not through single pixels.
+"""Exploration: localisation networks learn from a smoothed loss, not from the gradient through pixels.
 
-The paper's gradient of the loss by theta goes through the sampler: it compares neighbouring pixels, and far from the
-object that is noise. Exploration takes the gradient of the smoothed loss instead,
+The paper's gradient of the loss with respect to theta goes through the sampler: it compares neighbouring pixels, and
+far from the object that is noise. Exploration takes the gradient of the smoothed loss instead,
 
     J(theta) = E_e[L(theta + e)],  e ~ N(0, sigma^2),     grad J(theta) = E_e[L(theta + e) e] / sigma^2,
 
-which asks for losses only. Each image is seen twice, with the noise e and with its mirror image -e (antithetic pairs,
-as in evolution strategies), and the difference of the two losses estimates the gradient without bias:
+which needs only losses. Each image is seen twice, with the noise e and with its mirror image -e (antithetic pairs, as
+in evolution strategies), and the difference of the two losses gives an unbiased estimate of the gradient:
 
     grad J(theta) = E_e[(L(theta + e) - L(theta - e)) e] / (2 sigma^2).
 
-All other parameters learn from the mean of both losses. A step costs what a step of a batch of twice the size costs.
+All other parameters learn from the mean of both losses. A step costs as much as a step with a batch of twice the size.
 
-Theta is then often near the limit of its `reach`, where a bound has no slope and nothing is learned. `pull` adds the
-squared distance from the start to the loss, so that theta goes far only where the loss gains by it.
+With exploration theta is often near the limit of its `reach`, where the bound has no slope and nothing is learned.
+`pull` adds the squared distance from the start to the loss, so that theta moves far only where that lowers the loss.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,17 +27,18 @@ from stn.nn.transformer import SpatialTransformer
 
 
 class Exploration:
-    """Noise on what the regression layers of transformers say, and the gradient that it gives them.
+    """Adds noise to the output of transformers' regression layers, and estimates their gradient with it.
 
     The noise is added before `SpatialTransformer` bounds theta, so an explored theta stays within reach too. Outside of
-    `pairs` the transformers are what they were.
+    the contexts below the transformers are unchanged.
 
-    Transformers in depth read what those before them hand on, so only one level may be mirrored at a time, or the
-    estimate would mix two inputs of the later one. For each image one level is drawn at random; the noise of the others
-    is the same in both views.
+    A transformer in depth reads the output of those before it. If both were mirrored at once, its two views would
+    differ in their input as well as in its noise. So for each image one level is drawn at random and mirrored; the
+    noise of the other levels is the same in both views.
 
-    The estimate is unbiased if, up to the mirrored level, both views of an image differ in the noise alone. After it
-    another difference does no harm but makes the estimate vary more. Dropout is such a difference: name the `network`.
+    The estimate is unbiased if, up to the mirrored level, both views of an image differ in the noise alone. Another
+    difference, after that level, only raises the variance. Dropout is such a difference: pass the `network` to avoid
+    it.
 
     Args:
         levels: the transformers in the order in which an image meets them. Those that stand in parallel are one level,
@@ -67,13 +68,13 @@ class Exploration:
         generator: torch.Generator | None = None,
         pull: float = 0.0,
     ) -> Iterator["Pairs"]:
-        """While this context is open, `pairs.images` (2B, ...) is what the network is to see of `images` (B, ...).
+        """In this context, run the network on `pairs.images` (2B, ...): two views of each of `images` (B, ...).
 
         Args:
             sigma: standard deviation of the noise in the units of theta; one for all parameters, or one for each of P.
             generator: of the noise, on the device of `images`.
-            pull: weight of |theta - start|^2 in the loss, with the theta that the regression layer gives, before its
-                bound; summed over the transformers, averaged over the images. They must have a `reach`.
+            pull: weight of |theta - start|^2 in the loss, for theta as the regression layer gives it, before its bound;
+                summed over the transformers, averaged over the images. The transformers must have a `reach`.
         """
         deviation = torch.as_tensor(sigma, dtype=torch.float32, device=images.device)
         if not ((deviation > 0) & deviation.isfinite()).all():
@@ -93,14 +94,14 @@ class Exploration:
                     stack.callback(transformer.regression.register_forward_hook(perturb).remove)
             for dropout in self.dropouts:
                 dropout.forward = _in_both_views(dropout.forward)
-                stack.callback(delattr, dropout, "forward")  # that of its class is there again
+                stack.callback(delattr, dropout, "forward")  # which restores that of its class
             yield pairs
 
     @contextmanager
     def jitter(self, sigma: float, generator: torch.Generator | None = None) -> Iterator[None]:
         """While this context is open, every theta has noise N(0, sigma^2) on it, before its bound.
 
-        Its gradient goes through the sampler, as without exploration: what the smoothed loss is to be held against.
+        The gradient goes through the sampler, as without exploration: a control for the smoothed loss.
         """
         if not 0 <= sigma < float("inf"):
             raise ValueError(f"sigma must be zero or positive, not {sigma}")
@@ -115,9 +116,9 @@ class Exploration:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """While this context is open, no gradient reaches the localisation networks: theta is taken as it is.
+        """While this context is open, theta is detached: no gradient reaches the localisation networks.
 
-        For the steps after exploration, in which the pathwise gradient would undo what was learned.
+        For the steps after exploration, in which the gradient through pixels would undo what was learned.
         """
         with ExitStack() as stack:
             for transformer in (transformer for level in self.levels for transformer in level):
@@ -126,7 +127,7 @@ class Exploration:
 
 
 def _in_both_views(dropout: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A dropout layer's forward, that drops of the second half of a batch what it drops of the first."""
+    """A dropout layer's forward that drops the same units in both halves of a batch."""
 
     def forward(features: Tensor) -> Tensor:
         kept = dropout(torch.ones_like(features[: len(features) // 2]))
@@ -153,7 +154,7 @@ class Pairs:
     ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         """A forward hook of a regression layer: noise on theta, mirrored where `mirrored` (B,) says so.
 
-        What goes on is cut from the layer's graph: its gradient is that of `loss` alone. `start` is where `pull` pulls.
+        The result is detached from the layer, whose gradient comes from `loss` alone. `start` is where `pull` pulls.
         """
 
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ class Pairs:
         """The loss of the step, from the loss of each view, `losses` (2B,).
 
         Its gradient is, for the localisation networks, an unbiased estimate of the gradient of the smoothed loss; for
-        all other parameters that of the mean loss. Its value is the mean loss, and what `pull` adds.
+        all other parameters, the gradient of the mean loss. Its value is the mean loss plus the term of `pull`.
         """
         if not self.directions:
             raise ValueError("no transformer was called within `pairs`")

@@ -6,11 +6,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-TRITON = find_spec("triton") is not None  # comes with torch, where there are GPUs that it knows
+TRITON = find_spec("triton") is not None  # comes with torch on platforms that Triton supports
 
 
 def convolutional(canvas: int, filters: int, features: int, channels: int = 1) -> nn.Sequential:
-    """Of the ST-CNNs: downsample by 2, two 5x5 convolutions, a fully connected layer.
+    """The network of the ST-CNNs: downsampling by 2, two 5x5 convolutions, a fully connected layer.
 
     Args:
         canvas: side of the square input in pixels.
@@ -32,7 +32,7 @@ def convolutional(canvas: int, filters: int, features: int, channels: int = 1) -
 
 
 def fully_connected(canvas: int, hidden: int, layers: int, channels: int = 1) -> nn.Sequential:
-    """Of the ST-FCNs: fully connected layers of `hidden` units (paper: 32).
+    """The network of the ST-FCNs: fully connected layers of `hidden` units (paper: 32).
 
     Paper: "three fully connected layers"; whether the regression layer is one of them is open. We: three before it.
     """
@@ -44,10 +44,10 @@ def fully_connected(canvas: int, hidden: int, layers: int, channels: int = 1) ->
 
 
 class Layers(nn.Sequential):
-    """`nn.Sequential`. A GPU makes the same of its convolutions with kernels of their own, `stn.nn.convolutions`."""
+    """`nn.Sequential`. On a GPU its convolutions run as the kernels of `stn.nn.convolutions`, with the same result."""
 
     def forward(self, images: Tensor) -> Tensor:
-        # Not of a fake tensor, which has no values, and whose mode would be told for good that there are none.
+        # Not for a fake tensor, which has no values: asked in its mode, `usable` would answer no, and keep that answer.
         plain = type(images) is Tensor and not torch.compiler.is_exporting()
         if TRITON and plain and images.is_cuda and images.dtype == torch.float32:
             from stn.nn import convolutions
@@ -58,10 +58,11 @@ class Layers(nn.Sequential):
 
 
 class FirstConvolution(nn.Conv2d):
-    """`nn.Conv2d(channels, filters, kernel)` of images, that takes each row's windows as channels.
+    """`nn.Conv2d(channels, filters, kernel)` of images, computed with each row's windows as channels.
 
-    The same sum. A CPU's convolutions are blocked over channels and have nothing to block over with one, and what
-    they give of one is laid out as later layers read it slowly: the CNN of Table 1 trains 1.3 to 2.2 times as fast so.
+    The sums are the same. Convolutions on a CPU are blocked over channels; with a single channel there is nothing to
+    block over, and later layers read the layout of the result slowly. The CNN of Table 1 trains 1.3 to 2.2 times as
+    fast this way.
     """
 
     def __init__(self, filters: int, kernel: int, channels: int = 1):

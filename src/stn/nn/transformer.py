@@ -15,7 +15,7 @@ class SpatialTransformer(nn.Module):
 
     It can stand anywhere in a network: at the input, between convolutions (C is free), in depth, or several in
     parallel. With `Affine3D` and `trilinear` U and V are volumes (B, C, D, H, W). The regression layer that ends the
-    localisation starts with zero weights and the identity as its bias, so an untrained transformer hands its input on
+    localisation starts with zero weights and the identity as its bias, so an untrained transformer returns its input
     unchanged.
 
     Args:
@@ -25,21 +25,21 @@ class SpatialTransformer(nn.Module):
         sampler: called as `sampler(U, grid)`; a function of `stn.geometry.sampling`, or a module with parameters.
         size: the target size (h, w) in pixels, or (d, h, w), or one integer for all sides; the size of U if not
             given. A smaller one downsamples.
-        starts: (P,), the theta at which it starts, in place of the identity; or (N, P), the thetas at which N parallel
-            transformers start. These share the localisation network, and must start at different places: with equal
-            starts they would receive equal gradients and never part.
-        reach: how far each parameter may go from where it starts: a positive number, or P of them (`inf`: as far as it
-            likes). theta = start + reach * tanh((raw - start) / reach), with `raw` from the regression layer, has slope
-            1 at the start and never leaves start ± reach. Without it theta is what the regression layer gives.
-        padding_mode: what the sampler sees outside of U: "zeros", "border" or "reflection". One that is not "zeros" is
-            handed to the sampler by that name.
+        starts: (P,), the initial theta, in place of the identity; or (N, P), the initial thetas of N parallel
+            transformers. These share the localisation network, and must start at different places: with equal starts
+            they would receive equal gradients and stay equal.
+        reach: how far each parameter may move from its start: a positive number, or P of them (`inf`: unbounded).
+            theta = start + reach * tanh((raw - start) / reach), with `raw` from the regression layer, has slope 1 at
+            the start and never leaves start ± reach. Without `reach`, theta is the output of the regression layer.
+        padding_mode: what the sampler reads outside of U: "zeros", "border" or "reflection". It is passed to the
+            sampler as a keyword argument, but only if it is not "zeros".
 
     Returns (from a call):
         V (B, C, h, w), or (B, N, C, h, w) for N parallel transformers. With `return_theta=True` the pair (V, theta),
         where theta is (B, P), or (B, N, P).
 
     Raises:
-        ValueError: from arguments that are none of these, and from a call with U of other dimensions than the family's.
+        ValueError: from invalid arguments, and from a call with U of other dimensions than the family's.
     """
 
     if TYPE_CHECKING:  # buffers
@@ -129,7 +129,7 @@ class SpatialTransformer(nn.Module):
 
 
 def _limits(reach: float | Sequence[float] | Tensor, n: int) -> list[float]:
-    """`reach` as n numbers. In Python's own, so that it can be checked while modules are made without data ("meta")."""
+    """`reach` as n Python floats, which can be checked even while modules are made without data (device "meta")."""
     values = reach.tolist() if hasattr(reach, "tolist") else reach
     try:
         values = [float(value) for value in (values if isinstance(values, Iterable) else [values] * n)]
@@ -141,7 +141,7 @@ def _limits(reach: float | Sequence[float] | Tensor, n: int) -> list[float]:
 
 
 def _bounded(raw: Tensor, start: Tensor, reach: Tensor) -> Tensor:
-    """start + reach * tanh((raw - start) / reach), in a form that an infinite reach leaves as `raw`."""
+    """start + reach * tanh((raw - start) / reach), and `raw` where the reach is infinite."""
     free = reach.isinf()
     limit = reach.masked_fill(free, 1)
     return torch.where(free, raw, start + limit * torch.tanh((raw - start) / limit))
