@@ -1,9 +1,9 @@
-"""Raw data: fetched once, checked, never changed.
+"""Raw data: each file is downloaded once, checked, and never changed.
 
-`$STN_DATA_MIRROR`, a folder or an http, https or file URL laid out as `mnist/ svhn/ cub/ weights/`, is asked first,
-then the official URLs in turn. A file grows in `outputs/downloads/`, which outlives DVC's deletion of a stage's outs
-and lets an interrupted download continue. It is renamed into place once its checksum is right: what stands there is
-whole.
+`$STN_DATA_MIRROR`, a folder or an http, https or file URL laid out as `mnist/ svhn/ cub/ weights/`, is tried first,
+then the official URLs in turn. An unfinished download lies in `outputs/downloads/`, which DVC does not delete with the
+outs of a stage, so an interrupted download continues. A file is renamed into place once its checksum is right. So every
+file in place is complete.
 """
 
 import fcntl
@@ -29,33 +29,37 @@ from stn.data.reading import BrokenArchive, archive
 from stn.errors import UserError
 
 SCRATCH = Path("outputs/downloads")
-TIMEOUT = 30.0  # seconds without a single byte
-ATTEMPTS = 3  # in a row that bring nothing new, per source
-PAUSE = 1.0  # seconds before the second attempt, doubled each time
+TIMEOUT = 30.0  # seconds without receiving a byte
+ATTEMPTS = 3  # successive attempts without new bytes, per source
+PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
 CHUNK = 1 << 16
 
 SVHN = "http://ufldl.stanford.edu/housenumbers/"
 SVHN_BYTES = {"train": 404_141_560, "test": 276_555_967, "extra": 1_955_489_752}  # no checksum is published
 DIGITS = "digitStruct.mat"  # the labels and boxes in each archive of SVHN
 LABELS = "labels.json"  # the labels of photographs of house numbers, without boxes
-ELSEWHERE = {  # parts of a source of house numbers that lie in another folder of a mirror
+ELSEWHERE = {  # parts of a source of house numbers that a mirror keeps in another folder
     ("svhn_photos", "extra"): ("svhn_strips", "train"),
     ("svhn_photos", "test"): ("svhn_strips", "test"),
 }
-LABELLED = {("svhn_photos", "train")}  # folders of a mirror that hold LABELS in place of DIGITS
-CUB = "CUB_200_2011"  # the archive's name without its suffix, and the folder in it
+LABELLED = {("svhn_photos", "train")}  # folders of a mirror that hold LABELS instead of DIGITS
+CUB = "CUB_200_2011"  # the name of the archive without its suffix, and of the folder inside it
 CUB_URLS = (
     "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
-    "https://s3.amazonaws.com/fast-ai-imageclas/CUB_200_2011.tgz",  # the same bytes, kept by fast.ai
+    "https://s3.amazonaws.com/fast-ai-imageclas/CUB_200_2011.tgz",  # the same file, hosted by fast.ai
 )
 CUB_MD5, CUB_BYTES = "97eceeb196236b17998738112f37df78", 1_150_585_339
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to fetch: `urls` in the order in which to try them, `md5` of the whole file and `size` in bytes if known.
+    """A file to download.
 
-    `holds` is the name of a file that must be in it if it is a tar.gz, which is then read to its end.
+    Attributes:
+        urls: in the order in which they are tried.
+        md5: of the whole file, None if unknown.
+        size: in bytes, None if unknown.
+        holds: for a tar.gz, the name of a file that it must contain. The check reads the archive to its end.
     """
 
     name: str
@@ -66,12 +70,13 @@ class RemoteFile:
 
 
 def download(file: RemoteFile, folder: Path, mirror_folder: str) -> Path:
-    """Make `folder / file.name` the checked file and return its path; a good file already there costs one reading.
+    """Download a file to `folder / file.name`, check it and return its path. A good file already there is only checked.
 
-    `mirror_folder` is its folder within the mirror. A mirror that lacks the file is passed over with a notice; one that
-    holds other bytes under its name is an error, because the mirror was chosen on purpose.
+    `mirror_folder` is the file's folder within the mirror. If the mirror lacks the file, a notice is printed and the
+    official URLs are tried. If the mirror's file has the wrong content, that is an error, because the user chose the
+    mirror on purpose.
 
-    Raises UserError: no source has the file, the mirror's copy is wrong, or a path cannot be written.
+    Raises UserError: no source has the file, the mirror's file is wrong, or a path cannot be written.
     """
     target = folder / file.name
     fault = _fault(target, file)
@@ -79,19 +84,19 @@ def download(file: RemoteFile, folder: Path, mirror_folder: str) -> Path:
         return target
     say(f"{target} {fault}: fetching it")
     mirror = _mirror()
-    at_mirror = f"{mirror}/{mirror_folder}/{file.name}" if mirror else None
+    mirror_url = f"{mirror}/{mirror_folder}/{file.name}" if mirror else None
     part = SCRATCH / mirror_folder / f"{file.name}.part"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _alone(part):
-        if _fault(target, file) is None:  # another process was faster
+        if _fault(target, file) is None:  # another process has downloaded it meanwhile
             return target
         failures: list[str] = []
-        for url in [at_mirror, *file.urls] if at_mirror else file.urls:
+        for url in [mirror_url, *file.urls] if mirror_url else file.urls:
             try:
                 _fetch(file, url, part)
             except _WrongContent as error:
-                if url == at_mirror:
+                if url == mirror_url:
                     raise UserError(f"{_shown(url)} {error}; replace it, or correct STN_DATA_MIRROR") from None
                 failures.append(f"{_shown(url)} {error}")
             except _Failed as error:
@@ -99,18 +104,18 @@ def download(file: RemoteFile, folder: Path, mirror_folder: str) -> Path:
             else:
                 move_in(part, target)
                 return target
-            if url == at_mirror:
+            if url == mirror_url:
                 say(f"the mirror cannot give {file.name} ({failures[-1]}): trying the official sources")
-        at_first = f"mirror: {failures[0]}; " if at_mirror and len(failures) > 1 else ""
+        mirror_error = f"mirror: {failures[0]}; " if mirror_url and len(failures) > 1 else ""
         raise UserError(
-            f"could not download {file.name} from any of {len(failures)} sources ({at_first}last: {failures[-1]}); "
+            f"could not download {file.name} from any of {len(failures)} sources ({mirror_error}last: {failures[-1]}); "
             f"set STN_DATA_MIRROR to a folder or URL that holds {mirror_folder}/{file.name}"
         )
 
 
 def fetch_mnist(folder: Path) -> list[Path]:
-    """The four original gzipped files of MNIST (60,000 training and 10,000 test digits), checked, in `folder`."""
-    from torchvision.datasets import MNIST  # for the names, checksums and hosts that torchvision keeps current
+    """Download MNIST's four gzipped files (60,000 training and 10,000 test digits) to `folder`; returns their paths."""
+    from torchvision.datasets import MNIST  # torchvision keeps the names, checksums and hosts up to date
 
     return [
         download(RemoteFile(name, tuple(mirror + name for mirror in MNIST.mirrors), md5), folder, "mnist")
@@ -119,10 +124,11 @@ def fetch_mnist(folder: Path) -> list[Path]:
 
 
 def fetch_numbers(folder: Path, source: str, extra: bool) -> list[Path]:
-    """House numbers: `folder/train.tar.gz` or the folder that it unpacks to; so `test`, and with `extra` also `extra`.
+    """Download the parts `train` and `test` of a set of house numbers, and `extra` if `extra` is true.
 
-    `source` is `svhn` (format 1, whole images), which has an official URL, or a folder of the mirror in its layout, of
-    which parts may lie `ELSEWHERE`.
+    Returns for each part `folder/<part>.tar.gz`, or the unpacked folder `folder/<part>` if a mirror holds that.
+    `source` is `svhn` (format 1, whole images), which has an official URL, or a folder of the mirror with the same
+    layout. A mirror keeps some parts in another folder: `ELSEWHERE`.
     """
     return [_fetch_part(folder, source, part) for part in ("train", "test", *(["extra"] if extra else []))]
 
@@ -141,22 +147,23 @@ def _fetch_part(folder: Path, source: str, part: str) -> Path:
 
 
 def fetch_birds(folder: Path, fault: Callable[[Path], str | None]) -> list[Path]:
-    """CUB-200-2011: `folder/CUB_200_2011.tgz`, or the folder that it unpacks to if a mirror holds only that.
+    """Download CUB-200-2011 to `folder/CUB_200_2011.tgz`, or copy the unpacked folder if a mirror holds only that.
 
-    `fault` says what such a folder lacks, to be read after its name (`stn.experiments.cub.archive.fault`).
+    `fault` (`stn.experiments.cub.archive.fault`) returns what is wrong with an unpacked folder, as text that continues
+    a sentence after the folder's name, or None.
     """
-    packed, unpacked, at_mirror = folder / f"{CUB}.tgz", folder / CUB, _at_mirror("cub", CUB)
+    packed, unpacked, mirror_folder = folder / f"{CUB}.tgz", folder / CUB, _at_mirror("cub", CUB)
     if not packed.exists():
-        if at_mirror and at_mirror.with_suffix(".tgz").exists():
-            at_mirror = None  # there is a checksum for it
-        copied = _copied(unpacked, at_mirror, fault, ("*.txt", "parts/*.txt", "images/*/*"))
+        if mirror_folder and mirror_folder.with_suffix(".tgz").exists():
+            mirror_folder = None  # the archive is preferred: its checksum is known
+        copied = _copied(unpacked, mirror_folder, fault, ("*.txt", "parts/*.txt", "images/*/*"))
         if copied:
             return [copied]
     return [download(RemoteFile(packed.name, CUB_URLS, CUB_MD5, CUB_BYTES), folder, "cub")]
 
 
 def _at_mirror(source: str, name: str) -> Path | None:
-    """The place of a folder `source/name` in a mirror that is a folder itself."""
+    """The path of `source/name` in the mirror; None if the mirror is not a local folder."""
     mirror = _mirror() or ""
     if not mirror.startswith("file:"):
         return None
@@ -164,32 +171,32 @@ def _at_mirror(source: str, name: str) -> Path | None:
 
 
 def _copied(
-    target: Path, at_mirror: Path | None, fault: Callable[[Path], str | None], patterns: tuple[str, ...]
+    target: Path, mirror_folder: Path | None, fault: Callable[[Path], str | None], patterns: tuple[str, ...]
 ) -> Path | None:
-    """`target`, a folder that an archive unpacks to, once it is good or copied whole from the mirror; else None.
+    """Make `target` a good unpacked folder, if necessary by a copy from the mirror, and return it.
 
-    `fault` says what is wrong with such a folder, to be read after its name; `patterns` are those of the
-    files that are copied.
+    Returns None if `target` is missing or damaged and the mirror has no such folder. `fault` returns what is wrong with
+    a folder, as text that continues a sentence after its name, or None. Files that match `patterns` are copied.
     """
     if target.is_dir():
         problem = fault(target)
         if problem is None:
             return target
         say(f"{target} {problem}: fetching it")
-    if at_mirror is None or not at_mirror.is_dir():
+    if mirror_folder is None or not mirror_folder.is_dir():
         return None
-    if problem := fault(at_mirror):
-        raise UserError(f"{at_mirror} {problem}; replace it, or correct STN_DATA_MIRROR")
-    scratch = SCRATCH / at_mirror.parent.name / f"{at_mirror.name}.part"
+    if problem := fault(mirror_folder):
+        raise UserError(f"{mirror_folder} {problem}; replace it, or correct STN_DATA_MIRROR")
+    scratch = SCRATCH / mirror_folder.parent.name / f"{mirror_folder.name}.part"
     with _alone(scratch), writing(target):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        files = [file for pattern in patterns for file in at_mirror.glob(pattern)]
+        files = [file for pattern in patterns for file in mirror_folder.glob(pattern)]
         with progress(str(target), len(files), unit="files") as tell:
             for count, file in enumerate(files):
-                copy = scratch / file.relative_to(at_mirror)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
+                copied_file = scratch / file.relative_to(mirror_folder)
+                copied_file.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copied_file)
                 tell(count)
         target.parent.mkdir(parents=True, exist_ok=True)
         move_in(scratch, target)
@@ -197,14 +204,14 @@ def _copied(
 
 
 def _numbers_fault(table: str, folder: Path) -> str | None:
-    """What is wrong with a folder of images whose labels are in `table`; to be read after its name."""
+    """What is wrong with a folder of images whose labels are in `table`: text that follows its name, or None."""
     if not (folder / table).is_file():
         return f"holds no {table}"
     return None if any(folder.glob("*.png")) else "holds no PNG image"
 
 
 def export_embedded(folder: Path) -> list[Path]:
-    """Write the 8x8 digits inside scikit-learn as `images.npy` and `labels.npy`: what fetching is to MNIST."""
+    """Write the 8x8 digits that scikit-learn contains as `images.npy` and `labels.npy`; returns the two paths."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -218,19 +225,19 @@ def export_embedded(folder: Path) -> list[Path]:
 
 
 class _Failed(Exception):
-    """This source cannot give the file; the next may."""
+    """The source cannot provide the file."""
 
 
 class _Interrupted(_Failed):
-    """It may yet, if asked again."""
+    """The source failed, but another attempt may succeed."""
 
 
 class _WrongContent(_Failed):
-    """It gave other bytes than the checksum asks for. Reads on from the name of the file or source."""
+    """The content does not match the checksum or size. The message continues a sentence after the source's name."""
 
 
 def _mirror() -> str | None:
-    """`$STN_DATA_MIRROR` as a URL without a slash at the end."""
+    """`$STN_DATA_MIRROR` as a URL without a trailing slash; None if it is not set."""
     mirror = os.environ.get("STN_DATA_MIRROR")
     if not mirror:
         return None
@@ -245,7 +252,7 @@ def _mirror() -> str | None:
 
 
 def _fetch(file: RemoteFile, url: str, part: Path) -> None:
-    """Leave the whole, checked file at `part`, going on from what is there, or raise _Failed."""
+    """Download the complete, checked file to `part`, continuing after the bytes already there; else raise _Failed."""
     furthest, attempt = _size(part), 1
     inherited = furthest > 0  # bytes of an earlier run or another source
     while True:
@@ -267,25 +274,25 @@ def _fetch(file: RemoteFile, url: str, part: Path) -> None:
         part.unlink()
         if not inherited:
             raise _WrongContent(fault)
-        inherited, furthest, attempt = False, 0, 1  # the old beginning may be the culprit: once more from the start
+        inherited, furthest, attempt = False, 0, 1  # the inherited bytes may be wrong: try again from the start
 
 
 def _receive(file: RemoteFile, url: str, part: Path) -> None:
-    """One request: append what `part` lacks, or start over where the server has it so."""
+    """Make one request: append the bytes that `part` lacks, or start over if the server sends the whole file."""
     offset = _size(part)
     headers = {"User-Agent": "stn"} | ({"Range": f"bytes={offset}-"} if offset else {})
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and offset:  # `part` is no beginning of that file
+        if error.code == 416 and offset:  # `part` is not shorter than the server's file
             part.unlink()
             return _receive(file, url, part)
-        again = error.code in (408, 425, 429) or error.code >= 500
-        raise (_Interrupted if again else _Failed)(f"HTTP {error.code} {error.reason}") from None
+        temporary = error.code in (408, 425, 429) or error.code >= 500
+        raise (_Interrupted if temporary else _Failed)(f"HTTP {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:
         raise (_Failed if url.startswith("file:") else _Interrupted)(why(error)) from None
-    except ValueError as error:  # no URL at all, which only STN_DATA_MIRROR can bring
+    except ValueError as error:  # a malformed URL, which can only come from STN_DATA_MIRROR
         raise _Failed(why(error)) from None
 
     with response:
@@ -307,7 +314,7 @@ def _receive(file: RemoteFile, url: str, part: Path) -> None:
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """Where in the file the body starts, and the length of the whole file if the server tells it."""
+    """The offset at which the response's body starts in the file, and the file's length if the server states it."""
     content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if response.status == 206 and content_range:
         start, total = content_range.groups()
@@ -317,7 +324,7 @@ def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    """The next bytes. The errors of a network are OSErrors, as those of a disk: here they part ways."""
+    """Read the next bytes. A network error becomes _Interrupted here, because a disk error is an OSError as well."""
     try:
         return response.read(CHUNK)
     except (OSError, http.client.HTTPException) as error:
@@ -325,9 +332,10 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def move_in(part: Path, target: Path) -> None:
-    """Put a whole file or folder in place of what is at `target`.
+    """Replace `target` by a complete file or folder.
 
-    `data/` may lie on another disk than `outputs/`, where no rename reaches: move beside the target first.
+    `data/` and `outputs/` may lie on different disks, and a rename works only within one disk. So the file or folder is
+    first moved to the target's folder, then renamed.
     """
     beside = target.with_name(f".{target.name}.part")
     with writing(target):
@@ -335,13 +343,13 @@ def move_in(part: Path, target: Path) -> None:
             shutil.rmtree(beside, ignore_errors=True)
         shutil.move(part, beside)
         if beside.is_dir():
-            shutil.rmtree(target, ignore_errors=True)  # no rename replaces a folder that holds something
+            shutil.rmtree(target, ignore_errors=True)  # a rename cannot replace a folder that is not empty
         beside.replace(target)
 
 
 @contextmanager
 def put_whole(target: Path, scratch: Path) -> Iterator[Path]:
-    """Yields an empty folder below `scratch` to fill; then it takes the place of `target`, whole or not at all."""
+    """Yield an empty folder below `scratch` to fill. If the block succeeds, that folder replaces `target`."""
     work = scratch / f"{target.name}.part"
     with writing(target):
         shutil.rmtree(work, ignore_errors=True)
@@ -352,7 +360,7 @@ def put_whole(target: Path, scratch: Path) -> Iterator[Path]:
 
 
 def _fault(path: Path, file: RemoteFile) -> str | None:
-    """What is wrong with the file at `path`, None if nothing is; to be read after a name."""
+    """What is wrong with the file at `path`, as text that continues a sentence after its name; None if it is good."""
     try:
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -369,6 +377,7 @@ def _fault(path: Path, file: RemoteFile) -> str | None:
 
 
 def _archive_fault(path: Path, holds: str) -> str | None:
+    """What is wrong with a tar.gz that must contain a file `holds`; None if it is good."""
     try:
         with progress(f"checking {path.name}", path.stat().st_size) as tell, archive(path, tell) as files:
             names = {name for name, _ in files}
@@ -379,7 +388,7 @@ def _archive_fault(path: Path, holds: str) -> str | None:
 
 @contextmanager
 def _alone(part: Path) -> Iterator[None]:
-    """Keep other processes from `part`: one that still appends to it would spoil the file after it has moved in."""
+    """Lock `part` against other processes: one that still appends to it would damage the file after its rename."""
     lock = part.with_suffix(".lock")
     with writing(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)

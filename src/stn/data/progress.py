@@ -1,4 +1,4 @@
-"""What is told while data is fetched, read and written: progress, and what the system refuses."""
+"""Progress while data is downloaded, read and written, and clear errors where a file cannot be written."""
 
 import errno
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stn.errors import UserError
 
-SMALL = 1 << 20  # bytes: below, no progress is shown
+SMALL = 1 << 20  # bytes: the progress of smaller files is not shown
 SECONDS_BETWEEN_LINES = 10.0
 
 _REMEDIES = {
@@ -23,7 +23,7 @@ _REMEDIES = {
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system refuses to write, at `path` or a file it names itself, becomes a UserError."""
+    """Turn an OSError of the block into a UserError that names the file that could not be written, or `path`."""
     try:
         yield
     except OSError as error:
@@ -33,9 +33,9 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def progress(name: str, total: int | None, amount: int = 0, unit: str = "MB") -> Iterator[Callable[[int], None]]:
-    """Yields a function to be told what is done so far: a bar in a terminal, elsewhere a line now and then.
+    """Yield a function that takes the amount done so far and shows it: as a bar in a terminal, else as a line at times.
 
-    `total` and what is told are bytes if the unit is MB, else they count units.
+    `total` and the amounts are bytes if the unit is MB, else they count units. `amount` is done at the start.
     """
     if unit == "MB" and total is not None and total < SMALL:
         yield lambda amount: None
@@ -69,7 +69,7 @@ def progress(name: str, total: int | None, amount: int = 0, unit: str = "MB") ->
 
 
 def why(error: Exception) -> str:
-    """The system's own words, on one line, without error numbers and the names of classes."""
+    """The message of an error on one line, without error numbers and class names."""
     reason = getattr(error, "reason", None) or error
     return " ".join(str(getattr(reason, "strerror", None) or reason or type(reason).__name__).split())
 

@@ -1,4 +1,4 @@
-"""Files of raw data as they come: gzipped IDX files, and the files in a tar.gz."""
+"""Readers of raw data: gzipped IDX files, and the files in a tar.gz."""
 
 import gzip
 import math
@@ -20,7 +20,8 @@ CHUNK = 1 << 16
 def read_idx(path: Path) -> np.ndarray:
     """A gzipped IDX file as a writable uint8 array: images (n, height, width) or labels (n,).
 
-    Raises UserError: missing, not gzip, cut short, not an IDX file of bytes, or another length than its header says.
+    Raises UserError: the file is missing, is not gzip, is truncated, is not an IDX file of bytes, or its length differs
+    from that in its header.
     """
     remedy = "delete it and run `python -m stn.fetch data=mnist_r` (or check STN_DATA_MIRROR)"
     try:
@@ -33,7 +34,7 @@ def read_idx(path: Path) -> np.ndarray:
     except OSError as error:
         raise UserError(f"cannot read {path}: {why(error)}; check the path and its permissions") from None
     magic = int.from_bytes(content[:4], "big")
-    axes = {0x801: 1, 0x803: 3}.get(magic)  # 8: unsigned byte, then the number of axes
+    axes = {0x801: 1, 0x803: 3}.get(magic)  # 8 stands for unsigned bytes; the last digit is the number of axes
     if axes is None or len(content) < 4 + 4 * axes:
         raise UserError(f"{path} starts with 0x{content[:4].hex()}, expected 0x00000801 or 0x00000803; {remedy}")
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", axes, offset=4))
@@ -45,22 +46,22 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 class BrokenArchive(Exception):
-    """A tar.gz that does not read to its end. Reads on from its name."""
+    """A tar.gz cannot be read to its end. The message continues a sentence after the archive's name."""
 
 
 @contextmanager
 def archive(
     path: Path, tell: Callable[[int], None] = lambda amount: None, folders: bool = False
 ) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
-    """The files in a tar.gz as pairs of name and stream, in their order, each to be read at once.
+    """Yield the files in a tar.gz as pairs (name, stream), in order. Each stream must be read before the next pair.
 
-    A name comes without its folders unless `folders`. `tell` hears how many bytes of the archive are done. Raises
-    BrokenArchive, at the end of the block also for a checksum that does not fit; OSError as `open` does.
+    Names are without their folders unless `folders`. `tell` is called with the number of archive bytes read so far.
+    Raises BrokenArchive, at the end of the block also for a wrong checksum, and the OSErrors of `open`.
     """
 
     def files() -> Iterator[tuple[str, IO[bytes]]]:
         while member := tar.next():
-            tar.members.clear()  # type: ignore[attr-defined]  # else they pile up: 200,000 of them in `extra`
+            tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps them all: 200,000 in `extra`
             tell(packed.tell())
             if member.isfile():
                 yield member.name if folders else PurePosixPath(member.name).name, tar.extractfile(member)  # type: ignore[misc]
@@ -69,7 +70,7 @@ def archive(
         try:
             with gzip.open(packed) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
                 yield files()
-                while stream.read(CHUNK):  # the checksum stands at the very end
+                while stream.read(CHUNK):  # read on to the end, where gzip checks the checksum
                     pass
         except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
             raise BrokenArchive(f"is no whole tar.gz ({why(error)})") from None

@@ -1,7 +1,7 @@
-"""Stored sets: what is drawn, cropped or resized once, and the one way to write and to read it.
+"""Stored sets: images and parameters that are drawn, cropped or resized once, then read by every run.
 
-A stored set is a folder with `sets.json`, which says by which recipe its splits were made, and what each of them holds,
-and the arrays of the splits beside it. It appears whole or not at all.
+A stored set is a folder with the arrays of its splits and a `sets.json`, which holds the recipe of the set and facts on
+each split, such as checksums. The folder appears only when it is complete.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ Stored = TypeVar("Stored")
 
 @contextmanager
 def writing_sets(folder: Path, scratch: Path, about: dict[str, Any]) -> Iterator[Path]:
-    """Yields an empty folder for the arrays, below `scratch`; then it takes the place of `folder`, with `about` in it.
+    """Yield an empty folder for the arrays, below `scratch`. After the block it replaces `folder`.
 
-    `about` is what `sets.json` will say; its `sets` are filled in meanwhile.
+    `about` becomes `sets.json`. The block may still fill in its `sets`.
     """
     with put_whole(folder, scratch) as work:
         yield work
@@ -40,39 +40,41 @@ def read_set(
     load: Callable[[dict[str, Any], dict[str, Any]], Stored],
     is_whole: Callable[[Stored, dict[str, Any]], bool],
 ) -> Stored:
-    """A split of the stored set in a folder.
+    """Read a split of the stored set in a folder.
 
     Args:
-        recipe: how the config would have it made. A set of another recipe is refused.
-        command: makes the set; errors name it.
-        load: reads the split, given what `sets.json` says of all and of this split.
-        is_whole: whether that is what was written there, by its size or a checksum.
+        recipe: the values that the config requires. A set with other values is refused.
+        command: the command that makes the set, for error messages.
+        load: reads the split; its arguments are the contents of `sets.json` and the entry of this split in it.
+        is_whole: whether the split that was read is the one that was written, by its size or a checksum.
 
     Raises:
-        UserError: the set is missing, damaged, or of another recipe.
+        UserError: the set is missing, damaged, or was made by another recipe.
     """
-    mend = f"run `{command}`"
+    remedy = f"run `{command}`"
     try:
         about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
-        facts, origin = about["sets"][split], about.get("recipe", about)
+        facts, stored_recipe = about["sets"][split], about.get("recipe", about)
         conflicts = [
-            f"{key}={origin.get(key)} (not {value})" for key, value in recipe.items() if origin.get(key) != value
+            f"{key}={stored_recipe.get(key)} (not {value})"
+            for key, value in recipe.items()
+            if stored_recipe.get(key) != value
         ]
         if conflicts:
-            raise UserError(f"{folder} was stored with {', '.join(conflicts)}: {mend}, or set data.stored elsewhere")
+            raise UserError(f"{folder} was stored with {', '.join(conflicts)}: {remedy}, or set data.stored elsewhere")
         stored = load(about, facts)
-        whole = is_whole(stored, facts)
+        complete = is_whole(stored, facts)
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: {mend}") from None
+        raise UserError(f"{error.filename} is missing: {remedy}") from None
     except (KeyError, TypeError, AttributeError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder} is damaged ({why(error)}): {mend}") from None
-    if not whole:
-        raise UserError(f"{folder}: its {split} set is not what was written there: {mend}")
+        raise UserError(f"{folder} is damaged ({why(error)}): {remedy}") from None
+    if not complete:
+        raise UserError(f"{folder}: its {split} set is not what was written there: {remedy}")
     return stored
 
 
 def sha256(*arrays: np.ndarray) -> str:
-    """The checksum of the bytes of arrays, one after the other."""
+    """The SHA-256 of the concatenated bytes of arrays, in hexadecimal."""
     hashed = hashlib.sha256()
     for array in arrays:
         hashed.update(np.ascontiguousarray(array).data)
