@@ -1,12 +1,12 @@
-"""The experiments, a folder each, and the index of them.
+"""The experiments, one package each, and functions that find and load them.
 
 An experiment is a package with four modules: `config.py` (the schema of its data and networks), `data.py` (`source`,
-`fetch`, `store` and `DOOR`), `networks.py` (`network`) and `table.py` (`TABLES`). `stn.experiments.base` says what they
-offer. `data.kind` in a config is the name of the package.
+`fetch`, `store` and `DOOR`), `networks.py` (`network`) and `table.py` (`TABLES`). `stn.experiments.base` describes what
+each module contains. `data.kind` in a config is the name of the package.
 
-The environment variable `STN_EXPERIMENTS` names more folders with such packages, separated as in `PATH`; an experiment
-there may have a `conf/` of its own, which is searched after the project's. Neither torch nor matplotlib is imported
-here.
+The environment variable `STN_EXPERIMENTS` lists further folders with such packages, separated as in `PATH`. An
+experiment there may have its own `conf/`, which is searched after the project's. This module imports neither torch nor
+matplotlib.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def find_experiments() -> list[str]:
 
 
 def load(name: str, module: str) -> ModuleType:
-    """A module of an experiment, such as `load("mnist", "data")`."""
+    """Import a module of an experiment, such as `load("mnist", "data")`."""
     return import_module(f"{__name__}.{name}.{module}")
 
 
 def load_store(kind: str, data: str, door: str) -> ModuleType:
-    """The data module of an experiment whose sets the front door `door` stores; else a UserError that says what to do.
+    """The data module of the experiment `kind`, whose sets the front door `door` ("distort" or "crop") stores.
 
-    `data` is the name of the data set.
+    `data` is the name of the data set. Raises UserError: the experiment stores no sets, or another front door does.
     """
     module = load(kind, "data")
     if not hasattr(module, "store"):
@@ -51,14 +51,14 @@ def load_store(kind: str, data: str, door: str) -> ModuleType:
 
 
 def find_configs() -> list[Path]:
-    """The `conf/` folders of experiments outside of the project."""
-    here = Path(__file__).parent
-    folders = [Path(place) / name / "conf" for place in __path__ for name in find_experiments()]
-    return [folder for folder in folders if here not in folder.parents and folder.is_dir()]
+    """The `conf/` folders of experiments outside the project."""
+    project = Path(__file__).parent
+    folders = [Path(root) / name / "conf" for root in __path__ for name in find_experiments()]
+    return [folder for folder in folders if project not in folder.parents and folder.is_dir()]
 
 
 def find_tables() -> dict[int, Table]:
-    """The tables of all experiments by number, in ascending order; ValueError if two have the same number."""
+    """The tables of all experiments by number, in ascending order. Raises ValueError if two have the same number."""
     tables: dict[int, Table] = {}
     for name in find_experiments():
         for table in load(name, "table").TABLES:

@@ -1,12 +1,16 @@
-"""What an experiment offers: the contracts between its data, its networks, the training loop and the reports.
+"""The interfaces between the data and networks of an experiment, the training loop and the reports.
 
-Its `data.py` has `source(data)`, which returns a `DataSource`. Three more are optional: `fetch(data)` brings the raw
-data to `data.raw` and returns the files; `store(data, scratch)` writes sets to `data.stored` (`stn.data.stored`) and
-returns what `sets.json` says of them; and `DOOR`, "distort" or "crop", is the front door that calls `store`. "distort"
-asks for `stored_folder(data)` too, where the sets lie. Its `networks.py` has `network(model, data)`, which returns a
-`Network`. Its `config.py` has the schemas `DATA` and `MODEL`, and optionally `SMALLEST` values of keys, `check(cfg)`,
-`has_transformer(model)`, whether a network may be trained with exploration (`stn.schema.BudgetConfig`), and
-`has_random_places(model)`, whether it has `at_random_places`.
+`data.py` has `source(data)`, which returns a `DataSource`. The following are optional:
+- `fetch(data)` downloads the raw data to `data.raw` and returns the files.
+- `store(data, scratch)` writes sets to `data.stored` (`stn.data.stored`) and returns the contents of `sets.json`.
+- `DOOR`, "distort" or "crop", is the front door that calls `store`. "distort" also needs `stored_folder(data)`, the
+  folder of the sets.
+
+`networks.py` has `network(model, data)`, which returns a `Network`.
+
+`config.py` has the schemas `DATA` and `MODEL`. Optional are `SMALLEST`, the smallest values of keys; `check(cfg)`;
+`has_transformer(model)`, whether a network may be trained with exploration (`stn.schema.BudgetConfig`); and
+`has_random_places(model)`, whether a network has `at_random_places`.
 """
 
 from collections.abc import Mapping
@@ -18,21 +22,24 @@ from torch import Tensor, nn
 
 
 class DataSource(Protocol):
-    """What `source(data)` of an experiment's `data.py` returns: its images, split by split.
+    """What `source(data)` of an experiment's `data.py` returns: the images and labels of each split.
 
-    The splits are "train", "validation" and "test". An image is what the network takes at once: in addition a pair of
-    digits, in three dimensions a volume; B is a number of images.
+    The splits are "train", "validation" and "test". An image is one input of the network: a pair of digits in addition,
+    a volume in three dimensions. B is a number of images. A pick is an index into the training split; it
+    may stand for several images.
 
-    Three more are optional. `random_batch`, with the arguments of `train_batch`, is what a training batch is in the
-    steps of `budget.random_share`, where it is another. `traced` is a number n: the theta of the first n validation
-    images is recorded along the training, for figures. `train_block(index, draws, device)`, for picks (K, B) and a
-    generator for each of K steps, returns the batches of K steps at once, (K, B, ...); a module that has it says so by
-    `IN_BLOCKS = True`, and its networks must draw no random numbers.
+    The following are optional:
+    - `random_batch`, with the arguments of `train_batch`, returns the training batch of steps within
+      `budget.random_share`. Without it `train_batch` is used.
+    - `traced` is a number n. The theta of the first n validation images is recorded during training, for figures.
+    - `train_block(index, draws, device)` takes picks (K, B) and a generator for each of K steps, and returns the
+      batches of K steps at once, (K, B, ...). A module with it sets `IN_BLOCKS = True`, and its networks must not draw
+      random numbers.
 
     Attributes:
         shape: of one image, without B.
-        images_per_pick: images of a training batch that each pick stands for.
-        chunk: images that validation and test take at once.
+        images_per_pick: the number of images of a training batch that one pick stands for.
+        chunk: the batch size of validation and test, in images.
     """
 
     shape: tuple[int, ...]
@@ -40,10 +47,10 @@ class DataSource(Protocol):
     chunk: int
 
     def load(self, split: str) -> None:
-        """Read a split. UserError, one line that names the command that makes it, if it is missing or damaged."""
+        """Read a split. Raises UserError, which names the command that makes the split, if it is missing or damaged."""
 
     def count(self, split: str) -> int:
-        """How many images a split has; of "train", how many picks."""
+        """The number of images of a split, or of picks for "train"."""
 
     def batch(self, split: str, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """The images and labels `index` (B,) of a stored split, on the device."""
@@ -55,45 +62,46 @@ class DataSource(Protocol):
 
         Args:
             index: the picks of this process.
-            draws: for what is random; the same in all processes, which draw for the whole batch.
-            size: of the whole batch, in picks.
-            part: which of the whole batch's picks these are.
+            draws: the random generator. It is the same in all processes, and each draws for the whole batch.
+            size: the size of the whole batch, in picks.
+            part: the positions of this process's picks in the whole batch.
         """
 
     def evidence(self, network: nn.Module, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the record of a tested network holds besides `arrays`, its test results: examples, poses, boxes."""
+        """Further arrays for the record of a tested network, such as examples and poses; `arrays`: its test results."""
 
 
 class Network(Protocol):
     """What `network(model, data)` of an experiment's `networks.py` returns: an `nn.Module`.
 
     A call maps images to scores (B, classes) for labels (B,), or to (B, positions, classes) for labels (B, positions).
-    A network that answers something else has an `objective`, with `loss` and `right` of
-    `stn.training.learner.Classification`. One whose model config has `pretrained` has `load_pretrained()`, which loads
-    its first weights and returns what they are. Where `budget.random_share` asks for it, `at_random_places(images,
-    generator)` are the scores with its windows at random places. `explored` are the transformers that explore, where
-    that is not all of them. For pictures in wandb, `seen(images)` is what the
-    classifier sees (n, C, H, W), and `projected(images)` what it would see without a transformer, where images are
-    volumes.
+
+    The following are optional:
+    - `objective`, for a network with other outputs: `loss` and `right`, as in `stn.training.learner.Classification`.
+    - `load_pretrained()`, if the model config has `pretrained`: loads the initial weights and returns their name.
+    - `at_random_places(images, generator)`, for `budget.random_share`: the scores with all windows at random places.
+    - `explored`: the transformers that explore, if not all of them do.
+    - `seen(images)` (n, C, H, W), for pictures in wandb: the input of the classifier.
+    - `projected(images)`, if images are volumes: the classifier's input without the transformer.
     """
 
     def __call__(self, images: Any) -> Tensor: ...
 
     def thetas(self, images: Any) -> dict[str, Tensor]:
-        """What its transformers do, by the names of arrays in the record; nothing without transformers."""
+        """The theta of each transformer by its array name in the record; empty without transformers."""
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All its parameters that learn, by what their learning rate follows.
+        """All learnable parameters, grouped by learning rate.
 
-        "localisation" learns at `budget.localisation_rate` times the rate, "head" at `model.head_rate` times, "body" at
-        the rate itself.
+        The rate of "localisation" is multiplied by `budget.localisation_rate`, that of "head" by `model.head_rate`.
+        "body" has the unchanged rate.
         """
 
 
 if TYPE_CHECKING:
 
     class NetworkModule(nn.Module):
-        """A `Network` as the `nn.Module` that it is, with what is optional: a type, of which there are no objects."""
+        """The type of a `Network` with all optional members, as an `nn.Module`; only for type checkers."""
 
         objective: Any
 
@@ -107,10 +115,10 @@ if TYPE_CHECKING:
 
 
 def group_parameters(network: nn.Module, **parts: nn.Module | None) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each of these parts of a network, and under "body" all others; those that learn."""
+    """The learnable parameters of each of these parts of a network, and all others under "body"."""
     groups = {name: _learning(part) if part is not None else [] for name, part in parts.items()}
-    named = {id(parameter) for parameters in groups.values() for parameter in parameters}
-    return {"body": [parameter for parameter in _learning(network) if id(parameter) not in named], **groups}
+    in_parts = {id(parameter) for parameters in groups.values() for parameter in parameters}
+    return {"body": [parameter for parameter in _learning(network) if id(parameter) not in in_parts], **groups}
 
 
 def _learning(part: nn.Module) -> list[nn.Parameter]:

@@ -1,4 +1,4 @@
-"""Which of the two digits each transformer attends to: the one whose pose it undoes."""
+"""Which of the two digits each transformer attends to, measured by how much of each digit's pose it undoes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from stn.report.table import Grid, Section, Table
 
 @dataclass(frozen=True)
 class Attention:
-    """How much of each digit's pose a transformer, counted from 1, undoes: of the first `n` test pairs, first seed.
+    """How much of each digit's pose a transformer, counted from 1, undoes: on the first `n` test pairs, first seed.
 
-    `undone` (first, second) is `stn.report.statistics.variance_undone` of that digit in %: 100 where the digit is
-    always seen in one pose, 0 where nothing is gained, less where it is seen in more poses than before.
+    `undone` is `stn.report.statistics.variance_undone` in % of the first and of the second digit: 100 if the digit
+    always appears in one pose behind the transformer, 0 if its poses vary as before, negative if they vary more.
     """
 
     record: Record
@@ -24,7 +24,7 @@ class Attention:
 
 
 def measure_attention(records: Sequence[Record]) -> list[Attention]:
-    """What each transformer of each record undoes."""
+    """The attention of each transformer of each record."""
     cells = []
     for record in records:
         if not record.row.transformer:
@@ -37,7 +37,7 @@ def measure_attention(records: Sequence[Record]) -> list[Attention]:
 
 
 def describe_attention(table: Table, records: Sequence[Record]) -> Section | None:
-    """The section of what transformers undo; None without any."""
+    """The section on what the transformers undo; None if there are no transformers."""
     cells = measure_attention(records)
     if not cells:
         return None

@@ -1,4 +1,4 @@
-"""The schema of MNIST addition: `data.kind=addition`. Its networks are described as those of distorted MNIST."""
+"""The schema of MNIST addition: `data.kind=addition`. Networks have the schema of distorted MNIST."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ __all__ = ["DATA", "MODEL", "SMALLEST", "check", "has_transformer"]
 
 @dataclass(kw_only=True)
 class AdditionDataConfig(MnistDataConfig):
-    """Pairs of the digits of a set of distorted MNIST."""
+    """Pairs of digits, distorted as in a set of distorted MNIST."""
 
 
 DATA, MODEL = AdditionDataConfig, MnistModelConfig
 
 
 def check(cfg: DictConfig) -> None:
-    """A UserError for what a pair of digits does not have."""
+    """Raise UserError for settings that pairs of digits do not support."""
     if cfg.data.undo:
         raise UserError(f"data.undo=true: the digits of data={cfg.data.name} have a pose each; drop it")
     if cfg.model is not None and cfg.model.parallel > 1 and cfg.model.transformation is None:

@@ -25,14 +25,14 @@ from stn.experiments.mnist.data import (
 DOOR = "distort"  # `python -m stn.distort` stores its sets
 
 __all__ = ["AdditionSource", "fetch", "source", "store", "stored_folder"]
-EXAMPLES = 4  # test pairs shown
+EXAMPLES = 4  # test pairs that the figure shows
 
 
 def store(data: DictConfig, scratch: Path) -> dict:
     """Write the stored sets, as `stn.experiments.mnist.data.store` does: images (n, 2, canvas, canvas), labels (n, 2).
 
-    Each digit of a split is the first of a pair once (`data.draws` times); the second is any of the same split, drawn
-    with the set. Both are distorted independently.
+    Each digit of a split is the first digit of `data.draws` pairs, or of one in a frozen training set. The second digit
+    is drawn from the same split. The two are distorted independently.
     """
     warp, splits = distortion(data), undistorted(data)
     sets = (
@@ -56,10 +56,10 @@ def _recipe(data: DictConfig) -> str:
 
 
 class AdditionSource:
-    """What a run feeds on. Batches are (pairs (B, 2, canvas, canvas) float in [0, 1], sums (B,)), on the device."""
+    """The data source. Batches are (pairs (B, 2, canvas, canvas) float in [0, 1], sums (B,)), on the device."""
 
     chunk = 500  # pairs of a validation or test batch
-    images_per_pick = 1  # of a training batch: a pair is one image, of two channels
+    images_per_pick = 1  # of a training batch; a pair is one image with two channels
 
     def __init__(self, data: DictConfig):
         self.data = data
@@ -68,7 +68,7 @@ class AdditionSource:
         self.sets: dict[str, StoredSet | Digits] = {}
 
     def load(self, split: str) -> None:
-        """Read `train`, `validation` or `test`; a UserError if it is missing or damaged."""
+        """Read `train`, `validation` or `test`. Raises UserError if it is missing or damaged."""
         if split not in self.sets:
             stored = split != "train" or self.data.train.name == "frozen"
             self.sets[split] = (
@@ -86,10 +86,10 @@ class AdditionSource:
     def train_batch(
         self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """The training digits `index` (B,) with a random partner each, both distorted.
+        """The training digits `index` (B,), each with a random second digit, both distorted.
 
-        `part` says which B of the global batch of `size` they are. So in an epoch every digit is the first of a pair
-        once, as in the stored sets, and its partners are others in each epoch.
+        They are `part` of the global batch of `size`. In an epoch every digit is the first of one pair, and the second
+        digits are drawn again in each epoch.
         """
         if self.data.train.name == "frozen":
             return self.batch("train", index, device)
@@ -102,18 +102,18 @@ class AdditionSource:
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the report shows of N transformers on the test set; nothing for a network without any.
+        """The arrays that the report needs of N transformers on the test set; empty for a network without any.
 
-        example_input (E, 2, canvas, canvas), example_digits (E, 2), example_said (E,): the first test pairs, what they
-        show, and the sum that the network says. example_grid (E, N, canvas, canvas, 2), example_output (E, 2N, side,
-        side): the grids on them, and what the classifier sees. pair_before (POSES, 2, 9, 2), pair_after (POSES, N, 2,
-        9, 2): the points of each digit of a pair at nine fixed points of the canvas, and at those of each transformer's
-        output. theta (POSES, N, P): of the same pairs, in place of that of all, which would be the most of a record.
+        Of the first E test pairs: example_input (E, 2, canvas, canvas), example_digits (E, 2), example_said (E,) the
+        predicted sums, example_grid (E, N, canvas, canvas, 2) and example_output (E, 2N, side, side), the classifier's
+        input. Of the first POSES pairs: pair_before (POSES, 2, 9, 2) and pair_after (POSES, N, 2, 9, 2), the points of
+        each undistorted digit that appear at nine fixed points of the canvas, and at nine of each transformer's output;
+        theta (POSES, N, P), which replaces that of all pairs to keep the record small.
         """
         if "theta" not in arrays:
             return {}
         test_set, device = self.sets["test"], next(network.parameters()).device
-        transformation = network.transformers[0].transformation  # type: ignore[index, union-attr]  # a `AdditionNetwork`
+        transformation = network.transformers[0].transformation  # type: ignore[index, union-attr]  # an `AdditionNetwork`
         theta = torch.from_numpy(arrays["theta"]).to(device)  # (n, N, P)
         first = torch.arange(min(EXAMPLES, len(test_set.labels)))
         images, _ = self.batch("test", first, device)
@@ -121,10 +121,10 @@ class AdditionSource:
         points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
         parameters = test_set.parameters[:POSES].to(device)  # type: ignore[union-attr]  # (POSES, 2, D)
         before = torch.stack([self.warp.digit_points(digit, points) for digit in parameters.unbind(1)], 1)
-        sampled = [transformation.points(matrix, points) for matrix in theta[:POSES].unbind(1)]
+        sampled_points = [transformation.points(matrix, points) for matrix in theta[:POSES].unbind(1)]
         after = [
-            torch.stack([self.warp.digit_points(digit, canvas) for digit in parameters.unbind(1)], 1)
-            for canvas in sampled
+            torch.stack([self.warp.digit_points(digit, canvas_points) for digit in parameters.unbind(1)], 1)
+            for canvas_points in sampled_points
         ]
         size = (self.data.canvas, self.data.canvas)
         tensors = {
@@ -142,7 +142,7 @@ class AdditionSource:
         return {name: value.cpu().numpy() for name, value in tensors.items()}
 
     def _resident(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images and labels of a split, moved to the device once."""
+        """The images and labels of a split. The first call moves them to the device."""
         stored = self.sets[split]
         if stored.images.device != device:
             stored.images, stored.labels = stored.images.to(device), stored.labels.to(device)
@@ -150,5 +150,5 @@ class AdditionSource:
 
 
 def source(data: DictConfig) -> AdditionSource:
-    """What the learner of Table 4 feeds on."""
+    """The data source of Table 4."""
     return AdditionSource(data)

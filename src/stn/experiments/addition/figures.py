@@ -26,10 +26,10 @@ NAMES = ("first", "second")
 
 
 def draw_pairs(records: Sequence[Record]) -> Sheet:
-    """Per network with two transformers test pairs under both grids, and what each transformer makes of them.
+    """For each network with two transformers, test pairs under both grids, and the output of each transformer.
 
-    A transformer's grid is drawn in full, and what it shows is framed in its colour, where it undoes more of a digit
-    than of the other: see `measure_attention`.
+    Where a transformer undoes more of a digit than of the other (`measure_attention`), its grid is drawn in full and
+    its output is framed in its colour.
     """
     selection = select(ADDITION, records, lambda row: row in (*TWO_ST_FCN, *TWO_ST_CNN))
     networks = {row: record for (row, _), record in selection.records.items()}
@@ -87,9 +87,9 @@ def _draw_pair(
     i: int,
     undone: Sequence[tuple[float, float]],
 ) -> None:
-    """The i-th example pair: its digits side by side under both grids, below them what each transformer shows of both.
+    """Draw the i-th example pair: the digits under both grids, and below them both outputs of each transformer.
 
-    `sizes` are a tile's width, its height with a grid and without, and half a canvas.
+    `sizes` in inches: a tile's width, its height with a grid, its height without, and half a canvas.
     """
     across, high, low, unit = sizes
     grids, outputs = arrays["example_grid"][i], arrays["example_output"][i]

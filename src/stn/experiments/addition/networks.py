@@ -1,4 +1,4 @@
-"""The networks of Table 4 (paper, appendix A.1): what is the sum of two digits, each in a channel of its own?"""
+"""The networks of Table 4 (paper, appendix A.1): they classify the sum of two digits in two channels."""
 
 import math
 
@@ -13,17 +13,17 @@ CLASSES = 19  # 0 to 18
 
 
 class AdditionNetwork(nn.Module):
-    """A classifier of the sum of two digits, with N parallel transformers at its input or without.
+    """A classifier of the sum of two digits, with or without N parallel transformers at its input.
 
-    A call maps pairs of images (B, 2, canvas, canvas) in [0, 1] to class scores (B, 19). Each transformer reads both
-    channels with a localisation network of its own and warps both alike; the classifier sees the 2N channels of all of
-    them side by side. Two transformers start at the same place, the identity, and part all the same: their localisation
-    networks start with different random weights.
+    A call maps pairs of images (B, 2, canvas, canvas) in [0, 1] to class scores (B, 19). Each transformer has its own
+    localisation network, which reads both channels, and warps both by the same theta. The classifier sees the outputs
+    of all transformers, 2N channels. All transformers start at the identity. They diverge in training because their
+    localisation networks start with different random weights.
 
     Args:
-        canvas, classifier, width, transformation, sampler, pool, localisation: of the networks of distorted MNIST
-            (`stn.experiments.mnist.networks.DigitNetwork`). Paper: pools what the classifier sees of the canvas of RTS,
-            42 pixels; of the sums it says nothing. We: the same here.
+        canvas, classifier, width, transformation, sampler, pool, localisation: as for
+            `stn.experiments.mnist.networks.DigitNetwork`. Paper: pools behind the transformer on RTS, whose canvas is
+            42 pixels too, and is silent on addition. We: pool here as well.
         parallel: N, if there is a transformation.
     """
 
@@ -52,7 +52,7 @@ class AdditionNetwork(nn.Module):
         return self.classifier(self.seen(images))
 
     def seen(self, images: Tensor) -> Tensor:
-        """What the classifier sees: (B, 2N, side, side), both channels of the first transformer before the next's."""
+        """The classifier's input (B, 2N, side, side): both channels of the first transformer, then the next's."""
         warped = torch.cat([warp(images) for warp in self.transformers], 1) if len(self.transformers) else images
         return self.pool(warped)
 
@@ -60,14 +60,14 @@ class AdditionNetwork(nn.Module):
         return group_parameters(self, localisation=self.transformers)
 
     def thetas(self, images: Tensor) -> dict[str, Tensor]:
-        """`theta` (B, N, P) of the N transformers, if there are any."""
+        """`theta` (B, N, P) of the N transformers; empty without transformers."""
         if not len(self.transformers):
             return {}
         return {"theta": torch.stack([transformer.theta(images) for transformer in self.transformers], 1)}  # type: ignore[operator]
 
 
 def network(model, data) -> AdditionNetwork:
-    """The network that a model config describes on the canvas of a data config."""
+    """The network of a model config for the canvas of a data config."""
     parts = {"canvas": data.canvas, "parallel": model.parallel, **described(model, data)}
     if model.width:
         return AdditionNetwork(width=model.width, **parts)

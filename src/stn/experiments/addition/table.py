@@ -12,7 +12,7 @@ CNN = Row("CNN", "cnn", paper={RTS_RTS: 14.7})
 
 
 def add_transformers(classifier: Row, parallel: int, papers: tuple[float, ...] = (), note: str = "") -> tuple[Row, ...]:
-    """The rows of a classifier behind one transformer, or two, of each family; `papers` are the paper's values."""
+    """The rows of a classifier behind one or two transformers of each family; `papers` are the paper's values."""
     values = papers or (None,) * len(FAMILIES)
     return tuple(
         Row(

@@ -1,8 +1,8 @@
-"""Images for co-localisation (paper, appendix A.2): many images of one class, the digit anywhere, and no labels.
+"""Images for co-localisation (paper, appendix A.2): each has one digit at a random place, and labels are not used.
 
-One stored set of `data.images` images of each class, on which a run both learns and is tested, as in the paper. Images
-stand class by class in turn: image i is of class i mod 10. Their digits are MNIST's test digits, which no classifier
-of the project is trained on; with `data.digits=validation` they are digits held out, on which settings are chosen.
+There is one stored set, with `data.images` images of each class. A run learns and is tested on this set, as in the
+paper. The classes alternate: image i is of class i mod 10. The digits are MNIST's test digits, on which no classifier
+of the project is trained. With `data.digits=validation` they are validation digits, on which settings are chosen.
 """
 
 from pathlib import Path
@@ -23,18 +23,18 @@ __all__ = ["DOOR", "fetch", "source", "store", "stored_folder"]
 DOOR = "distort"  # `python -m stn.distort` stores its sets
 
 CLASSES = 10
-DIGIT = 28  # pixels a side of a digit with its frame
+DIGIT = 28  # side of an MNIST image in pixels
 SHOWN = 2  # images of each class that the report shows
 
 
 class Views(NamedTuple):
-    """What a co-localiser looks at: B images, to which class's problem each belongs, and where else to look in it.
+    """The input of a co-localiser: B images, their classes, and the places of their random patches.
 
     Attributes:
         images: (B, 1, canvas, canvas) in [0, 1].
-        classes: (B,) int64. They say which images are of one kind, and choose the localisation network; they are no
-            label of what that kind is.
-        places: (B, 2) in [-1, 1]: where the random patch of each image lies between its outermost places.
+        classes: (B,) int64. They tell which images show the same class and choose the localisation network. The network
+            does not learn which digit a class is.
+        places: (B, 2) in [-1, 1], the centre of each image's random patch: at -1 and 1 the patch touches the edges.
     """
 
     images: Tensor
@@ -43,25 +43,25 @@ class Views(NamedTuple):
 
 
 def distortion(data: DictConfig) -> Clutter:
-    """The digit at a random place; in TC with clutter."""
+    """The distortion of the images: the digit at a random place, in TC with clutter."""
     return Clutter(data.canvas, DIGIT, data.patches, data.patch_side)
 
 
 def boxes(parameters: Tensor, canvas: int) -> Tensor:
     """The digits' boxes (n, 4) = x0, y0, x1, y1 in the frame [-1, 1] of the image, from `Clutter`'s parameters.
 
-    Paper: "the digit's bounding box". We: MNIST's frame of 28 x 28, not the ink. A window is square and a 1 is not:
-    the best window on the ink of an upright stroke, 4 by 20, has an IoU of 0.2, and the paper finds every 1 of T.
+    Paper: "the digit's bounding box". We: MNIST's 28 x 28 frame, not the ink. Windows are square, so the best window on
+    the ink of an upright 1, 4 x 20 pixels, has an IoU of only 0.2, but the paper finds every 1 of T.
     """
     corner = parameters[:, :2].float()
     return 2 * torch.cat([corner, corner + DIGIT], 1) / canvas - 1
 
 
 def store(data: DictConfig, scratch: Path) -> dict:
-    """Draw the images and write them. Returns what `sets.json` says of them.
+    """Draw the images and store them. Returns the contents of `sets.json`.
 
-    Drawn in float64 on the CPU and rounded to uint8, so the bytes are the same on every machine. Written to `scratch`
-    and moved in when whole.
+    Images are drawn in float64 on the CPU and rounded to uint8, so the bytes are the same on every machine. The set is
+    written to `scratch` and moved to its folder when complete.
     """
     split, warp = data.digits.name, distortion(data)
     digits = undistorted(data)[split]
@@ -88,12 +88,12 @@ def store(data: DictConfig, scratch: Path) -> dict:
 
 
 def stored_folder(data: DictConfig) -> Path:
-    """Where the images lie. Those of the validation digits have a folder of their own, so that DVC's stays as it is."""
+    """The folder of the images. Validation digits have their own folder, so that DVC's output is not changed."""
     return Path(data.stored if data.digits.name == "test" else f"{data.stored}_{data.digits.name}")
 
 
 def load_stored(data: DictConfig) -> tuple[Tensor, Tensor]:
-    """The stored images (n, canvas, canvas) uint8 and parameters (n, D); UserError names the command that mends."""
+    """The stored images (n, canvas, canvas) uint8 and parameters (n, D). Raises UserError if missing or damaged."""
     folder, split = stored_folder(data), data.digits.name
     option = "" if split == "test" else f" data.digits={split}"
     count = CLASSES * data.images
@@ -115,28 +115,28 @@ def load_stored(data: DictConfig) -> tuple[Tensor, Tensor]:
 
 
 class Colocalisation:
-    """What a run feeds on. Batches are (`Views`, true boxes (B, 4)); the boxes only tell what was found.
+    """The data source. Batches are (`Views`, true boxes (B, 4)); the boxes only measure which windows are right.
 
-    Training, validation and test split are one and the same: nothing is chosen by what is seen in any of them. The
-    classes are learned side by side, so a training batch of size B holds B images of each, 10 B in all.
+    The training, validation and test split are the same images: within a run nothing is chosen by their results. All
+    classes are learned at once, so a training batch of size B holds B images of each class, 10 B in all.
     """
 
-    chunk = 1000  # images of a validation or test batch: all of them at the paper's size, so that all pairs count
-    images_per_pick = CLASSES  # of a training batch: one of each class
-    traced = CLASSES * SHOWN  # the first images, whose theta is kept as training goes on
+    chunk = 1000  # images of a validation or test batch: the paper's whole set, so that the loss has all pairs
+    images_per_pick = CLASSES  # one image of each class
+    traced = CLASSES * SHOWN  # the first images, whose theta is recorded during training
 
-    if TYPE_CHECKING:  # from `load` on
+    if TYPE_CHECKING:  # set by `load`
         images: Tensor
         boxes: Tensor
         places: Tensor
 
     def __init__(self, data: DictConfig):
         self.data = data
-        self.shape = (1, data.canvas, data.canvas)  # of what a network gets
+        self.shape = (1, data.canvas, data.canvas)  # of the network's input
         self.images = None  # type: ignore[assignment]
 
     def load(self, split: str) -> None:
-        """Read the set; a UserError if it is missing or damaged."""
+        """Read the set. Raises UserError if it is missing or damaged."""
         if self.images is None:
             self.images, parameters = load_stored(self.data)
             self.boxes = boxes(parameters, self.data.canvas)
@@ -146,18 +146,18 @@ class Colocalisation:
         return self.data.images if split == "train" else len(self.images)
 
     def batch(self, split: str, index: Tensor, device: torch.device) -> tuple[Views, Tensor]:
-        """The images `index` (B,), each with a random patch that is the same at every call."""
+        """The images `index` (B,). The random patch of an image is at the same place in every call."""
         return self._views(index, self.places[index].to(device), device)
 
     def train_batch(
         self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
     ) -> tuple[Views, Tensor]:
-        """The images `index` (B,) of every class; `part` says which B of the global batch of `size` they are."""
+        """The images `index` (B,) of every class; they are `part` of the global batch of `size`."""
         if len(index) < 2:
             raise UserError(f"budget.batch_size={size} leaves {len(index)} image of a class where pairs are needed")
         places = _places(CLASSES * size, draws).unflatten(0, (size, CLASSES))[part]
-        every = CLASSES * index[:, None] + torch.arange(CLASSES)
-        return self._views(every.flatten(), places.flatten(0, 1), device)
+        all_classes = CLASSES * index[:, None] + torch.arange(CLASSES)
+        return self._views(all_classes.flatten(), places.flatten(0, 1), device)
 
     def _views(self, index: Tensor, places: Tensor, device: torch.device) -> tuple[Views, Tensor]:
         if self.images.device != device:
@@ -167,10 +167,9 @@ class Colocalisation:
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the report shows: classes (n,) and boxes (n, 4) of all images, and the first of them.
+        """The arrays that the report needs: classes (n,) and box (n, 4) of all images, and two images of each class.
 
-        example_input (20, canvas, canvas) and example_crop (20, 28, 28) uint8: two images of each class and what the
-        windows show of them.
+        example_input (20, canvas, canvas) and example_crop (20, 28, 28) uint8: these images and their windows' crops.
         """
         device = next(network.parameters()).device
         views, _ = self.batch("test", torch.arange(self.traced), device)
@@ -184,7 +183,7 @@ class Colocalisation:
 
 
 def source(data: DictConfig) -> Colocalisation:
-    """What the learner of Table 5 feeds on."""
+    """The data source of Table 5."""
     return Colocalisation(data)
 
 

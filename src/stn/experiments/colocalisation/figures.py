@@ -1,4 +1,4 @@
-"""Figures of Table 5: the windows that are found, and how the search goes on."""
+"""Figures of Table 5: the windows of the trained networks, and the windows during training."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ from stn.report.records import Record
 from stn.report.table import Column
 
 CLASSES = 10
-WINDOW, TRUE, DASH = "#D55E00", "#0072B2", (0, (3, 1.6))  # the window found, the true box and its line
+WINDOW, TRUE, DASH = "#D55E00", "#0072B2", (0, (3, 1.6))  # colours of window and true box; the box's line style
 
 
 def draw_classes(records: Sequence[Record]) -> Sheet:
-    """Per column an image of each class with the digit's true box and the window found, and what it shows."""
+    """For each column, an image of each class with the digit's true box and the window, and the window's crop."""
     columns = _select(records)
-    across, side, left, top, bottom = 1.02, 0.94, 0.62, 1.06, 0.42  # inches: from image to image, an image, margins
+    across, side, left, top, bottom = 1.02, 0.94, 0.62, 1.06, 0.42  # inches: the pitch of images, an image, margins
     block = 2 * across + 0.62
     width, height = left + CLASSES * across + 0.1, top + len(columns) * block - 0.36 + bottom
     with open_sheet(width, height) as sheet:
@@ -49,7 +49,7 @@ def draw_classes(records: Sequence[Record]) -> Sheet:
 
 
 def draw_search(records: Sequence[Record]) -> Animation:
-    """The windows on an image of each class as training goes on."""
+    """An animation of the windows on an image of each class during training."""
     columns = _select(records)
     across, side, left, top = 0.92, 0.86, 0.52, 0.62  # inches
     block = side + 0.38
@@ -77,13 +77,13 @@ def draw_search(records: Sequence[Record]) -> Animation:
 
 
 def _select(records: Sequence[Record]) -> dict[Column, Record]:
-    """The whole records, of all classes, by column."""
+    """The records of all classes together (the row `MEAN`) by column."""
     selection = select(COLOCALISATION, records, lambda row: row is MEAN)
     return {column: selection.records[MEAN, column] for column in selection.columns}
 
 
 def _draw_boxes(axes: Axes, box: np.ndarray, theta: np.ndarray) -> None:
-    """The true box (x0, y0, x1, y1) and the window of theta = s, tx, ty."""
+    """Draw the true box (x0, y0, x1, y1) and the window of theta = s, tx, ty."""
     side, x, y = theta
     left, top, right, bottom = box
     size = (right - left, bottom - top)
@@ -92,7 +92,7 @@ def _draw_boxes(axes: Axes, box: np.ndarray, theta: np.ndarray) -> None:
 
 
 def _draw_key(sheet: Sheet, x: float, y: float) -> None:
-    """Says which line is the true box and which the window."""
+    """Draw the key of the two lines: the true box and the window."""
     for colour, words, line in ((TRUE, "the digit's box", DASH), (WINDOW, "the window found", "-")):
         mark = sheet.tile(x, y - 0.1, 0.2, 0.2, 0.06)
         mark.add_patch(Rectangle((-1, -1), 2, 2, fill=False, edgecolor=colour, linewidth=1.4, linestyle=line))

@@ -1,12 +1,11 @@
-"""Co-localisation (paper, appendix A.2): windows learned from nothing but that images show the same kind of thing.
+"""Co-localisation (paper, appendix A.2): windows learned only from the fact that images show the same class.
 
-For two images n and m of one kind, the crop I^T that the transformer takes of each, and a patch I^rand of n as large as
-its window at a random place, the loss is the hinge
+For two images n and m of one class, the loss is the hinge
 
     max(0, |e(I_n^T) - e(I_m^T)|^2 - |e(I_n^T) - e(I_n^rand)|^2 + margin)
 
-with e(.) the activations of the layers of a trained and frozen classifier of digits. Frames as in
-`stn.geometry.transforms`.
+where I^T is the crop in an image's window, I_n^rand is a patch of image n of the window's size at a random place, and
+e(.) are activations of a trained and frozen classifier of digits. Frames as in `stn.geometry.transforms`.
 """
 
 import hashlib
@@ -27,19 +26,19 @@ from stn.experiments.mnist.networks import cnn
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Attention, full_precision
 
-FOUND = 0.5  # a window has found the digit when their IoU is greater (paper)
-LAYERS = (2, 5, 7)  # where in `cnn` the layers end: the two convolutions after pooling and ReLU, and the scores
+FOUND = 0.5  # a window is right if its IoU with the digit's box is greater (paper)
+LAYERS = (2, 5, 7)  # the last module of each layer in `cnn`: two convolutions with pooling and ReLU, then the scores
 
 
 class Found(NamedTuple):
-    """What a co-localiser says of B images: `theta` (B, 3) of the windows, and the mean `hinge` (B,) over partners."""
+    """The output for B images: `theta` (B, 3) of the windows, and the mean `hinge` (B,) over each image's partners."""
 
     theta: Tensor
     hinge: Tensor
 
 
 class Colocalisation:
-    """The objective: the triplet hinge to learn by, and IoU to be right by. The true boxes take no part in the loss."""
+    """The objective: the triplet hinge is the loss, IoU decides what is right. The loss does not use the true boxes."""
 
     @staticmethod
     def loss(result: Found, boxes: Tensor) -> Tensor:
@@ -48,7 +47,7 @@ class Colocalisation:
 
     @staticmethod
     def right(result: Found, boxes: Tensor) -> Tensor:
-        """(B, 1) bool: whose window has an IoU greater than 0.5 with the digit's box."""
+        """(B, 1) bool: whether each window has an IoU greater than 0.5 with the digit's box."""
         return (overlap(windows(result.theta), boxes) > FOUND)[:, None]
 
 
@@ -59,7 +58,7 @@ def windows(theta: Tensor) -> Tensor:
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union (B,) of boxes (B, 4) with boxes (B, 4)."""
+    """Intersection over union (B,) of each box of a (B, 4) with the same row of b (B, 4)."""
     common = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp_min(0).prod(1)
     areas = [(box[:, 2:] - box[:, :2]).prod(1) for box in (a, b)]
     return common / (sum(areas) - common)
@@ -68,10 +67,10 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
 class Localiser(nn.Module):
     """f_loc of one class: conv 9x9, stride 4 - max-pool 2 - FC - FC - regression of 3; images (B, 1, H, W) to (B, 3).
 
-    He et al.'s weights, and the regression starts at zero (paper: silent on both). Features are normalised over the
-    batch, and what places a window has no bias (paper: neither). So windows stand in the middle on average and can
-    only go where their image sends them: without it many end in one corner, which the digit seldom reaches, and that
-    crops without any digit are all alike is where the loss has a minimum too.
+    Paper: silent on initial weights. We: He et al.'s, and zero for the regression. Paper: no normalisation. We:
+    normalise the features over the batch, and give the regression of the window's place no bias. So the windows of a
+    batch stand in the middle on average, and only its image moves a window. Otherwise many windows end in a corner that
+    the digit seldom reaches: the crops there are all alike, so the loss has a minimum there too.
     """
 
     def __init__(self, canvas: int, filters: int, features: int):
@@ -105,19 +104,19 @@ class Localiser(nn.Module):
 class Colocaliser(nn.Module):
     """Ten attention transformers, one for the images of each class, before one frozen classifier.
 
-    The classes are problems of their own: an image reaches its own class's localisation network only, is paired with
-    images of its class only, and losses add up. So ten are trained at once as each would be alone.
+    The classes are separate problems: an image is seen by the localisation network of its class only and paired with
+    images of its class only, and the losses are summed. So each class is trained as it would be alone.
 
     Args:
         canvas: side of the images in pixels.
-        crop: side of what a window shows, in pixels.
+        crop: side of a window's crop in pixels.
         margin: of the hinge.
-        start: side of the window at the start, in sides of the image.
-        smallest: side of the smallest window, likewise. A window of no size would show the same everywhere.
+        start: side of the window at the start, as a fraction of the image's side.
+        smallest: side of the smallest window, in the same unit. Windows of size zero would show the same everywhere.
         layers: which of the classifier's layers, counted from 1, make up e(.).
         filters: of the classifier.
-        localisation: its `filters` and `features`.
-        pretrained: the file that holds the classifier's weights.
+        localisation: `filters` and `features` of the localisation networks.
+        pretrained: the file with the classifier's weights.
     """
 
     objective = Colocalisation
@@ -156,23 +155,23 @@ class Colocaliser(nn.Module):
         self.classifier = cnn(DIGIT, filters, CLASSES).requires_grad_(False)
 
     def load_pretrained(self) -> str:
-        """Read the classifier's weights. Returns what the record says of them; UserError if they are not there."""
+        """Read the classifier's weights. Returns the file's name and digest. Raises UserError if there are none."""
         path = Path(self.pretrained)
-        mend = "run `python -m stn.pretrain data=mnist_ts model=cnn budget=quick`"
+        remedy = "run `python -m stn.pretrain data=mnist_ts model=cnn budget=quick`"
         try:
             raw = path.read_bytes()
             with np.load(path) as arrays:
                 weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
             self.classifier.load_state_dict(weights)
         except FileNotFoundError:
-            raise UserError(f"{path} is missing: {mend}") from None
+            raise UserError(f"{path} is missing: {remedy}") from None
         except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())[:120]
-            raise UserError(f"{path} holds no classifier of model.filters here ({reason}): {mend}") from None
+            raise UserError(f"{path} holds no classifier of model.filters here ({reason}): {remedy}") from None
         return f"{path.name} (sha256 {hashlib.sha256(raw).hexdigest()[:8]})"
 
     def forward(self, views: Views | Tensor) -> Found:
-        if isinstance(views, Tensor):  # bare images, on which multiply-adds are counted
+        if isinstance(views, Tensor):  # images alone: for the count of multiply-adds
             views = Views(views, torch.zeros(views.shape[0], dtype=torch.long), torch.zeros(views.shape[0], 2))
         theta = self.theta(views)
         crops = self.embedded(bilinear(views.images, self.attention.grid(theta, (self.crop, self.crop))))
@@ -180,10 +179,10 @@ class Colocaliser(nn.Module):
         return Found(theta, self.hinge(crops, patches, views.classes))
 
     def theta(self, views: Views) -> Tensor:
-        """The windows' theta (B, 3) = s, tx, ty, by each class's own localisation network; float32.
+        """The windows' theta (B, 3) = s, tx, ty from the localisation network of each image's class; float32.
 
-        Paper: the regression gives theta. We: through a sigmoid for the size, and a tanh that keeps the window inside
-        the image. One that leaves it sees black, all black crops are alike, and the loss would call that found.
+        Paper: the regression gives theta. We: a sigmoid bounds the size, and a tanh keeps the window inside the image.
+        Windows outside the image would show black: their crops are all alike, which minimises the loss.
         """
         images, classes = views.images, views.classes
         with full_precision(images):
@@ -196,20 +195,21 @@ class Colocaliser(nn.Module):
             return torch.cat([side, (1 - side) * torch.tanh(raw[:, 1:])], 1)
 
     def patches(self, views: Views, theta: Tensor) -> Tensor:
-        """I^rand (B, 1, crop, crop): of each image a patch as large as its window, at a random place inside it.
+        """I^rand (B, 1, crop, crop): a patch of each image, as large as its window, at a random place in the image.
 
-        Its size is the window's and learns with it: of two large patches both show the digit, so that a window grows
-        when this gradient is left out.
+        The gradient passes through the patch's size too. Without that gradient the windows grow, because large windows
+        and large patches both contain the digit.
         """
         side = theta[:, :1]
         theta = torch.cat([side, (1 - side) * views.places], 1)
         return bilinear(views.images, self.attention.grid(theta, (self.crop, self.crop)))
 
     def embedded(self, crops: Tensor) -> Tensor:
-        """e(.), (B, D): each layer's activations at unit length, so that layers weigh alike and |e|^2 = 1.
+        """e(.), (B, D): each layer's activations normalised, so that the layers have equal weight and |e|^2 = 1.
 
-        Paper: the activations concatenated, margin 1. Ours have squared distances in the thousands as they come, where
-        a margin of 1 is none, and a faint crop of next to nothing would be near to every other.
+        Paper: concatenates the activations; margin 1. We: normalise them first. The squared distances of our raw
+        activations are in the thousands, where a margin of 1 has no effect, and crops with little ink would be close to
+        all others.
         """
         parts = []
         for i, layer in enumerate(self.classifier):
@@ -219,18 +219,18 @@ class Colocaliser(nn.Module):
         return torch.cat(parts, 1) / math.sqrt(len(parts))
 
     def hinge(self, crops: Tensor, patches: Tensor, classes: Tensor) -> Tensor:
-        """The mean hinge (B,) of each image over all others of its class in the batch; 0 without any."""
+        """The mean hinge (B,) of each image over all others of its class in the batch; 0 if there are none."""
         with full_precision(crops):
             gram = crops @ crops.T
             norms = gram.diagonal()
-            apart = (norms[:, None] + norms - 2 * gram).clamp_min(0)
-            random = (crops - patches).square().sum(1, keepdim=True)
+            pair_distances = (norms[:, None] + norms - 2 * gram).clamp_min(0)
+            patch_distances = (crops - patches).square().sum(1, keepdim=True)
             partners = (classes[:, None] == classes).fill_diagonal_(False)
-            hinge = F.relu(apart - random + self.margin) * partners
+            hinge = F.relu(pair_distances - patch_distances + self.margin) * partners
             return hinge.sum(1) / partners.sum(1).clamp_min(1)
 
     def seen(self, views: Views) -> Tensor:
-        """What the windows show: (B, 1, crop, crop)."""
+        """The windows' crops (B, 1, crop, crop)."""
         return bilinear(views.images, self.attention.grid(self.theta(views), (self.crop, self.crop)))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -242,7 +242,7 @@ class Colocaliser(nn.Module):
 
 
 def network(model, data) -> Colocaliser:
-    """The network that a model config describes on the canvas of a data config."""
+    """The network of a model config for the canvas of a data config."""
     return Colocaliser(
         canvas=data.canvas,
         localisation=dict(model.localisation),

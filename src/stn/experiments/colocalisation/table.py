@@ -9,7 +9,7 @@ T = Column(
 )
 TC = Column("TC", "colocalisation_tc", note="TC: with 16 patches of clutter.")
 
-# Paper, appendix A.2. Its mean is the mean of what it prints.
+# Paper, appendix A.2. The mean is that of the values it prints.
 CLASSES = tuple(
     Row(str(digit), "colocalisation", paper={T: 100, TC: share}, transformer=True, images=("classes", digit))
     for digit, share in enumerate((81, 82, 88, 75, 94, 84, 93, 85, 89, 87))

@@ -1,1 +1,1 @@
-"""Reading house numbers (SVHN): Table 2 of the paper."""
+"""Recognition of house numbers (SVHN): Table 2 of the paper."""

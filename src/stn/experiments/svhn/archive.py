@@ -1,6 +1,6 @@
-"""The files of SVHN, format 1: which images an archive holds, and what its digitStruct.mat says of them.
+"""The files of SVHN, format 1: the images of an archive, and their labels and boxes in digitStruct.mat.
 
-Photographs that have no boxes have their numbers in a labels.json instead.
+Photographs without boxes have their labels in a labels.json instead.
 """
 
 import json
@@ -27,10 +27,10 @@ AGAIN = "delete it and run `python -m stn.fetch` again"
 
 @dataclass
 class Table:
-    """What a digitStruct.mat says of n images. Image i has the digits start[i] ... start[i + 1] - 1, in their order.
+    """The contents of a digitStruct.mat of n images. Image i has the digits start[i] ... start[i + 1] - 1, in order.
 
     names (n,), boxes (digits, 4) float32 as left, top, width, height in pixels, labels (digits,) int64, 10 for a zero.
-    Without boxes each digit has that of the whole image, whose width and height are infinite.
+    If boxes are unknown, each digit's box is the whole image, with infinite width and height.
     """
 
     names: np.ndarray
@@ -40,8 +40,8 @@ class Table:
 
 
 def digits_in(path: Path) -> Table:
-    """Read a digitStruct.mat, which is MATLAB v7.3 and so HDF5; a file that is something else is a UserError."""
-    import h5py  # loads in a quarter of a second: not for those who only train
+    """Read a digitStruct.mat, a MATLAB v7.3 file, which is HDF5. Raises UserError for any other file."""
+    import h5py  # imported here because training does not need it, and it takes a quarter of a second
 
     try:
         with h5py.File(path) as file, progress(str(path), len(file["digitStruct/name"]), unit="images") as tell:
@@ -52,10 +52,10 @@ def digits_in(path: Path) -> Table:
 
 
 def _read(file, tell: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Names (n,), start (n + 1,), values (digits, 5) float64 in the order of `FIELDS`.
+    """Returns names (n,), start (n + 1,), values (digits, 5) float64 in the order of `FIELDS`.
 
-    The group of an image with one digit holds the values themselves, that of an image with several holds references to
-    them. Read through the low-level interface of h5py, for speed: `extra` has 2.6 million references.
+    The group of an image with one digit holds the values, that of an image with several digits holds references to
+    them. The low-level interface of h5py is used for speed: `extra` has 2.6 million references.
     """
     from h5py import h5d, h5r, h5s, h5t, ref_dtype
 
@@ -85,9 +85,10 @@ def _read(file, tell: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, np
 
 
 def labels_in(text: bytes, place: str, images: Iterable[str]) -> Table:
-    """What a labels.json at `place` says of the images beside it: {"000000.png": {"number": "159"}, ...}.
+    """The table of the images in the folder of a labels.json: {"000000.png": {"number": "159"}, ...}.
 
-    Raises UserError: it is something else, a number is not of 1 to 5 digits, or an image or a label is alone.
+    `place` is the file's path, for error messages. Raises UserError: the file has another form, a number does not have
+    1 to 5 digits, an image has no label, or a label has no image.
     """
     try:
         entries = json.loads(text, object_pairs_hook=_without_twins)
@@ -105,13 +106,13 @@ def labels_in(text: bytes, place: str, images: Iterable[str]) -> Table:
             )
         numbers[name] = number
     images = set(images)
-    for alone, told in (
+    for unmatched, message in (
         (images - numbers.keys(), "has no label for {}: add its number, or delete the photograph"),
         (numbers.keys() - images, "has a label for {}, which is not there: delete the entry, or add the photograph"),
     ):
-        if alone:
-            first, *others = sorted(alone)
-            raise UserError(f"{place} {told.format(f'{first} and {len(others)} more' if others else first)}")
+        if unmatched:
+            first, *others = sorted(unmatched)
+            raise UserError(f"{place} {message.format(f'{first} and {len(others)} more' if others else first)}")
     labels = [int(digit) or 10 for number in numbers.values() for digit in number]
     boxes = np.tile(np.array([0, 0, np.inf, np.inf], np.float32), (len(labels), 1))
     return Table(
@@ -120,7 +121,7 @@ def labels_in(text: bytes, place: str, images: Iterable[str]) -> Table:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError if it has a key twice."""
+    """The dict of the pairs of a JSON object. Raises ValueError if a key occurs twice."""
     names = dict(pairs)
     if len(names) < len(pairs):
         twin = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
@@ -129,7 +130,10 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def table_of(part: Path, scratch: Path) -> tuple[Table, set[str]]:
-    """The table of an archive or its folder, and the names of its images. What takes long is kept in `scratch`."""
+    """The table of an archive or unpacked folder, and the names of its images.
+
+    A table that was read from a digitStruct.mat is cached in `scratch`.
+    """
     packed, source = part.is_file(), part if part.is_file() else part / DIGITS
     listed = set() if packed else {file.name for file in part.glob("*.png")}
     if not source.is_file():
@@ -140,24 +144,24 @@ def table_of(part: Path, scratch: Path) -> tuple[Table, set[str]]:
         except OSError as error:
             raise UserError(f"cannot read {part / LABELS}: {why(error)}; check its permissions") from None
         return labels_in(text, str(part / LABELS), listed), listed
-    kept = scratch / f"{digest(str(part.resolve()))}_digits.npz"
+    cache = scratch / f"{digest(str(part.resolve()))}_digits.npz"
     stamp = f"{source.stat().st_size} {source.stat().st_mtime_ns}"
     try:
-        with np.load(kept) as known:
-            if known["stamp"] == stamp:
-                columns = (known[name] for name in ("names", "start", "boxes", "labels"))
-                return Table(*columns), set(map(str, known["images"])) if packed else listed
+        with np.load(cache) as cached:
+            if cached["stamp"] == stamp:
+                columns = (cached[name] for name in ("names", "start", "boxes", "labels"))
+                return Table(*columns), set(map(str, cached["images"])) if packed else listed
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # not there yet, or cut short by an interrupt
+        pass  # no cache yet, or one truncated by an interrupt
     with writing(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
         table, images = _unpacked(part, scratch) if packed else (digits_in(source), listed)
-        np.savez(kept, stamp=stamp, images=sorted(images), **vars(table))
+        np.savez(cache, stamp=stamp, images=sorted(images), **vars(table))
     return table, images
 
 
 def _unpacked(part: Path, scratch: Path) -> tuple[Table, set[str]]:
-    """The table in an archive, and the names of its images."""
+    """The table of an archive, and the names of its images."""
     names, labels, copy = set(), b"", scratch / f"{digest(str(part.resolve()))}_{DIGITS}"
     with whole(part), progress(f"looking into {part}", part.stat().st_size) as tell, archive(part, tell) as files:
         for name, stream in files:
@@ -179,7 +183,7 @@ def _unpacked(part: Path, scratch: Path) -> tuple[Table, set[str]]:
 
 @contextmanager
 def whole(part: Path) -> Iterator[None]:
-    """An archive that turns out broken within the block becomes a UserError."""
+    """Turn a BrokenArchive of the block into a UserError that names the archive."""
     try:
         yield
     except BrokenArchive as error:

@@ -22,7 +22,7 @@ class Transformers(Enum):
     multi = "multi"
 
 
-class Family(StrEnum):  # so that a default is what a config of primitives says
+class Family(StrEnum):  # a string, so that a default equals the value in a config of primitives
     affine = "affine"
     crop = "crop"
 
@@ -86,7 +86,7 @@ SMALLEST = {
 
 
 def check(cfg: DictConfig) -> None:
-    """A UserError for shares of the canvas that are none, and for what no transformer can do."""
+    """Raise UserError for shares of the canvas outside (0, 1], and for settings that no transformer supports."""
     data, model, side = cfg.data, cfg.model, cfg.data.window or cfg.data.canvas
     _check_place(data.place)
     if not _is_range(list(data.held)):
@@ -109,17 +109,17 @@ def check(cfg: DictConfig) -> None:
 
 
 def has_random_places(model: DictConfig) -> bool:
-    """Whether a network may be shown random windows in steps of `budget.random_share`: any."""
+    """Whether a network may be trained on random windows (`budget.random_share`): every network may."""
     return True
 
 
 def has_transformer(model: DictConfig) -> bool:
-    """Whether a network has a transformer, with which it may explore."""
+    """Whether a network has a transformer, and so may be trained with exploration."""
     return getattr(model.transformers, "name", model.transformers) != "none"
 
 
 def _check_place(place: Any) -> None:
-    """A UserError for a `data.place` that is neither a range of shares nor two of them."""
+    """Raise UserError unless `data.place` is None, a range of shares, or two such ranges."""
     if place is None:
         return
     ranges = OmegaConf.to_container(place) if OmegaConf.is_list(place) else place
@@ -131,6 +131,6 @@ def _check_place(place: Any) -> None:
 
 
 def _is_range(value: Any) -> bool:
-    """Whether a value is [low, high], two shares of a side."""
+    """Whether a value is a list [low, high] with 0 < low <= high <= 1."""
     numbers = isinstance(value, list) and len(value) == 2 and all(isinstance(share, int | float) for share in value)
     return numbers and 0 < value[0] <= value[1] <= 1

@@ -1,9 +1,9 @@
-"""Crops of house numbers, made once. Loads no torch, so that a worker starts at once.
+"""Crops of house numbers, made once. This module does not import torch, so that worker processes start quickly.
 
-A number is cropped as Goodfellow et al. (2013) did: the box round all its digits, grown by `expand`, becomes the whole
-canvas. With `place` it becomes a part of it at a random place and scale. With `whole` the whole image becomes the
-canvas, and only the numbers of `extra` are placed. Frame of every stored box: [-1, 1] spans the canvas from outer edge
-to outer edge, as in `stn.geometry.transforms`.
+A number is cropped as by Goodfellow et al. (2013): the box around all its digits, enlarged by the factor 1 + `expand`,
+fills the canvas. With `place` the number fills a random share of the canvas at a random place instead. With `whole` the
+whole image fills the canvas, and only the numbers of `extra` are placed. The frame of every stored box is [-1, 1] from
+outer edge to outer edge of the canvas, as in `stn.geometry.transforms`.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ from stn.environment import cores
 from stn.errors import UserError
 from stn.experiments.svhn.archive import Table, table_of, whole
 
-POSITIONS, NONE = 5, 10  # digits at most, and the class of a position without one
-KINDS = ("images", "labels", "boxes")  # of a stored set
-BATCH = 100  # images that a worker crops at a time
-MANY = 3000  # images from which on it pays to start several
-SPOT = 4096  # images of a set, evenly spaced, that are held against what was stored when a run starts
+POSITIONS, NONE = 5, 10  # the largest number of digits, and the class of a position without a digit
+KINDS = ("images", "labels", "boxes")  # the arrays of a stored set that a run reads
+BATCH = 100  # images per job of a worker
+MANY = 3000  # number of images above which several workers are faster than one
+SPOT = 4096  # images of a set, evenly spaced, whose digest is checked when a run starts
 
-# Why a number is left out
+# Reasons why a number is left out.
 LONG, LABEL, ZERO = "more than five digits", "a label that is not 1 to 10", "a box of size zero"
 OUTSIDE, UNREADABLE = "its box outside the image", "unreadable"
 TWICE = f"named twice in {DIGITS}"
@@ -50,7 +50,7 @@ NO_IMAGE, NO_ENTRY = "without an image", f"without an entry in {DIGITS}"
 
 @dataclass
 class Number:
-    """A number to be cropped: its box (4,) as x0, y0, x1, y1 in pixels, its labels (5,), and where the crop goes."""
+    """A number to be cropped: its box (4,) as x0, y0, x1, y1 in pixels, its labels (5,), and the row for its crop."""
 
     name: str
     box: np.ndarray
@@ -65,21 +65,21 @@ class Number:
 
 
 def recipe(data: DictConfig) -> dict:
-    """The part of a data config that decides what the crops are."""
+    """The part of a data config that determines the crops."""
     keys = ("source", "extra", "canvas", "expand", "place", "validation", "seed")
     settings: dict[str, Any] = OmegaConf.to_container(data, enum_to_str=True)  # type: ignore[assignment]
-    # The key is younger than the others: sets of before it are what they were.
+    # This key was added later. Without it the recipe must equal that of older sets.
     return {key: settings[key] for key in (*keys, *(["whole"] if settings.get("whole") else []))}
 
 
 def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
-    """Crop every number, and write the sets `train`, `validation` and `test`; returns what `sets.json` says of them.
+    """Crop every number and store the sets `train`, `validation` and `test`. Returns the contents of `sets.json`.
 
-    {split}_images.npy (n, canvas, canvas, 3) uint8, _labels.npy (n, 5) uint8, 10 for none, _boxes.npy (n, 4) float32
-    (x0, y0, x1, y1 of the number in the canvas), _names.npy. The order of train and validation is a permutation that
-    depends on the seed alone, and so do all the bytes: not on the machine, the number of workers or interruptions.
-    With `whole` the validation numbers are of the part `train` alone.
-    Written to `scratch` and moved to `data.stored` when whole.
+    Files: {split}_images.npy (n, canvas, canvas, 3) uint8, _labels.npy (n, 5) uint8 with 10 for no digit, _boxes.npy
+    (n, 4) float32 as x0, y0, x1, y1 of the number in the canvas, _names.npy. The order of train and validation is a
+    permutation that depends on the seed only. The bytes do not depend on the machine, the number of workers or
+    interruptions. With `whole` the validation numbers are from the part `train` only. The sets are written to `scratch`
+    and moved to `data.stored` when complete.
     """
     if data.canvas not in (64, 128):
         raise UserError(f"data.canvas={data.canvas}: house numbers are cropped to 64 or 128 pixels")
@@ -88,19 +88,19 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
     for name, part in parts.items():
         numbers[name], left_out[name] = _candidates(name, *table_of(part, scratch))
     pool = [number for name in parts if name != "test" for number in numbers[name]]
-    # The legacy generator's streams are frozen for good, so the split is too.
+    # numpy guarantees that the streams of its legacy generator never change, so the split does not either.
     pool = [pool[i] for i in np.random.RandomState(data.seed).permutation(len(pool))]
     photographs = [number for number in pool if number.part == "train" or not data.whole]
     if not 0 < data.validation < len(photographs):
         raise UserError(f"data.validation={data.validation} leaves nothing of {len(photographs)} numbers to train on")
     validation = photographs[: data.validation]
-    kept_apart = {number.name for number in validation}
-    train = [number for number in pool if number.name not in kept_apart]
+    validation_names = {number.name for number in validation}
+    train = [number for number in pool if number.name not in validation_names]
     sets = {"train": train, "validation": validation, "test": numbers["test"]}
     about: dict = {"recipe": recipe(data), "part": data.part, "sets": {}, "left_out": {}}
     with writing_sets(Path(data.stored), scratch, about) as work:
         needed, room = sum(map(len, sets.values())) * data.canvas**2 * 3, shutil.disk_usage(work).free
-        if needed > room:  # else the kernel ends a process that writes to a mapped file on a full disk, without a word
+        if needed > room:  # else the kernel kills a process that writes to a mapped file on a full disk
             raise UserError(f"the crops need {needed / 1e9:.1f} GB, {work.parent} has {room / 1e9:.1f} GB: make room")
         boxes = {}
         for split, members in sets.items():
@@ -112,27 +112,27 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
         workers = workers or (cores() if sum(map(len, sets.values())) > MANY else 1)
         with _crew(workers) as crew:
             for name, part in parts.items():
-                wanted = {number.name.partition("/")[2]: number for number in numbers[name]}
-                for number, box in _cropped(part, wanted, recipe(data), work, crew, workers):
+                by_file = {number.name.partition("/")[2]: number for number in numbers[name]}
+                for number, box in _cropped(part, by_file, recipe(data), work, crew, workers):
                     if isinstance(box, str):
                         left_out[name].setdefault(box, []).append(number.name)
                     else:
                         boxes[number.split][number.row] = box
         for split, members in sets.items():
-            kept = ~np.isnan(boxes[split][:, 0])
-            members = [member for member, stays in zip(members, kept, strict=True) if stays]
+            is_cropped = ~np.isnan(boxes[split][:, 0])
+            members = [member for member, cropped in zip(members, is_cropped, strict=True) if cropped]
             if not members:
                 raise UserError(
                     f"{data.raw} leaves nothing for {split}: every number is left out ({_counted(left_out)})"
                 )
-            _close_gaps(work / f"{split}_images.npy", kept)
+            _close_gaps(work / f"{split}_images.npy", is_cropped)
             np.save(work / f"{split}_labels.npy", np.stack([member.labels for member in members]))
-            np.save(work / f"{split}_boxes.npy", boxes[split][kept])
+            np.save(work / f"{split}_boxes.npy", boxes[split][is_cropped])
             np.save(work / f"{split}_names.npy", np.array([member.name for member in members]))
             with (work / f"{split}_images.npy").open("rb") as stream:
-                whole = hashlib.file_digest(stream, "sha256").hexdigest()
-            digest_of_some = spot(*(np.load(work / f"{split}_{kind}.npy", mmap_mode="r") for kind in KINDS))
-            about["sets"][split] = {"images": len(members), "sha256": whole, "spot": digest_of_some}
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            spot_digest = spot(*(np.load(work / f"{split}_{kind}.npy", mmap_mode="r") for kind in KINDS))
+            about["sets"][split] = {"images": len(members), "sha256": sha256, "spot": spot_digest}
         for name, reasons in left_out.items():
             about["left_out"][name] = {reason: sorted(reasons[reason]) for reason in sorted(reasons)}
     return about
@@ -143,7 +143,7 @@ def _counted(left_out: dict[str, dict[str, list[str]]]) -> str:
 
 
 def _part(data: DictConfig, name: str) -> Path:
-    """The archive or folder of `train`, `test` or `extra`."""
+    """The path of the archive or folder of `train`, `test` or `extra`. Raises UserError if both are missing."""
     for part in (Path(data.raw, f"{name}.tar.gz"), Path(data.raw, name)):
         if part.exists():
             return part
@@ -152,8 +152,8 @@ def _part(data: DictConfig, name: str) -> Path:
 
 
 def _candidates(part: str, table: Table, images: set[str]) -> tuple[list[Number], dict[str, list[str]]]:
-    """The numbers of a part that can be cropped, in the order of its table, and the names of the others by reason."""
-    numbers, left_out, seen = [], {}, set()
+    """The numbers of a part that can be cropped, in the table's order, and the names of the others by reason."""
+    numbers, left_out, names_so_far = [], {}, set()
     entries = set(map(str, table.names))
     for reason, names in ((NO_IMAGE, entries - images), (NO_ENTRY, images - entries)):
         if names:
@@ -162,7 +162,7 @@ def _candidates(part: str, table: Table, images: set[str]) -> tuple[list[Number]
         boxes, labels = table.boxes[start:end].astype(np.float64), table.labels[start:end]
         if name not in images:
             continue
-        if name in seen:
+        if name in names_so_far:
             reason = TWICE
         elif end - start > POSITIONS:
             reason = LONG
@@ -175,7 +175,7 @@ def _candidates(part: str, table: Table, images: set[str]) -> tuple[list[Number]
             padded[: end - start] = labels % 10  # a digit labelled 10 is a zero
             corners = np.concatenate([boxes[:, :2].min(0), (boxes[:, :2] + boxes[:, 2:]).max(0)])
             numbers.append(Number(f"{part}/{name}", corners, padded))
-            seen.add(name)
+            names_so_far.add(name)
             continue
         left_out.setdefault(reason, []).append(f"{part}/{name}")
     return numbers, left_out
@@ -183,11 +183,14 @@ def _candidates(part: str, table: Table, images: set[str]) -> tuple[list[Number]
 
 @contextmanager
 def _crew(workers: int) -> Iterator[Executor]:
-    """Processes, because Pillow holds the interpreter's lock for most of so small an image; one worker needs none."""
+    """Yield worker processes, or one thread for one worker.
+
+    Threads do not suffice for several workers: on small images Pillow holds the interpreter's lock most of the time.
+    """
     if workers == 1:
         crew: Executor = ThreadPoolExecutor(1)
     else:
-        ignore = (signal.SIGINT, signal.SIG_IGN)  # an interrupt is told once, by the process that was started
+        ignore = (signal.SIGINT, signal.SIG_IGN)  # only the main process reports an interrupt
         crew = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, ignore)
     try:
         yield crew
@@ -196,52 +199,55 @@ def _crew(workers: int) -> Iterator[Executor]:
 
 
 def _cropped(
-    part: Path, wanted: dict[str, Number], plan: dict, work: Path, crew: Executor, workers: int
+    part: Path, numbers: dict[str, Number], plan: dict, work: Path, crew: Executor, workers: int
 ) -> Iterator[tuple[Number, np.ndarray | str]]:
-    """Crop the wanted images of a part into the files below `work`; yields each one's box, or why it is left out."""
+    """Crop images of a part into the files below `work`. Yields each number with its box or the reason to leave it out.
+
+    `numbers` maps the images' names to their numbers.
+    """
 
     def sources() -> Iterator[tuple[Number, Path | bytes]]:
         if part.is_dir():
-            yield from ((number, part / name) for name, number in wanted.items())
+            yield from ((number, part / name) for name, number in numbers.items())
             return
         with whole(part), archive(part) as files:
-            yield from ((wanted[name], stream.read()) for name, stream in files if name in wanted)
+            yield from ((numbers[name], stream.read()) for name, stream in files if name in numbers)
 
-    with progress(f"cropping {part}", len(wanted), unit="images") as tell:
-        under_way, waiting, done = deque(), sources(), 0  # type: ignore[var-annotated]
-        while (batch := list(itertools.islice(waiting, BATCH))) or under_way:
+    with progress(f"cropping {part}", len(numbers), unit="images") as tell:
+        running, waiting, done = deque(), sources(), 0  # type: ignore[var-annotated]
+        while (batch := list(itertools.islice(waiting, BATCH))) or running:
             if batch:
-                under_way.append((batch, crew.submit(_crop_all, batch, plan, work)))
-            if not batch or len(under_way) > 2 * workers:
-                batch, job = under_way.popleft()
+                running.append((batch, crew.submit(_crop_all, batch, plan, work)))
+            if not batch or len(running) > 2 * workers:
+                batch, job = running.popleft()
                 yield from zip((number for number, _ in batch), job.result(), strict=True)
                 done += len(batch)
                 tell(done)
 
 
 def _crop_all(batch: list[tuple[Number, Path | bytes]], plan: dict, work: Path) -> list[np.ndarray | str]:
-    """Write the crops of a batch; their boxes, or why one is left out."""
+    """Write the crops of a batch. Returns the box of each number, or the reason to leave it out."""
     images = {
         split: np.load(work / f"{split}_images.npy", mmap_mode="r+") for split in {number.split for number, _ in batch}
     }
-    found: list[np.ndarray | str] = []
+    results: list[np.ndarray | str] = []
     for number, source in batch:
         try:
             images[number.split][number.row], box = crop(source, number, plan)
-            found.append(box)
+            results.append(box)
         except _LeftOut as error:
-            found.append(str(error))
-    return found
+            results.append(str(error))
+    return results
 
 
 class _LeftOut(Exception):
-    """Why a number is left out."""
+    """A number is left out; the message is the reason."""
 
 
 def crop(source: Path | bytes, number: Number, plan: dict) -> tuple[np.ndarray, np.ndarray]:
-    """The crop (canvas, canvas, 3) uint8 of a number, and its box (4,) in the canvas; `plan` is a `recipe`.
+    """The crop (canvas, canvas, 3) uint8 of a number, and the number's box (4,) in the canvas; `plan` is a `recipe`.
 
-    Pillow resizes in integers, so the bytes are the same on every machine.
+    Pillow resizes in integer arithmetic, so the bytes are the same on every machine.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
@@ -257,26 +263,26 @@ def crop(source: Path | bytes, number: Number, plan: dict) -> tuple[np.ndarray, 
     if plan["place"] is not None:
         return _placed(image, box, plan["canvas"], plan["place"], _random(plan["seed"], number.name))
     window = box + np.tile((box[2:] - box[:2]) * plan["expand"] / 2, 2) * [-1, -1, 1, 1]
-    # Paper and Goodfellow are silent on what lies beyond the image. We: its outermost pixels go on, so that a number
-    # fills the same part of every crop.
+    # Paper and Goodfellow: silent on windows that exceed the image. We: repeat its edge pixels, so that a number fills
+    # the same part of every crop.
     before = np.ceil(np.maximum(0, -window[:2])).astype(int)
     after = np.ceil(np.maximum(0, window[2:] - image.size)).astype(int)
     if before.any() or after.any():
         (left, top), (right, bottom) = before, after
         image = Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), "edge"))
-    inside = np.clip(window + np.tile(before, 2), 0, [image.width, image.height] * 2)  # but for rounding, as it is
+    inside = np.clip(window + np.tile(before, 2), 0, [image.width, image.height] * 2)  # changes rounding errors only
     pixels = image.resize((plan["canvas"], plan["canvas"]), Image.Resampling.BILINEAR, tuple(inside.tolist()))
     return np.asarray(pixels), in_frame(box, window)
 
 
 def in_frame(box: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """A box (..., 4) in the frame in which a window (4,) spans [-1, 1]; both in the same pixels."""
+    """A box (..., 4) in the frame in which a window (4,) spans [-1, 1]; both are given in the same pixels."""
     first, size = np.tile(window[:2], 2), np.tile(window[2:] - window[:2], 2)
     return (2 * (box - first) / size - 1).astype(np.float32)
 
 
 def _random(seed: int, name: str) -> np.random.RandomState:
-    """Random numbers that are a function of the seed and an image's name."""
+    """A random generator whose state is a function of the seed and an image's name."""
     return np.random.RandomState(np.frombuffer(hashlib.blake2b(f"{seed}/{name}".encode()).digest(), "<u4"))
 
 
@@ -287,26 +293,27 @@ def _placed(
     place: Sequence,
     draws: np.random.RandomState,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The number takes such a share of the canvas as `data.place` says, at a random place where it fits whole."""
+    """The crop and box of a number that fills a random share of the canvas, by `place`, at a random place inside it."""
     sides, ranges = box[2:] - box[:2], np.array(place, float)
-    if ranges.ndim == 2:  # of x and of y
+    if ranges.ndim == 2:  # one range for x and one for y
         scale = draws.uniform(*ranges.T) * canvas / sides
-    else:  # of the longer side
+    else:  # one range, for the longer side
         scale = draws.uniform(*ranges) * canvas / sides.max()
     size = np.maximum(1, np.round(np.array(image.size) * scale)).astype(int)
     shrunk = np.asarray(image.resize(tuple(size.tolist()), Image.Resampling.BILINEAR))
     box = box * np.tile(size / image.size, 2)
     corner = np.round(draws.uniform(0, np.maximum(0, canvas - (box[2:] - box[:2]))) - box[:2])
-    # Half a pixel of rounding must not push the number over an edge, if there is room at all.
+    # Rounding must not push the number across an edge if it fits.
     corner = np.maximum(np.minimum(corner, np.floor(canvas - box[2:])), np.ceil(-box[:2])).astype(int)
     return _grown(shrunk, corner, canvas, draws), in_frame(box + np.tile(corner, 2), np.array([0, 0, canvas, canvas]))
 
 
 def _grown(image: np.ndarray, corner: np.ndarray, canvas: int, draws: np.random.RandomState) -> np.ndarray:
-    """A canvas with the image's upper left pixel at `corner` (x, y), and surroundings grown from its edges.
+    """A canvas with the image's upper left pixel at `corner` (x, y), and a background generated from the image's edges.
 
-    A pixel beyond an edge takes the colour of an edge pixel near it, the less near the farther out it is, by smooth and
-    by rough random steps; then all is blurred, the more the farther out. All in integers.
+    A pixel outside the image takes the colour of a nearby edge pixel, displaced by smooth and rough random steps. Then
+    these pixels are blurred. The steps and the blur grow with the distance from the image. All arithmetic is in
+    integers.
     """
     height, width = image.shape[:2]
     y, x = np.mgrid[:canvas, :canvas]
@@ -330,14 +337,14 @@ def _smooth(draws: np.random.RandomState, side: int, knots: int) -> np.ndarray:
     return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), int) - 128
 
 
-def _close_gaps(path: Path, kept: np.ndarray) -> None:
-    """Drop the rows of an .npy file that are not kept (n,), in place: there may be no room for a second copy."""
-    if kept.all():
+def _close_gaps(path: Path, keep: np.ndarray) -> None:
+    """Drop the rows of an .npy file where `keep` (n,) is False, in place: a copy may not fit on the disk."""
+    if keep.all():
         return
     rows = np.load(path, mmap_mode="r+")
-    for target, source in enumerate(np.flatnonzero(kept)):
+    for target, source in enumerate(np.flatnonzero(keep)):
         rows[target] = rows[source]
-    start, shape = rows.offset, (int(kept.sum()), *rows.shape[1:])
+    start, shape = rows.offset, (int(keep.sum()), *rows.shape[1:])
     del rows
     with path.open("r+b") as stream:
         np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -347,9 +354,9 @@ def _close_gaps(path: Path, kept: np.ndarray) -> None:
 
 
 def spot(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> str:
-    """A digest of labels, boxes and some images, all of them in a small set: `extra` takes a minute to read whole."""
-    some = np.unique(np.linspace(0, len(images) - 1, min(SPOT, len(images))).round().astype(int))
+    """A digest of the labels, the boxes and up to `SPOT` images: reading all images of `extra` takes a minute."""
+    indices = np.unique(np.linspace(0, len(images) - 1, min(SPOT, len(images))).round().astype(int))
     hashed = hashlib.sha256()
-    for array in (labels, boxes, *(images[i] for i in some)):
+    for array in (labels, boxes, *(images[i] for i in indices)):
         hashed.update(np.ascontiguousarray(array))  # type: ignore[arg-type]  # typed as a buffer from Python 3.12 on
     return hashed.hexdigest()

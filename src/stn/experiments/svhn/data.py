@@ -1,4 +1,4 @@
-"""House numbers as a run feeds on them: the stored crops, and batches of them."""
+"""The data source of house numbers: batches of the stored crops."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +18,19 @@ from stn.geometry.transforms import pixel_centres
 
 DOOR = "crop"  # `python -m stn.crop` stores its sets
 
-CHUNK = 500  # images at a time where all of a set pass
-EXAMPLES = 8  # test images that figures show
+CHUNK = 500  # batch size for passes over a whole set
+EXAMPLES = 8  # test images in figures
 __all__ = ["DOOR", "SvhnSource", "fetch", "source", "store"]
 
 
 def fetch(data: DictConfig) -> list[Path]:
-    """Bring the archives of house numbers, or a mirror's folders, to `data.raw`. Returns them."""
+    """Download the archives of house numbers, or copy a mirror's folders, to `data.raw`. Returns their paths."""
     return fetch_numbers(Path(data.raw), data.source.name, data.extra)
 
 
 @dataclass
 class StoredSvhn:
-    """A cropped set. The images (n, canvas, canvas, 3) uint8 stay on the disk; labels (n, 5) int64, boxes (n, 4)."""
+    """A stored set: images (n, canvas, canvas, 3) uint8, which stay on the disk, labels (n, 5) int64, boxes (n, 4)."""
 
     images: np.ndarray
     labels: Tensor
@@ -38,14 +38,14 @@ class StoredSvhn:
 
 
 def load_stored(data: DictConfig, split: str) -> StoredSvhn:
-    """One of the stored sets; a missing or damaged one is a UserError that names the command that makes it."""
+    """A stored set. Raises UserError, which names the command that makes the set, if it is missing or damaged."""
     folder = Path(data.stored)
     images, labels, boxes = read_set(
         folder,
         split,
-        {"whole": None, **recipe(data)},  # a set of whole images is none of a recipe that does not say so
+        {"whole": None, **recipe(data)},  # refuses a set of whole images for a recipe without `whole`
         f"python -m stn.crop data={data.name}",
-        # Copy on write, because torch warns of what it must not write to; nothing is written.
+        # Mapped copy-on-write, because torch warns of read-only arrays. Nothing is written.
         lambda about, facts: [np.load(folder / f"{split}_{kind}.npy", mmap_mode="c") for kind in KINDS],
         lambda stored, facts: len(stored[0]) == facts["images"] and spot(*stored) == facts["spot"],
     )
@@ -53,7 +53,7 @@ def load_stored(data: DictConfig, split: str) -> StoredSvhn:
 
 
 class SvhnSource:
-    """What a run feeds on. Batches are (images (B, 3, side, side) float in [0, 1], labels (B, 5)), on the device.
+    """The data source. Batches are (images (B, 3, side, side) float in [0, 1], labels (B, 5)), on the device.
 
     Labels are 0 to 9, or 10 for a position without a digit. With `data.centred` each image's mean is subtracted.
     """
@@ -70,7 +70,7 @@ class SvhnSource:
         self.sets: dict[str, StoredSvhn] = {}
 
     def load(self, split: str) -> None:
-        """Open `train`, `validation` or `test`; a UserError if it is missing or damaged."""
+        """Open `train`, `validation` or `test`. Raises UserError if it is missing or damaged."""
         if split not in self.sets:
             self.sets[split] = load_stored(self.data, split)
 
@@ -78,23 +78,23 @@ class SvhnSource:
         return len(self.sets[split].labels)
 
     def batch(self, split: str, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The stored images `index` (B,) of a split; with `data.window` their central windows."""
+        """The stored images `index` (B,) of a split, or their central windows with `data.window`."""
         return self._finished(self._pixels(split, index, device)), self._labels(split, index, device)
 
     def train_batch(
         self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """The training images `index` (B,): random windows, augmented; `part` says which B of the `size` they are."""
-        return self._augmented(index, draws, size, part, device, whole=True)
+        """Augmented random windows of the training images `index` (B,), which are `part` of the batch of `size`."""
+        return self._augmented(index, draws, size, part, device, whole_image=True)
 
     def random_batch(
         self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """As `train_batch`, but of each image a random window is shown that holds its number: `data.held`."""
-        return self._augmented(index, draws, size, part, device, whole=False)
+        """As `train_batch`, but with a random window of each image that contains its number: see `data.held`."""
+        return self._augmented(index, draws, size, part, device, whole_image=False)
 
     def _augmented(
-        self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device, whole: bool
+        self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device, whole_image: bool
     ) -> tuple[Tensor, Tensor]:
         augment = self.data.augment
         zoom, right, down, contrast, blur = (
@@ -103,12 +103,12 @@ class SvhnSource:
         corners = torch.rand(size, 2, generator=draws, device=draws.device)[part]
         corners = (corners * (self.data.canvas - self.side + 1)).long()
         images = self._pixels("train", index, device, corners)
-        if augment.scale or augment.shift or not whole:
+        if augment.scale or augment.shift or not whole_image:
             sides, centres = 1 + augment.scale * zoom, 2 * augment.shift * torch.cat([right, down], 1)  # the side is 2
-            if not whole:
+            if not whole_image:
                 uniform = torch.rand(size, 4, generator=draws, device=draws.device)[part]
-                held, middles = self._held(index, uniform)
-                sides, centres = held * sides, middles + held * centres
+                window_sides, window_centres = self._held(index, uniform)
+                sides, centres = window_sides * sides, window_centres + window_sides * centres
             images = bilinear(images, self._grid(sides.expand(len(index), 2), centres).to(device))
         if augment.contrast:
             mean = images.mean((1, 2, 3), keepdim=True)
@@ -121,62 +121,61 @@ class SvhnSource:
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the report shows of the networks on the test set.
+        """The arrays that the report needs of a network on the test set of n images.
 
-        With a transformer. example_input, example_label, example_said: the first eight test images, and four that are
-        read wrongly. example_windows (N, K, 4, 2): the corners of the window of each of K transformers; example_seen:
-        what the last one hands on. window_all (n, K, 4, 2) and box (n, 4): the windows and the number's box of every
-        test image.
+        With K transformers, of N examples (the first eight test images and up to four errors): example_input,
+        example_label, example_said (the prediction), example_windows (N, K, 4, 2) (the corners of the windows) and
+        example_seen (the last transformer's sample). Of all images: window_all (n, K, 4, 2) and box (n, 4).
 
-        Of a set of whole images, whose numbers stand near the middle, the same where each test image is moved at
-        random, as far as its number stays inside: moved_correct (n,), which are read rightly, and moved_said, what is
-        read in the first eight; with a transformer moved_window_all and moved_box, moved_input and moved_seen too.
+        In a set of whole images the numbers stand near the middle. For such a set there are also results on test images
+        that are moved at random with the number inside: moved_correct (n,), and moved_said of the first eight. With
+        transformers: moved_window_all, moved_box, and moved_input and moved_seen of the first eight.
         """
         transforms = any(name.startswith("theta") for name in arrays)
         moved = self._moved_evidence(network, transforms) if self.data.whole else {}
         if not transforms:
             return moved
-        made, device = self.sets["test"], next(network.parameters()).device
-        everything = torch.arange(self.count("test"))
-        windows = [network.windows(self.batch("test", some, device)[0]) for some in everything.split(CHUNK)]  # type: ignore[operator]
+        test_set, device = self.sets["test"], next(network.parameters()).device
+        all_images = torch.arange(self.count("test"))
+        windows = [network.windows(self.batch("test", chunk, device)[0]) for chunk in all_images.split(CHUNK)]  # type: ignore[operator]
         windows = torch.cat(windows).half().cpu().numpy()
         wrong = np.flatnonzero(~arrays["correct"])
-        first = everything[:EXAMPLES]
+        first = all_images[:EXAMPLES]
         chosen = torch.cat([first, torch.from_numpy(wrong[wrong >= len(first)][:4])])
         pixels = self._pixels("test", chosen, device)
         images = self._finished(pixels)
         seen = self._coloured(network.seen(images).float(), pixels)  # type: ignore[operator]
         window = (self.data.canvas - self.side) // 2
         window = np.array([window, window, window + self.side, window + self.side])
-        found = {
+        tensors = {
             "example_input": _shown(pixels),
-            "example_label": made.labels[chosen].to(torch.uint8),
+            "example_label": test_set.labels[chosen].to(torch.uint8),
             "example_said": network(images).argmax(-1).to(torch.uint8),
             "example_seen": _shown(seen),
         }
         return {
-            **{name: value.cpu().numpy() for name, value in found.items()},
+            **{name: value.cpu().numpy() for name, value in tensors.items()},
             "example_windows": windows[chosen.numpy()],
             "window_all": windows,
-            "box": in_frame((made.boxes + 1) / 2 * self.data.canvas, window).astype(np.float16),
+            "box": in_frame((test_set.boxes + 1) / 2 * self.data.canvas, window).astype(np.float16),
             **moved,
         }
 
     def _moved_evidence(self, network: nn.Module, transforms: bool) -> dict[str, np.ndarray]:
-        """What `evidence` says of test images that are moved; the same random places for every network."""
+        """The arrays of `evidence` on moved test images. The random moves are the same for every network."""
         boxes, device = torch.from_numpy(np.array(self.sets["test"].boxes)).float(), next(network.parameters()).device
         draws = torch.rand(len(boxes), 2, generator=torch.Generator().manual_seed(0))
-        # How far each number may go left and up, and right and down; a number larger than the image stays.
-        first, last = (-1 - boxes[:, :2]).clamp(max=0), (1 - boxes[:, 2:]).clamp(min=0)
-        distances = first + (last - first) * draws
+        # The largest moves of each number: left and up, and right and down. A number larger than the image stays.
+        lowest, highest = (-1 - boxes[:, :2]).clamp(max=0), (1 - boxes[:, 2:]).clamp(min=0)
+        distances = lowest + (highest - lowest) * draws
         correct, windows = [], []
         examples: dict[str, Tensor] = {}
-        for some in torch.arange(len(boxes)).split(CHUNK):
-            pixels = self._pixels("test", some, device)
-            pixels = bilinear(pixels, self._grid(torch.ones(len(some), 2), -distances[some]).to(device))
+        for chunk in torch.arange(len(boxes)).split(CHUNK):
+            pixels = self._pixels("test", chunk, device)
+            pixels = bilinear(pixels, self._grid(torch.ones(len(chunk), 2), -distances[chunk]).to(device))
             images = self._finished(pixels)
             answers = network(images).argmax(-1)
-            correct.append((answers == self._labels("test", some, device)).all(1))
+            correct.append((answers == self._labels("test", chunk, device)).all(1))
             if transforms:
                 windows.append(network.windows(images).half())  # type: ignore[operator]
             if not examples:
@@ -191,24 +190,26 @@ class SvhnSource:
         return {name: value.cpu().numpy() for name, value in moved.items()}
 
     def _held(self, index: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Random windows of training images that hold their numbers: sides, as shares of the canvas's, and centres.
+        """Random windows of training images that contain their numbers: sides and centres, (B, 2) each.
 
-        (B, 2) each, from draws (B, 4) of U(0, 1). The number takes a share U(data.held) of each side, or more where the
-        window would be larger than the image. A photograph, whose box is not known, is shown whole.
+        `uniform` (B, 4) are draws of U(0, 1). Sides are fractions of the canvas's side. The number fills a share
+        U(data.held) of each side, or more where the window would exceed the image. A photograph without a known box is
+        shown whole.
         """
         boxes = torch.from_numpy(self.sets["train"].boxes[index.cpu().numpy()]).to(uniform.device, uniform.dtype)
         low, high = self.data.held
         shares = (boxes[:, 2:] - boxes[:, :2]) / 2
         sides = (shares / (low + (high - low) * uniform[:, :2])).clamp(max=1)
-        # The box inside the window, the window inside the image.
-        first = torch.maximum(boxes[:, 2:] - sides, sides - 1)
-        last = torch.minimum(boxes[:, :2] + sides, 1 - sides)
-        return sides, first + (last - first) * uniform[:, 2:]
+        # The range of centres with the box inside the window and the window inside the image.
+        lowest = torch.maximum(boxes[:, 2:] - sides, sides - 1)
+        highest = torch.minimum(boxes[:, :2] + sides, 1 - sides)
+        return sides, lowest + (highest - lowest) * uniform[:, 2:]
 
     def _grid(self, sides: Tensor, centres: Tensor) -> Tensor:
-        """(B, side, side, 2): `Crop().grid` of windows (B, 2) each, axis by axis because that is faster.
+        """The grid (B, side, side, 2) of windows with `sides` (B, 2) and `centres` (B, 2).
 
-        Beyond the edges the outermost pixels go on.
+        It is that of `Crop().grid`, computed axis by axis for speed, with points outside the image moved to its edge
+        pixels.
         """
         axis = pixel_centres((1, self.side), sides.dtype, sides.device)[:, 0]
         x, y = ((sides[:, i, None] * axis + centres[:, i, None]).clamp(axis[0], axis[-1]) for i in (0, 1))
@@ -216,15 +217,15 @@ class SvhnSource:
         return torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], -1)
 
     def _pixels(self, split: str, index: Tensor, device: torch.device, corners: Tensor | None = None) -> Tensor:
-        """(B, 3, side, side) float in [0, 1], channels last: the windows at `corners` (B, 2) (y, x), or the central."""
-        made, side = self.sets[split].images, self.side
+        """Windows (B, 3, side, side) in [0, 1], channels last, at `corners` (B, 2) (y, x); None: the central ones."""
+        stored, side = self.sets[split].images, self.side
         if side == self.data.canvas:
-            rows = torch.from_numpy(made).index_select(0, index.cpu())
+            rows = torch.from_numpy(stored).index_select(0, index.cpu())
         else:
             corners = torch.full((len(index), 2), (self.data.canvas - side) // 2) if corners is None else corners
             rows = torch.empty(len(index), side, side, 3, dtype=torch.uint8)
             for row, i, (y, x) in zip(rows.numpy(), index.tolist(), corners.tolist(), strict=True):
-                row[:] = made[i, y : y + side, x : x + side]
+                row[:] = stored[i, y : y + side, x : x + side]
         return rows.to(device).permute(0, 3, 1, 2).div(255)
 
     def _finished(self, images: Tensor) -> Tensor:
@@ -233,7 +234,7 @@ class SvhnSource:
         return images.contiguous(memory_format=torch.channels_last)
 
     def _coloured(self, seen: Tensor, pixels: Tensor) -> Tensor:
-        """What a network sees, with the mean of the image's pixels that `_finished` takes away."""
+        """The images that a network sees, plus the mean of the pixels that `_finished` subtracts."""
         return seen + pixels.mean((1, 2, 3), keepdim=True) if self.data.centred else seen
 
     def _labels(self, split: str, index: Tensor, device: torch.device) -> Tensor:
@@ -241,14 +242,14 @@ class SvhnSource:
 
 
 def _blurred(images: Tensor) -> Tensor:
-    """Each pixel the mean of the 5 x 5 round it, as far as they are in the image."""
+    """Images in which each pixel is the mean of the 5 x 5 pixels around it that lie in the image."""
     for kernel, padding in (((5, 1), (2, 0)), ((1, 5), (0, 2))):
         images = F.avg_pool2d(images, kernel, 1, padding, count_include_pad=False)
     return images
 
 
 def source(data: DictConfig) -> SvhnSource:
-    """What the learner of Table 2 feeds on."""
+    """The data source of Table 2."""
     return SvhnSource(data)
 
 

@@ -1,4 +1,4 @@
-"""The figure of Table 2: where the transformers look."""
+"""The figure of Table 2: the windows of the transformers on test images."""
 
 import textwrap
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from stn.report.drawing import (
 )
 from stn.report.records import Record
 
-SHOWN, NONE = 8, 10  # test images in a row; the answer "no digit here"
-WINDOWS = ("#F0E442", "#56B4E9", "#CC79A7", "#D55E00")  # the transformers of a network in order; the last one is strong
+SHOWN, NONE = 8, 10  # test images in a row; the class of a position without a digit
+WINDOWS = ("#F0E442", "#56B4E9", "#CC79A7", "#D55E00")  # of the transformers in order; the last is drawn strong
 
 
 @dataclass(frozen=True)
 class Strip:
-    """What one network does with the same test images: images and windows on them, what is handed on, what is read."""
+    """One network on test images: images, windows, samples of the last transformer, predictions and labels."""
 
     name: str
     inputs: np.ndarray
@@ -41,14 +41,14 @@ class Strip:
 
 
 def draw_windows(records: Sequence[Record]) -> Sheet:
-    """Per column and network the first test images: windows on them, what the last hands on, what is read.
+    """For each column and network, the first test images: windows, sample of the last transformer, prediction.
 
-    Below a column of whole images stand the same images as they are moved in the records' evidence.
+    Below a column of whole images stand the moved images from the records' evidence.
     """
-    shown = select(HOUSE_NUMBERS, records, lambda row: row.transformer)
-    blocks = []  # title, what its images are, the strip of each network
-    for column in shown.columns:
-        present = [shown.records[row, column] for row in shown.rows if (row, column) in shown.records]
+    selection = select(HOUSE_NUMBERS, records, lambda row: row.transformer)
+    blocks = []  # title, description of the images, the strip of each network
+    for column in selection.columns:
+        present = [selection.records[row, column] for row in selection.rows if (row, column) in selection.records]
         blocks.append((column.label, present[0].part or "", [_strip(record) for record in present]))
         moved = [_moved_strip(record) for record in present if "moved_input" in record.arrays]
         if moved:
@@ -56,12 +56,12 @@ def draw_windows(records: Sequence[Record]) -> Sheet:
     strips = [strip for _, _, strips in blocks for strip in strips]
     n = min(SHOWN, *(len(strip.inputs) for strip in strips))
     unit = 0.47  # inches for half an image
-    across, high, low = 2 * 1.18 * unit, 2 * 1.16 * unit, 2 * 1.06 * unit  # a tile's width; its height with windows
+    across, high, low = 2 * 1.18 * unit, 2 * 1.16 * unit, 2 * 1.06 * unit  # a tile's width; its heights
     left, top, title, words, gap, bottom = 1.50, 0.86, 0.44, 0.46, 0.16, 0.40
     width = left + max(n, 5) * across + 0.1
     edge = left + 0.18 * unit
     parts = [textwrap.wrap(part, int((width - edge) / LETTER)) for _, part, _ in blocks]
-    heights = [title + LINE * len(lines) for lines in parts]  # of what stands above each block
+    heights = [title + LINE * len(lines) for lines in parts]  # of the lines above each block
     height = top + sum(heights) + len(strips) * (high + low + words) + gap * len(blocks) + bottom
     with open_sheet(width, height, photos=True, step=5) as sheet:
         sheet.text(0.2, 0.32, "Where the transformers look", size=12, weight="bold")
@@ -91,7 +91,7 @@ def draw_windows(records: Sequence[Record]) -> Sheet:
                         sheet.text(x + across / 2, y + high + low + 0.30, f"read {answer}", color=WRONG, **middle)
                 y += high + low + words
             y += gap
-        source = describe_source(shown.records.values(), "ST-CNN, ", f"the first {n} test images of each set")
+        source = describe_source(selection.records.values(), "ST-CNN, ", f"the first {n} test images of each set")
         sheet.text(edge, height - 0.15, source, size=7.5, color=GREY)
     return sheet
 
@@ -107,7 +107,7 @@ def _moved_strip(record: Record) -> Strip:
 
 
 def _draw_outlines(axes: Axes, windows: np.ndarray) -> None:
-    """The windows (K, 4 corners, 2) of K transformers one after the other, the last one strong."""
+    """Draw the windows (K, 4 corners, 2) of K transformers in order, the last one in the strong style."""
     for window, colour in zip(windows, WINDOWS[-len(windows) :], strict=True):
         axes.add_patch(Polygon(window, **_outline(colour)))
 
@@ -117,7 +117,7 @@ def _outline(colour: str) -> dict:
 
 
 def _draw_key(sheet: Sheet, x: float, y: float, count: int) -> None:
-    """Says which colour is which of up to `count` windows."""
+    """Draw the key of the colours of up to `count` windows."""
     words = "windows of the transformers, in order:" if count > 1 else "window of the transformer:"
     sheet.text(x, y, words, color=GREY, va="center")
     x += len(words) * LETTER + 0.1
@@ -129,6 +129,6 @@ def _draw_key(sheet: Sheet, x: float, y: float, count: int) -> None:
 
 
 def _format_number(answers: np.ndarray) -> str:
-    """Five answers as one reads them: "1 9 4"; a gap inside is a dash."""
+    """Five predicted or true classes as text, such as "1 9 4"; a position without a digit before a digit is a dash."""
     digits = [f"{answer}" if answer != NONE else "–" for answer in answers.tolist()]
     return " ".join(digits).rstrip("– ") or "nothing"

@@ -9,35 +9,35 @@ from stn.geometry.transforms import CORNERS, Affine, Crop, pixel_centres
 from stn.nn.transformer import SpatialTransformer
 
 FILTERS = (48, 64, 128, 160, 192, 192, 192, 192)
-POOLED = (0, 2, 4, 6)  # after these convolutions a max-pool halves the maps
+POOLED = (0, 2, 4, 6)  # the indices of the convolutions with a max-pool behind them
 UNITS = 3072
 POSITIONS, CLASSES = 5, 11  # ten digits and "none"
 FAMILIES = {"affine": Affine, "crop": Crop}
 SAMPLERS = {"integer": integer, "bilinear": bilinear, "bicubic": bicubic}
-BEFORE = {"none": 0, "single": 1, "multi": 4}  # transformers: one before each of the first so many convolutions
+BEFORE = {"none": 0, "single": 1, "multi": 4}  # the number of transformers: one before each of the first convolutions
 
 
 class SvhnNetwork(nn.Module):
     """Eight convolutions and three fully connected layers, then a softmax for each of five positions.
 
     A call maps images (B, 3, side, side) to class scores (B, 5, 11). Frames as in `stn.geometry.transforms`: pooling
-    and padded convolutions keep the frame of their input, so every map spans [-1, 1] of what its transformer handed on.
+    and padded convolutions keep the frame, so every map spans [-1, 1] of the output of the transformer before it.
 
     Args:
         side: of the images in pixels.
         transformers: how many of the first convolutions have a transformer before them (paper: 0, 1 or 4).
-        width: times the paper's filters and units.
-        dropout: of all layers but the first convolution and the localisation networks (paper: 0.5).
-        localisation: its `filters` (before the first convolution, if that is the only one) and `features`; the `side`
-            in pixels at which the first one sees the image (None: all of it); `he`, whether it starts with weights of
-            He et al. (2015); and `standardised`, whether what each sees has mean 0 and variance 1 over an image.
-            Without it the features of a network that has not learned yet say little but how bright the image is.
-        size: pixels a side that the first convolution sees: what the first transformer samples, or the image
-            average-pooled. None: `side`.
+        width: factor of the paper's numbers of filters and units.
+        dropout: rate in all layers except the first convolution and the localisation networks (paper: 0.5).
+        localisation: settings of the localisation networks. `filters`: of their convolutions, with one transformer.
+            `features`: the size of their output. `side`: the first one's image is pooled to this side in pixels (None:
+            not pooled). `he`: start with weights of He et al. (2015). `standardised`: inputs have mean 0 and variance 1
+            over an image; without it the features of an untrained network depend on little but the brightness.
+        size: side in pixels of the first convolution's input: of the first transformer's output, or of the
+            average-pooled image. None: `side`.
         family: of all transformers, "affine" (paper) or "crop".
-        reach: how far each parameter of theta may go from its start; None: as far as it likes.
+        reach: the largest distance of each parameter of theta from its start; None: unbounded.
         reach_sides: the same for the sides of "crop"; None: `reach`.
-        start: of "crop", the sides of the first transformer's window at its start, as shares of the image's; None: 1.
+        start: of "crop", the initial sides of the first transformer's window as fractions of the image's; None: 1.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class SvhnNetwork(nn.Module):
                 side = self.size or side
             layers: list[nn.Module] = [nn.Conv2d(channels, n, 5, padding=2)]
             if i in POOLED:
-                layers.append(nn.MaxPool2d(2))  # before the ReLU: the two commute, and it is less work
+                layers.append(nn.MaxPool2d(2))  # before the ReLU: the two commute, and the ReLU has fewer values
                 side //= 2
             layers.append(nn.ReLU(inplace=True))
             if i > 0 and dropout:
@@ -103,8 +103,8 @@ class SvhnNetwork(nn.Module):
         self.classifier = nn.Sequential(*layers, nn.Linear(features, POSITIONS * CLASSES))
         for name, module in self.named_modules():
             # Eleven layers without normalisation: PyTorch's default would shrink the signal at each (He et al., 2015).
-            own = not name.startswith("transformers") or (localisation["he"] and ".localisation." in name)
-            if isinstance(module, nn.Conv2d | nn.Linear) and own:
+            he_start = not name.startswith("transformers") or (localisation["he"] and ".localisation." in name)
+            if isinstance(module, nn.Conv2d | nn.Linear) and he_start:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # each has one
 
@@ -117,9 +117,9 @@ class SvhnNetwork(nn.Module):
         return self._scores(maps)
 
     def at_random_places(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The scores (B, 5, 11) without any transformer, where images are random windows already.
+        """The scores (B, 5, 11) of `images` without the transformers.
 
-        `SvhnSource.random_batch` has chosen them, so nothing is drawn.
+        The images already are random windows, from `SvhnSource.random_batch`, so `generator` is not used.
         """
         maps = self.shrink(images)
         if self.transformers and self.size:
@@ -130,7 +130,7 @@ class SvhnNetwork(nn.Module):
 
     @property
     def explored(self) -> nn.ModuleList:
-        """The transformers that explore: the first. Those between convolutions learn through the maps."""
+        """The transformers that explore: the first one. The others learn from the gradient through the maps."""
         return self.transformers[:1]
 
     def _scores(self, maps: Tensor) -> Tensor:
@@ -140,27 +140,27 @@ class SvhnNetwork(nn.Module):
         return group_parameters(self, localisation=self.transformers)
 
     def thetas(self, images: Tensor) -> dict[str, Tensor]:
-        """`theta1` ... of each transformer in depth, (B, P) each: 6 parameters of `affine`, 4 of `crop`."""
-        found, maps = {}, self.shrink(images)
+        """`theta1`, `theta2`, ... (B, P) of the transformers from the input on; P is 6 for `affine`, 4 for `crop`."""
+        thetas, maps = {}, self.shrink(images)
         for i, (transformer, convolution) in enumerate(zip(self.transformers, self.convolutions, strict=False), 1):
-            maps, found[f"theta{i}"] = transformer(maps, return_theta=True)
+            maps, thetas[f"theta{i}"] = transformer(maps, return_theta=True)
             maps = convolution(maps)
-        return found
+        return thetas
 
     def windows(self, images: Tensor) -> Tensor:
-        """(B, K, 4, 2): the corners of each transformer's window on the images, through those before it."""
+        """The corners (B, K, 4, 2) of each transformer's window in the images' frame."""
         corners = images.new_tensor(CORNERS).expand(images.shape[0], 4, 2)
         thetas = list(self.thetas(images).values())
         return torch.stack([self._traced(thetas[: i + 1], corners) for i in range(len(thetas))], 1)
 
     def seen(self, images: Tensor) -> Tensor:
-        """The images sampled where the last transformer looks, (B, 3, size, size)."""
+        """The images sampled in the last transformer's window, (B, 3, size, size)."""
         size = (self.size, self.size) if self.size else tuple(images.shape[2:])
         centres = pixel_centres(size, torch.float32, images.device).expand(images.shape[0], -1, 2)
         return bilinear(images, self._traced(list(self.thetas(images).values()), centres).unflatten(1, size))
 
     def _traced(self, thetas: list[Tensor], points: Tensor) -> Tensor:
-        """Points (B, N, 2) of the last one's output, followed back to the images."""
+        """Points (B, N, 2) of the last transformer's output, mapped back to the images."""
         for theta, transformer in reversed(list(zip(thetas, self.transformers, strict=False))):
             points = transformer.transformation.points(theta, points)  # type: ignore[operator, union-attr]
         return points
@@ -169,9 +169,10 @@ class SvhnNetwork(nn.Module):
 def _localisation(
     channels: int, side: int, filters: int, features: int, convolve: bool, pooled: int | None, standardised: bool
 ) -> nn.Sequential:
-    """Single: two 5x5 convolutions with a max-pool between; Multi: none. Then two fully connected layers.
+    """A localisation network: two 5x5 convolutions with a max-pool between (`convolve`), two fully connected layers.
 
-    Before them maps of `side` pixels are average-pooled to `pooled`, if these are fewer, and `standardised`.
+    Paper: ST-CNN Single has the convolutions, Multi does not. Maps of `side` pixels are `standardised` first, and
+    average-pooled to `pooled` pixels if that is less.
     """
     layers: list[nn.Module] = [nn.GroupNorm(1, channels, affine=False)] if standardised else []
     if pooled is not None and pooled < side:
@@ -186,7 +187,7 @@ def _localisation(
 
 
 def network(model, data) -> SvhnNetwork:
-    """The network that a model config describes on the images of a data config."""
+    """The network of a model config for the images of a data config."""
     return SvhnNetwork(
         side=data.window or data.canvas,
         transformers=BEFORE[_name(model.transformers)],
@@ -203,5 +204,5 @@ def network(model, data) -> SvhnNetwork:
 
 
 def _name(choice) -> str:
-    """The name of a choice, be it from a checked config (an enum) or from a checkpoint (a string)."""
+    """The name of a choice: an enum in a checked config, a string in a checkpoint."""
     return getattr(choice, "name", choice)

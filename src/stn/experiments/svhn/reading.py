@@ -1,4 +1,4 @@
-"""Where in a house number errors are made, and what the last window shows of it."""
+"""The errors at each position of a house number, and how much of the number the last window contains."""
 
 import math
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from stn.report.records import Record
 from stn.report.statistics import follow, mcnemar, seen
 from stn.report.table import Grid, Section, Table
 
-HELD = 0.9  # the share of a number that a window shows where it is said to hold it
-IMAGE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])  # the window that shows all of it
+HELD = 0.9  # a window holds a number if it contains at least this share of the number
+IMAGE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])  # the window that is the whole image
 
 
 @dataclass(frozen=True)
 class PositionErrors:
-    """The error (%) at each place of the number, from the left, and of the whole number, of the first seed.
+    """The error (%) at each position of the number, from the left, and of the whole number; first seed.
 
-    Behind the last digit the right answer is "none".
+    The correct class behind the last digit is "none".
     """
 
     record: Record
@@ -30,15 +30,15 @@ class PositionErrors:
 
 @dataclass(frozen=True)
 class LastWindow:
-    """What the last window shows of the number, and how it follows it, over the test images, of the first seed.
+    """How much of the number the last window contains, and how well it follows the number; test images, first seed.
 
-    Medians: `image` and `window` are the number's shares (%) of their areas, `zoom` is the ratio of the two, `inside`
-    the share (%) of the number that the window shows, `area` that of the image's area that the window has. A window is
-    its bounding box.
+    Medians over images: `image` and `window` are the shares (%) of the image's and the window's area that the number
+    takes; `zoom` is the ratio of the two; `inside` is the share (%) of the number inside the window; `area` is the
+    window's area in % of the image's. A window is represented by its bounding box.
 
-    `follows` (x, y) are the correlations of its centre with the number's, nan where one of the two does not move;
-    `spread` (x, y) is the standard deviation of its centre in % of the image's side; `held` the share (%) of the images
-    of whose number at least `HELD` lies inside.
+    `follows` (x, y) are the correlations of the window's centre with the number's, nan if one of the two does not move.
+    `spread` (x, y) is the standard deviation of the window's centre in % of the image's side. `held` is the share (%)
+    of images in which the window contains at least `HELD` of the number.
     """
 
     record: Record
@@ -54,12 +54,12 @@ class LastWindow:
 
 @dataclass(frozen=True)
 class Moved:
-    """What a network does where each test image is moved at random, as far as its number stays inside; the first seed.
+    """The results of a network on test images that are moved at random with the number inside; first seed.
 
-    `still` and `moved` are its errors (%) on the images as they are and on the moved ones; `p` is of the paired test of
-    the latter against the baseline's, None for a row that is to beat none or whose baseline was not run. Of the last
-    window `follows` is as in `LastWindow`; `held` and `held_by_start` are the shares (%) of the images of whose number
-    at least `HELD` lies inside it, and inside the window in which it starts; nan without a transformer.
+    `still` and `moved` are the errors (%) on the original and on the moved images. `p` is from the paired test of the
+    errors on moved images against the baseline's, None if the row has no baseline or the baseline was not run.
+    `follows` of the last window is as in `LastWindow`. `held` and `held_by_start` are the shares (%) of images in which
+    the last window, and the window at its start, contain at least `HELD` of the number; nan without a transformer.
     """
 
     record: Record
@@ -72,7 +72,10 @@ class Moved:
 
 
 def check_positions(record: Record) -> str | None:
-    """Why the array `positions`, bool (n_test, K), is not which places of each number the first seed has right."""
+    """What is wrong with the array `positions` of a record; None if nothing is.
+
+    `positions`, bool (n_test, K), tells which positions of each number the first seed has right.
+    """
     if "positions" not in record.arrays:
         return "without positions"
     if not np.array_equal(record.arrays["positions"].all(1), record.correct):
@@ -93,8 +96,8 @@ def measure_positions(records: Sequence[Record]) -> list[PositionErrors]:
 
 
 def measure_last_windows(records: Sequence[Record]) -> list[LastWindow]:
-    """What the last window of each record with a transformer shows."""
-    shown = []
+    """The measures of the last window of each record with a transformer."""
+    cells = []
     for record in records:
         if record.row.transformer:
             boxes, windows = record.arrays["box"].astype(float), record.arrays["window_all"][:, -1].astype(float)
@@ -103,7 +106,7 @@ def measure_last_windows(records: Sequence[Record]) -> list[LastWindow]:
             finite = windows[np.isfinite(windows).all((1, 2))]
             area = np.ptp(finite, axis=1).prod(1) / np.ptp(IMAGE, axis=0).prod()
             x, y = 50 * finite.mean(1).std(0) if len(finite) else (math.nan, math.nan)  # the side is 2 in the frame
-            shown.append(
+            cells.append(
                 LastWindow(
                     record,
                     image=100 * _median(image),
@@ -116,15 +119,15 @@ def measure_last_windows(records: Sequence[Record]) -> list[LastWindow]:
                     spread=(float(x), float(y)),
                 )
             )
-    return shown
+    return cells
 
 
 def measure_moved(records: Sequence[Record]) -> list[Moved]:
-    """What each record of whole images says of moved ones."""
-    shown = [record for record in records if "moved_correct" in record.arrays]
-    by_place = {(record.row, record.column): record for record in shown}
+    """The results on moved images of each record on whole images."""
+    moved_records = [record for record in records if "moved_correct" in record.arrays]
+    by_place = {(record.row, record.column): record for record in moved_records}
     cells = []
-    for record in shown:
+    for record in moved_records:
         arrays, baseline = record.arrays, record.row.baseline
         correct = arrays["moved_correct"].astype(bool)
         rival = by_place.get((baseline, record.column)) if baseline else None
@@ -145,7 +148,7 @@ def measure_moved(records: Sequence[Record]) -> list[Moved]:
 
 
 def describe_moved(table: Table, records: Sequence[Record]) -> Section | None:
-    """The section of the moved images; None without records of whole images."""
+    """The section on moved images; None without records on whole images."""
     cells = measure_moved(records)
     if not cells:
         return None
@@ -168,7 +171,7 @@ def describe_moved(table: Table, records: Sequence[Record]) -> Section | None:
 
 
 def describe_positions(table: Table, records: Sequence[Record]) -> Section | None:
-    """The section of the errors by position; None without records."""
+    """The section on the errors by position; None without records."""
     cells = measure_positions(records)
     if not cells:
         return None
@@ -186,7 +189,7 @@ def describe_positions(table: Table, records: Sequence[Record]) -> Section | Non
 
 
 def describe_windows(table: Table, records: Sequence[Record]) -> Section | None:
-    """The section of the last windows; None without a network that has any."""
+    """The section on the last windows; None if no network has a transformer."""
     cells = measure_last_windows(records)
     if not cells:
         return None
@@ -204,25 +207,25 @@ def describe_windows(table: Table, records: Sequence[Record]) -> Section | None:
         "where something is cut off). The number is its box, the window its bounding box; medians over the test "
         "images, first seed."
     )
-    more = [
+    motion_body = [
         [
             *(cell.record.row.label, cell.record.column.label, ", ".join(map(format_correlation, cell.follows))),
             *(f"{cell.held:.0f}", f"{cell.area:.1f}", ", ".join(f"{spread:.1f}" for spread in cell.spread)),
         ]
         for cell in cells
     ]
-    more_head = ["model", "column", "follows", "holds it, %", "area, %", "spread, %"]
-    more_text = (
+    motion_head = ["model", "column", "follows", "holds it, %", "area, %", "spread, %"]
+    motion_text = (
         "Whether it follows the number: how its centre correlates with the number's over the test images, in x and in "
         f"y (– where one of the two does not move); in which share of the images at least {100 * HELD:.0f} % of the "
         "number lie inside it; its share of the image's area, the median; and the standard deviation of its centre in "
         "% of the image's side, in x and in y. First seed."
     )
     blocks: list[str | Grid] = [text, Grid(head, body, "ll" + "r" * (len(head) - 2))]
-    blocks += [more_text, Grid(more_head, more, "ll" + "r" * (len(more_head) - 2))]
+    blocks += [motion_text, Grid(motion_head, motion_body, "ll" + "r" * (len(motion_head) - 2))]
     return Section("Where the last window looks", blocks)
 
 
 def _median(values: np.ndarray) -> float:
-    """nan of nothing."""
+    """The median, or nan without values."""
     return float(np.median(values)) if len(values) else math.nan

@@ -49,5 +49,5 @@ SMALLEST = {
 
 
 def has_transformer(model: DictConfig) -> bool:
-    """Whether a network has a transformer, with which it may explore."""
+    """Whether a network has a transformer, and so may be trained with exploration."""
     return bool(model.transformer)

@@ -1,8 +1,8 @@
-"""Digits in three dimensions: extruded to a volume and seen in a random pose (paper, appendix A.3; Table 6, ours).
+"""Digits in three dimensions: extruded to a volume, in a random pose (paper, appendix A.3; Table 6, ours).
 
-The paper has a figure of the experiment and no numbers, and says neither how thick a digit is nor how it is turned.
-A set of volumes is stored as the poses that made it: 10,000 volumes of 60 voxels a side are 2 GB, their poses 300 kB,
-and a volume follows from its digit and its pose. Frames as in `stn.geometry.transforms`; lengths are in voxels.
+The paper shows a figure of the experiment without numbers, and gives neither the thickness nor the rotation of a digit.
+Only the poses of a set are stored: 10,000 volumes of 60 voxels a side are 2 GB, their poses 300 kB, and a digit and its
+pose determine the volume. Frames as in `stn.geometry.transforms`; lengths are in voxels.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ DOOR = "distort"  # `python -m stn.distort` stores its sets
 
 DIGIT = 28  # side of a digit: pixels, and voxels at scale 1
 SPLITS = ("validation", "test")
-POSES = 1000  # test volumes whose poses are kept for the report
-CHUNK = 4  # volumes rendered at a time: what they touch stays in the processor's cache
+POSES = 1000  # test volumes whose poses the record contains
+CHUNK = 4  # volumes rendered at a time, so that the working set fits the processor's cache
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class SolidPose:
 
     Attributes:
         canvas: side of the volume.
-        thickness: of the extruded digit at scale 1; even, as the 28 layers of its own volume are.
-        rotation: about an axis that points anywhere, all directions alike, by an angle U(0, rotation) degrees.
+        thickness: of the extruded digit at scale 1; even, because the digit's own volume has 28 layers.
+        rotation: the largest angle in degrees. The angle is U(0, rotation), the axis uniform over all directions.
         scale: (low, high) of the uniform scale factor.
-        roam: whether the digit's scaled, unrotated cube is placed uniformly inside the volume, or at its centre.
+        roam: True places the digit's scaled, unrotated cube uniformly inside the volume, False at its centre.
     """
 
     canvas: int
@@ -47,34 +47,34 @@ class SolidPose:
     scale: tuple[float, float]
     roam: bool
 
-    # The rotation is a vector in degrees: right-handed about its direction, by its length. x, y, z are of the centre.
+    # turn_* is a rotation vector: its length is the angle in degrees, right-handed. x, y, z is the digit's centre.
     names = ("turn_x", "turn_y", "turn_z", "scale", "x", "y", "z")
 
     def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Parameters (n, 7), float32, on the generator's device; drawn in `dtype`."""
         u = torch.rand(n, 7, generator=generator, dtype=dtype, device=generator.device)
-        height, around = 2 * u[:, :1] - 1, 2 * torch.pi * u[:, 1:2]  # of a point of the sphere (Archimedes)
-        axis = torch.cat([(1 - height**2).sqrt() * torch.cat([around.cos(), around.sin()], 1), height], 1)
+        height, azimuth = 2 * u[:, :1] - 1, 2 * torch.pi * u[:, 1:2]  # a uniform point of the sphere (Archimedes)
+        axis = torch.cat([(1 - height**2).sqrt() * torch.cat([azimuth.cos(), azimuth.sin()], 1), height], 1)
         low, high = self.scale
         scale = low + (high - low) * u[:, 3:4]
         room = (self.canvas - scale * DIGIT).clamp_min(0) / 2 * self.roam
         return torch.cat([self.rotation * u[:, 2:3] * axis, scale, (2 * u[:, 4:] - 1) * room], 1).float()
 
     def theta(self, parameters: Tensor) -> Tensor:
-        """The affine theta (n, 12) from the volume to the digit's cube: what a transformer would need to make it."""
-        turned = rotation(parameters[:, :3]).mT * (self.canvas / DIGIT / parameters[:, 3, None, None])
-        return self._rows(turned, -turned @ self._centre(parameters))
+        """The affine theta (n, 12) from the volume to the digit's cube, with which a transformer renders the volume."""
+        linear = rotation(parameters[:, :3]).mT * (self.canvas / DIGIT / parameters[:, 3, None, None])
+        return self._rows(linear, -linear @ self._centre(parameters))
 
     def inverse_theta(self, parameters: Tensor) -> Tensor:
-        """The affine theta (n, 12) from the digit's cube to the volume: what undoes the pose."""
-        turned = rotation(parameters[:, :3]) * (DIGIT / self.canvas * parameters[:, 3, None, None])
-        return self._rows(turned, self._centre(parameters))
+        """The affine theta (n, 12) from the digit's cube to the volume, which undoes the pose."""
+        linear = rotation(parameters[:, :3]) * (DIGIT / self.canvas * parameters[:, 3, None, None])
+        return self._rows(linear, self._centre(parameters))
 
     def render(self, parameters: Tensor, digits: Tensor) -> Tensor:
-        """Volumes (n, 1, canvas, canvas, canvas) in [0, 1] of `digits` (n, 28, 28), uint8; outside the digit it is 0.
+        """Volumes (n, 1, canvas, canvas, canvas) in [0, 1] of `digits` (n, 28, 28), uint8; 0 outside the digit.
 
-        Trilinear sampling of a digit's own volume, whose middle layers are the digit and whose others are empty: that
-        volume is an image times a profile, so it is sampled as the product of the two, with the same result.
+        The result is the trilinear sample of a volume whose middle layers are the digit and whose other layers are 0.
+        That volume is an image times a profile along the depth, so the two are sampled apart and multiplied.
         """
         size = (self.canvas,) * 3
         volumes = parameters.new_empty(len(parameters), 1, *size)
@@ -87,7 +87,7 @@ class SolidPose:
         return volumes
 
     def undone(self, parameters: Tensor, volumes: Tensor, side: int) -> Tensor:
-        """The digits' cubes (n, 1, side, side, side) as `volumes` show them: trilinear, by the true pose."""
+        """The digits' cubes (n, 1, side, side, side), sampled from `volumes` by the true pose (trilinear)."""
         return trilinear(volumes, Affine3D().grid(self.inverse_theta(parameters.to(volumes)), (side,) * 3))
 
     def _centre(self, parameters: Tensor) -> Tensor:
@@ -99,14 +99,14 @@ class SolidPose:
 
 
 def rotation(turns: Tensor) -> Tensor:
-    """Rotation vectors (n, 3) in degrees as matrices (n, 3, 3): right-handed, from x to y about z."""
+    """Rotation matrices (n, 3, 3) of rotation vectors (n, 3) in degrees; right-handed: about z from x to y."""
     x, y, z = turns.deg2rad().unbind(1)
     zero = torch.zeros_like(x)
     return torch.linalg.matrix_exp(torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).view(-1, 3, 3))
 
 
 def pose(data: DictConfig) -> SolidPose:
-    """The poses that a data config describes; a UserError for one that cannot be."""
+    """The pose distribution of a data config. Raises UserError for impossible values."""
     low, high = data.scale
     if not 0 < low <= high:
         raise UserError(f"data.scale=[{low},{high}] is no range of scale factors: give such as [0.7,1.2]")
@@ -118,9 +118,10 @@ def pose(data: DictConfig) -> SolidPose:
 
 
 def store(data: DictConfig, scratch: Path) -> dict:
-    """Draw the poses of the validation and test digits, and write them. Returns what `sets.json` says of them.
+    """Draw the poses of the validation and test digits and store them. Returns the contents of `sets.json`.
 
-    Drawn in float64 on the CPU and rounded to float32. Written to `scratch` and moved to `data.stored` when whole.
+    Poses are drawn in float64 on the CPU and rounded to float32. The set is written to `scratch` and moved to
+    `data.stored` when complete.
     """
     splits, poses = undistorted(data), pose(data)
     about = {"distortion": repr(poses), "columns": poses.names, "seed": data.seed, "part": data.part, "sets": {}}
@@ -134,12 +135,12 @@ def store(data: DictConfig, scratch: Path) -> dict:
 
 
 def stored_folder(data: DictConfig) -> Path:
-    """Where the poses lie."""
+    """The folder of the stored poses."""
     return Path(data.stored)
 
 
 def load_poses(data: DictConfig, split: str) -> Tensor:
-    """The stored poses (n, 7) of a split; missing or damaged ones are a UserError that names the command."""
+    """The stored poses (n, 7) of a split. Raises UserError, which names the command, if missing or damaged."""
     folder = stored_folder(data)
     parameters = read_set(
         folder,
@@ -153,24 +154,24 @@ def load_poses(data: DictConfig, split: str) -> Tensor:
 
 
 class Volumes:
-    """What a run feeds on. Batches are (volumes (B, 1, side, side, side) float in [0, 1], labels (B,)), on the device.
+    """The data source. Batches are (volumes (B, 1, side, side, side) float in [0, 1], labels (B,)), on the device.
 
-    With `data.undo` each volume is undone by its true pose and as large as the classifier's projection.
+    With `data.undo` the pose of each volume is undone, and its side is that of the classifier's projection.
     """
 
     chunk = 100  # volumes of a validation or test batch
-    images_per_pick = 1  # of a training batch: a volume is one
+    images_per_pick = 1  # of a training batch
 
     def __init__(self, data: DictConfig):
         self.data = data
         self.poses = pose(data)
-        self.shape = (1, *[data.projection if data.undo else data.canvas] * 3)  # of what a network gets
+        self.shape = (1, *[data.projection if data.undo else data.canvas] * 3)  # of the network's input
         self.images: dict[str, Tensor] = {}
         self.labels: dict[str, Tensor] = {}
         self.parameters: dict[str, Tensor] = {}
 
     def load(self, split: str) -> None:
-        """Read `train`, `validation` or `test`; a UserError if it is missing or damaged."""
+        """Read `train`, `validation` or `test`. Raises UserError if it is missing or damaged."""
         if split in self.labels:
             return
         if split != "train":
@@ -193,7 +194,7 @@ class Volumes:
     def train_batch(
         self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """The training digits `index` (B,) in fresh poses; `part` says which B of the global batch of `size`."""
+        """The training digits `index` (B,) in new poses; they are `part` of the global batch of `size`."""
         return self._posed("train", index, self.poses.draw(size, draws)[part], device)
 
     def _posed(self, split: str, index: Tensor, parameters: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -206,11 +207,11 @@ class Volumes:
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the report shows of a transformer on the test set; nothing for a network without one.
+        """The arrays that the report needs of a transformer on the test set; empty for a network without one.
 
-        example_volume (10, canvas, canvas, canvas) uint8, example_before and example_after (10, side, side) float16,
-        example_label, example_theta (10, 12): the first test volume of each class, its projection without and with the
-        transformer, and the theta between them. pose_true (POSES, 7), pose_names: the first poses.
+        Of the first test volume of each class: example_volume (10, canvas, canvas, canvas) uint8; example_before and
+        example_after (10, side, side) float16, its projection without and with the transformer; example_label and
+        example_theta (10, 12). pose_true (POSES, 7), pose_names: the first poses.
         """
         if "theta" not in arrays:
             return {}
@@ -233,5 +234,5 @@ class Volumes:
 
 
 def source(data: DictConfig) -> Volumes:
-    """What the learner of Table 6 feeds on."""
+    """The data source of Table 6."""
     return Volumes(data)

@@ -1,4 +1,4 @@
-"""The figure of Table 6: digits in volumes, the boxes that the transformer samples, and the poses that it leaves."""
+"""The figure of Table 6: digits in volumes, the boxes that the transformer samples, and the remaining poses."""
 
 from collections.abc import Sequence
 
@@ -25,26 +25,26 @@ from stn.report.drawing import (
 )
 from stn.report.records import Record
 
-DIGITS = (2, 3, 4, 5, 6, 7)  # shown as volumes
-# Right, down and away from a camera to the left of a volume and above it, in the volume's frame.
+DIGITS = (2, 3, 4, 5, 6, 7)  # the digits whose volumes are shown
+# The axes right, down and away (rows) of a camera to the left of and above a volume, in the volume's frame.
 CAMERA = Rotation.from_euler("yx", [26, -20], degrees=True).as_matrix()
-SURFACE = 0.35  # of a solid: where the volume passes this
+SURFACE = 0.35  # the value of the volume at the surface of a drawn solid
 CORNERS = np.array([[x, y, z] for z in (-1, 1) for y in (-1, 1) for x in (-1, 1)], float)
 EDGES = [(i, j) for i in range(8) for j in range(i) if bin(i ^ j).count("1") == 1]
-FACE = (0, 1, 3, 2)  # the corners of the front face in turn
+FACE = (0, 1, 3, 2)  # the corners of the front face, in order around it
 
 
 def draw_volumes(records: Sequence[Record]) -> Sheet:
-    """Per column test volumes with the box that the transformer samples, their projections, and the poses."""
+    """For each column, test volumes with the box that the transformer samples, their projections, and the poses."""
     selection = select(VOLUMES, records, lambda row: row.transformer)
     colours = assign_colours(row for row in VOLUMES.rows if row.transformer)
     cells = [
         (row, column) for column in selection.columns for row in selection.rows if (row, column) in selection.records
     ]
-    side, across, tall, small = 1.80, 1.84, 1.80, 1.16  # inches: a volume, from one to the next; a projection
+    side, column_width, tall, small = 1.80, 1.84, 1.80, 1.16  # inches: a volume, its column, its row; a projection
     left, top, title, gap, panel, bottom = 1.22, 0.78, 0.34 * (len(cells) > 1), 0.12, 2.05, 0.34
     block = title + tall + 2 * (small + gap) + 0.18
-    edge = left + len(DIGITS) * across  # of the volumes; beyond it stand the poses
+    edge = left + len(DIGITS) * column_width  # the right edge of the volumes; the poses are drawn beyond it
     width, height = edge + 0.62 + panel + 0.22, top + len(cells) * block + bottom
     with open_sheet(width, height) as sheet:
         sheet.text(0.2, 0.32, "A digit in a volume, and the box that the transformer samples", size=12, weight="bold")
@@ -64,11 +64,13 @@ def draw_volumes(records: Sequence[Record]) -> Sheet:
                 sheet.text(left - 0.12, y + down, words, ha="right", va="center", color=shade, linespacing=1.3)
             brightest = max(float(arrays[name].max()) for name in ("example_before", "example_after"))
             for k, digit in enumerate(DIGITS):
-                x, at = left + k * across, int(np.flatnonzero(arrays["example_label"] == digit)[0])
+                x, index = left + k * column_width, int(np.flatnonzero(arrays["example_label"] == digit)[0])
                 solid = sheet.tile(x, y, side, tall, side / 2 / 1.66)
-                _draw_solid(solid, arrays["example_volume"][at], arrays["example_theta"][at].astype(float), colour)
+                _draw_solid(
+                    solid, arrays["example_volume"][index], arrays["example_theta"][index].astype(float), colour
+                )
                 for j, name, frame in ((0, "example_before", PALE), (1, "example_after", colour)):
-                    projection = (arrays[name][at].astype(float) / brightest).clip(0, 1) ** 0.7 * 255
+                    projection = (arrays[name][index].astype(float) / brightest).clip(0, 1) ** 0.7 * 255
                     below = y + tall + j * (small + gap)
                     tile = sheet.tile(x + (side - small) / 2, below, small, small, small / 2.06)
                     draw_image(tile, projection, frame)
@@ -86,14 +88,14 @@ def draw_volumes(records: Sequence[Record]) -> Sheet:
 
 
 def _draw_solid(axes: Axes, volume: np.ndarray, theta: np.ndarray, colour: str) -> None:
-    """The volume (D, H, W) as a shaded solid in its cube, with the box that theta (12,) lays in it."""
+    """Draw the volume (D, H, W) as a shaded solid in its cube, with the box that theta (12,) places in it."""
     _draw_box(axes, CORNERS, "#B5B5B5", 0.8)
     limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
     image, extent = _shade(volume.astype(float) / 255)
     axes.imshow(image, extent=extent, zorder=2)
     axes.set(**limits, aspect="auto")
     matrix = theta.reshape(3, 4)
-    if not np.isfinite(matrix).all():  # of a training that came apart
+    if not np.isfinite(matrix).all():  # from a training that diverged
         return
     corners = CORNERS @ matrix[:, :3].T + matrix[:, 3]
     _draw_box(axes, corners, colour, 1.3)
@@ -107,7 +109,7 @@ def _draw_solid(axes: Axes, volume: np.ndarray, theta: np.ndarray, colour: str) 
 
 
 def _draw_box(axes: Axes, corners: np.ndarray, colour: str, width: float) -> None:
-    """The edges of a box; the three at its farthest corner, which it hides itself, are thin and behind the digit."""
+    """Draw the edges of a box. The three at its farthest corner, which it hides, are thin and behind the digit."""
     points = corners @ CAMERA.T
     farthest = int(points[:, 2].argmax())
     for hidden in (True, False):
@@ -119,14 +121,14 @@ def _draw_box(axes: Axes, corners: np.ndarray, colour: str, width: float) -> Non
 
 
 def _room(axes: Axes) -> TransformedBbox:
-    """Where a box may be drawn: a little beyond the axes, as far as the neighbours allow."""
+    """The clip region of a box: slightly larger than the axes, as far as the neighbouring axes allow."""
     return TransformedBbox(Bbox([[-0.09, -0.09], [1.09, 1.09]]), axes.transAxes)
 
 
 def _shade(volume: np.ndarray, dots: int = 120) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """What a camera sees of the surface in a volume (D, H, W): (dots, dots, 4), transparent beside it, and its extent.
+    """The camera's RGBA image (dots, dots, 4) of the surface in a volume (D, H, W), and its extent.
 
-    The extent (left, right, bottom, top) is that of the solid in the camera's frame.
+    The image is transparent outside the solid. The extent (left, right, bottom, top) is in the camera's frame.
     """
     smooth = ndimage.gaussian_filter(np.pad(volume, 2), 0.7)
     size = np.array(volume.shape)
@@ -139,32 +141,33 @@ def _shade(volume: np.ndarray, dots: int = 120) -> tuple[np.ndarray, tuple[float
     points = np.stack(np.meshgrid(away, down, right, indexing="ij")[::-1]).reshape(3, -1)
     voxels = ((CAMERA.T @ points)[::-1] + 1) * size[:, None] / 2 - 0.5 + 2
     solid = ndimage.map_coordinates(smooth, voxels, order=1).reshape((dots,) * 3) > SURFACE
-    hit = solid.any(0)
-    at = (solid.argmax(0) * dots**2 + np.arange(dots**2).reshape(dots, dots))[hit]  # the first on each line of sight
-    slope = np.stack([ndimage.map_coordinates(part, voxels[:, at], order=1) for part in np.gradient(smooth)[::-1]])
+    visible = solid.any(0)
+    # The index of the first point of the solid on each line of sight.
+    surface = (solid.argmax(0) * dots**2 + np.arange(dots**2).reshape(dots, dots))[visible]
+    slope = np.stack([ndimage.map_coordinates(part, voxels[:, surface], order=1) for part in np.gradient(smooth)[::-1]])
     normal = -CAMERA @ slope / np.maximum(np.linalg.norm(slope, axis=0), 1e-9)
     light = np.array([-0.45, -0.65, -0.61]) @ normal
     image = np.zeros((dots, dots, 4))
-    image[hit, :3] = (0.28 + 0.55 * light.clip(0, 1))[:, None]
-    image[..., 3] = hit
+    image[visible, :3] = (0.28 + 0.55 * light.clip(0, 1))[:, None]
+    image[..., 3] = visible
     return image, (low[0], high[0], high[1], low[1])
 
 
 def _draw_angles(axes: Axes, before: np.ndarray, after: np.ndarray, name: str, colour: str, reach: float = 90) -> None:
-    """How large an angle is over the images without the transformer, in grey, and with it, in colour."""
+    """Draw the histogram of an angle without the transformer, in grey, and with it, in colour."""
     bins = np.linspace(0, reach, 31)
-    for angle, shade, how, y in ((before, GREY, "without", 2), (after, colour, "with", 1)):
+    for angle, shade, label, y in ((before, GREY, "without", 2), (after, colour, "with", 1)):
         angle = angle[np.isfinite(angle)]
         if not len(angle):
             continue
         share, _ = np.histogram(angle.clip(0, reach), bins)
         axes.stairs(share / len(angle) * 100, bins, fill=True, color=shade, alpha=0.25)
         axes.stairs(share / len(angle) * 100, bins, color=shade, linewidth=1.2)
-        words = f"{how}: median {np.median(angle):.0f}°"
+        words = f"{label}: median {np.median(angle):.0f}°"
         axes.text(0.98, 0.60 + 0.16 * y, words, color=shade, size=8, ha="right", va="center", transform=axes.transAxes)
     axes.set(xlim=(0, reach), ylim=(0, 1.25 * axes.get_ylim()[1]))
-    beyond = np.nanmax(np.append(before, after), initial=0) > reach
-    axes.set_xticks(np.linspace(0, reach, 4), ["0", "30", "60", "90 and more" if beyond else "90"])
+    clipped = np.nanmax(np.append(before, after), initial=0) > reach
+    axes.set_xticks(np.linspace(0, reach, 4), ["0", "30", "60", "90 and more" if clipped else "90"])
     axes.set_title(name, size=9.5, loc="left", weight="bold", pad=6)
     axes.set_xlabel("degrees")
     axes.set_ylabel("% of volumes", labelpad=2)

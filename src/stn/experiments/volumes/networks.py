@@ -1,4 +1,4 @@
-"""The networks of Table 6 (paper, appendix A.3): a volume, a 3-D transformer or none, its projection, a CNN."""
+"""The networks of Table 6 (paper, appendix A.3): an optional 3-D transformer, a projection and a CNN."""
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +10,21 @@ from stn.geometry.sampling import trilinear
 from stn.geometry.transforms import Affine3D
 from stn.nn.transformer import SpatialTransformer
 
-SMALLEST = {"projection": 21, "localisation": 14}  # below, one of their convolutions would have nothing left to see
+SMALLEST = {"projection": 21, "localisation": 14}  # below these sides a convolution would have no input left
 
 
 class VolumeNetwork(nn.Module):
-    """A classifier of the projection of a volume along its depth, with a 3-D transformer before it or without.
+    """A classifier of the projection of a volume along its depth, with or without a 3-D transformer before it.
 
     A call maps volumes (B, 1, canvas, canvas, canvas) in [0, 1] to class scores (B, 10).
 
     Args:
         canvas: side of the volumes in voxels.
-        projection: side in pixels of what the classifier sees. A transformer samples as many voxels a side; without
-            one the projection of the volume is average-pooled to it.
-        gain: what a mean over the depth is multiplied by.
+        projection: side in pixels of the classifier's input. A transformer samples that many voxels a side; without
+            one the projection of the volume is average-pooled to that side.
+        gain: the factor of the mean over the depth.
         width: filters of the CNN.
-        localisation: its `downsample`, `filters` and `features`; None for no transformer.
+        localisation: `downsample`, `filters` and `features` of the localisation network; None for no transformer.
     """
 
     def __init__(self, canvas: int, projection: int, gain: float, width: int, localisation: dict | None = None):
@@ -46,27 +46,27 @@ class VolumeNetwork(nn.Module):
         return self.classifier(self.seen(volumes))
 
     def seen(self, volumes: Tensor) -> Tensor:
-        """What the classifier sees of the volumes: (B, 1, projection, projection)."""
+        """The classifier's input (B, 1, projection, projection) for the volumes."""
         if self.transformer is None:
             return self.projected(volumes)
         return self.gain * self.transformer(volumes).mean(2)
 
     def projected(self, volumes: Tensor) -> Tensor:
-        """The projection of the volumes themselves, in the same size and unit."""
+        """The projection of the volumes without the transformer, in the same size and unit as `seen`."""
         return self.pool(self.gain * volumes.mean(2))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return group_parameters(self, localisation=self.transformer)
 
     def thetas(self, volumes: Tensor) -> dict[str, Tensor]:
-        """`theta` (B, 12) of the transformer, if there is one."""
+        """`theta` (B, 12) of the transformer; empty without one."""
         return {} if self.transformer is None else {"theta": self.transformer.theta(volumes)}
 
 
 def volumetric(canvas: int, downsample: int, filters: int, features: int) -> nn.Sequential:
     """The localisation network of Table 1's ST-CNNs in three dimensions: (B, 1, canvas, ...) to features (B, features).
 
-    Paper: does not give one. We: downsample, two 5x5x5 convolutions with a max-pool between, a fully connected layer.
+    Paper: silent. We: downsample, two 5x5x5 convolutions with a max-pool between, a fully connected layer.
     """
     side = (canvas // downsample - 4) // 2 - 4
     return nn.Sequential(
@@ -83,9 +83,10 @@ def volumetric(canvas: int, downsample: int, filters: int, features: int) -> nn.
 
 
 def network(model, data) -> VolumeNetwork:
-    """The network that a model config describes for the volumes of a data config; a UserError if they do not fit.
+    """The network of a model config for the volumes of a data config. Raises UserError if the two do not fit.
 
-    Widths as in Table 1: without `model.width`, as many parameters in all as the CNN of `model.match_filters` has.
+    Widths as in Table 1: without `model.width`, the network has as many parameters as the CNN with
+    `model.match_filters` filters.
     """
     if data.canvas % data.projection or data.projection < SMALLEST["projection"]:
         raise UserError(
@@ -98,9 +99,9 @@ def network(model, data) -> VolumeNetwork:
             f"model.localisation.downsample={localisation['downsample']} leaves less than {SMALLEST['localisation']} "
             f"voxels a side of data.canvas={data.canvas}: choose a smaller one"
         )
-    canvas = data.projection if data.undo else data.canvas  # undone volumes are as large as what is seen of them
-    # Depth is averaged and not summed, so that neither side decides how bright a projection is; in this unit a digit
-    # that faces the viewer in a volume of its own is 1 where its ink is.
+    canvas = data.projection if data.undo else data.canvas  # undone volumes have the side of the projection
+    # The projection is a mean over the depth, not a sum, so that its brightness depends neither on the canvas nor on
+    # `projection`. With this gain the ink of a digit at scale 1 that faces the viewer has value 1.
     parts = {"canvas": canvas, "projection": data.projection, "gain": data.canvas / data.thickness}
     if model.width:
         return VolumeNetwork(width=model.width, localisation=localisation, **parts)
