@@ -1,9 +1,8 @@
 """Raw data: each file is downloaded once, checked, and never changed.
 
 `$STN_DATA_MIRROR`, a folder or an http, https or file URL laid out as `mnist/ svhn/ cub/ weights/`, is tried first,
-then the official URLs in turn. An unfinished download lies in `outputs/downloads/`, which DVC does not delete with the
-outs of a stage, so an interrupted download continues. A file is renamed into place once its checksum is right. So every
-file in place is complete.
+then the official URLs in turn. Unfinished downloads lie in `outputs/downloads/`, which DVC never deletes, so they can
+continue. A file is renamed into place once its checksum is right, so every file in place is complete.
 """
 
 import fcntl
@@ -53,13 +52,9 @@ CUB_MD5, CUB_BYTES = "97eceeb196236b17998738112f37df78", 1_150_585_339
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to download.
+    """A file to download; `md5` and `size` in bytes are None if unknown. `urls` are tried in order.
 
-    Attributes:
-        urls: in the order in which they are tried.
-        md5: of the whole file, None if unknown.
-        size: in bytes, None if unknown.
-        holds: for a tar.gz, the name of a file that it must contain. The check reads the archive to its end.
+    `holds` is the name of a file that a tar.gz must contain. The check reads the archive to its end.
     """
 
     name: str
@@ -73,8 +68,7 @@ def download(file: RemoteFile, folder: Path, mirror_folder: str) -> Path:
     """Download a file to `folder / file.name`, check it and return its path. A good file already there is only checked.
 
     `mirror_folder` is the file's folder within the mirror. If the mirror lacks the file, a notice is printed and the
-    official URLs are tried. If the mirror's file has the wrong content, that is an error, because the user chose the
-    mirror on purpose.
+    official URLs are tried. Wrong content in the mirror is an error, because the user chose the mirror on purpose.
 
     Raises UserError: no source has the file, the mirror's file is wrong, or a path cannot be written.
     """
@@ -124,33 +118,31 @@ def fetch_mnist(folder: Path) -> list[Path]:
 
 
 def fetch_numbers(folder: Path, source: str, extra: bool) -> list[Path]:
-    """Download the parts `train` and `test` of a set of house numbers, and `extra` if `extra` is true.
+    """Download house numbers: `folder/<part>.tar.gz`, or the unpacked `folder/<part>`, of `train`, `test` and `extra`.
 
-    Returns for each part `folder/<part>.tar.gz`, or the unpacked folder `folder/<part>` if a mirror holds that.
     `source` is `svhn` (format 1, whole images), which has an official URL, or a folder of the mirror with the same
-    layout. A mirror keeps some parts in another folder: `ELSEWHERE`.
+    layout, of which some parts lie `ELSEWHERE`.
     """
     return [_fetch_part(folder, source, part) for part in ("train", "test", *(["extra"] if extra else []))]
 
 
 def _fetch_part(folder: Path, source: str, part: str) -> Path:
-    packed, unpacked, place = folder / f"{part}.tar.gz", folder / part, ELSEWHERE.get((source, part), (source, part))
+    packed, unpacked, location = folder / f"{part}.tar.gz", folder / part, ELSEWHERE.get((source, part), (source, part))
     if not packed.exists():
-        table = LABELS if place in LABELLED else DIGITS
-        copied = _copied(unpacked, _at_mirror(*place), partial(_numbers_fault, table), (table, "*.png"))
+        table = LABELS if location in LABELLED else DIGITS
+        copied = _copied(unpacked, _at_mirror(*location), partial(_numbers_fault, table), (table, "*.png"))
         if copied:
             return copied
     if source == "svhn":
         file = RemoteFile(packed.name, (SVHN + packed.name,), None, SVHN_BYTES[part], holds=DIGITS)
         return download(file, folder, source)
-    raise UserError(f"{source} has no official URL: set STN_DATA_MIRROR to a folder that holds {'/'.join(place)}")
+    raise UserError(f"{source} has no official URL: set STN_DATA_MIRROR to a folder that holds {'/'.join(location)}")
 
 
 def fetch_birds(folder: Path, fault: Callable[[Path], str | None]) -> list[Path]:
     """Download CUB-200-2011 to `folder/CUB_200_2011.tgz`, or copy the unpacked folder if a mirror holds only that.
 
-    `fault` (`stn.experiments.cub.archive.fault`) returns what is wrong with an unpacked folder, as text that continues
-    a sentence after the folder's name, or None.
+    `fault` is `stn.experiments.cub.archive.fault`: what is wrong with an unpacked folder, or None.
     """
     packed, unpacked, mirror_folder = folder / f"{CUB}.tgz", folder / CUB, _at_mirror("cub", CUB)
     if not packed.exists():
@@ -173,10 +165,9 @@ def _at_mirror(source: str, name: str) -> Path | None:
 def _copied(
     target: Path, mirror_folder: Path | None, fault: Callable[[Path], str | None], patterns: tuple[str, ...]
 ) -> Path | None:
-    """Make `target` a good unpacked folder, if necessary by a copy from the mirror, and return it.
+    """Copy an unpacked folder from the mirror to `target` unless it is there already, and return it; None if neither.
 
-    Returns None if `target` is missing or damaged and the mirror has no such folder. `fault` returns what is wrong with
-    a folder, as text that continues a sentence after its name, or None. Files that match `patterns` are copied.
+    `fault` returns what is wrong with a folder, or None. Files that match `patterns` are copied.
     """
     if target.is_dir():
         problem = fault(target)
@@ -204,7 +195,7 @@ def _copied(
 
 
 def _numbers_fault(table: str, folder: Path) -> str | None:
-    """What is wrong with a folder of images whose labels are in `table`: text that follows its name, or None."""
+    """What is wrong with a folder of images whose labels are in `table`; None if nothing is."""
     if not (folder / table).is_file():
         return f"holds no {table}"
     return None if any(folder.glob("*.png")) else "holds no PNG image"
@@ -229,11 +220,11 @@ class _Failed(Exception):
 
 
 class _Interrupted(_Failed):
-    """The source failed, but another attempt may succeed."""
+    """Another attempt may succeed."""
 
 
 class _WrongContent(_Failed):
-    """The content does not match the checksum or size. The message continues a sentence after the source's name."""
+    """The content does not match the checksum or size. The message follows the source's name."""
 
 
 def _mirror() -> str | None:
@@ -278,7 +269,7 @@ def _fetch(file: RemoteFile, url: str, part: Path) -> None:
 
 
 def _receive(file: RemoteFile, url: str, part: Path) -> None:
-    """Make one request: append the bytes that `part` lacks, or start over if the server sends the whole file."""
+    """Make one request: append what `part` lacks, or start over if the server sends the whole file."""
     offset = _size(part)
     headers = {"User-Agent": "stn"} | ({"Range": f"bytes={offset}-"} if offset else {})
     try:
@@ -334,17 +325,17 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 def move_in(part: Path, target: Path) -> None:
     """Replace `target` by a complete file or folder.
 
-    `data/` and `outputs/` may lie on different disks, and a rename works only within one disk. So the file or folder is
-    first moved to the target's folder, then renamed.
+    It is moved beside the target before the rename, which works within one disk only: `data/` may lie on another disk
+    than `outputs/`.
     """
-    beside = target.with_name(f".{target.name}.part")
+    staged = target.with_name(f".{target.name}.part")
     with writing(target):
         if part.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
-        shutil.move(part, beside)
-        if beside.is_dir():
+            shutil.rmtree(staged, ignore_errors=True)
+        shutil.move(part, staged)
+        if staged.is_dir():
             shutil.rmtree(target, ignore_errors=True)  # a rename cannot replace a folder that is not empty
-        beside.replace(target)
+        staged.replace(target)
 
 
 @contextmanager
@@ -360,7 +351,7 @@ def put_whole(target: Path, scratch: Path) -> Iterator[Path]:
 
 
 def _fault(path: Path, file: RemoteFile) -> str | None:
-    """What is wrong with the file at `path`, as text that continues a sentence after its name; None if it is good."""
+    """What is wrong with the file at `path`, as text to follow its name; None if nothing is."""
     try:
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -377,7 +368,6 @@ def _fault(path: Path, file: RemoteFile) -> str | None:
 
 
 def _archive_fault(path: Path, holds: str) -> str | None:
-    """What is wrong with a tar.gz that must contain a file `holds`; None if it is good."""
     try:
         with progress(f"checking {path.name}", path.stat().st_size) as tell, archive(path, tell) as files:
             names = {name for name, _ in files}

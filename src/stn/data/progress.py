@@ -33,9 +33,9 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def progress(name: str, total: int | None, amount: int = 0, unit: str = "MB") -> Iterator[Callable[[int], None]]:
-    """Yield a function that takes the amount done so far and shows it: as a bar in a terminal, else as a line at times.
+    """Yield a function that shows the amount done so far: as a bar in a terminal, else as occasional lines.
 
-    `total` and the amounts are bytes if the unit is MB, else they count units. `amount` is done at the start.
+    `total` and the amounts are in bytes if the unit is MB, else in units. `amount` is done at the start.
     """
     if unit == "MB" and total is not None and total < SMALL:
         yield lambda amount: None

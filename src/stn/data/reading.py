@@ -20,8 +20,8 @@ CHUNK = 1 << 16
 def read_idx(path: Path) -> np.ndarray:
     """A gzipped IDX file as a writable uint8 array: images (n, height, width) or labels (n,).
 
-    Raises UserError: the file is missing, is not gzip, is truncated, is not an IDX file of bytes, or its length differs
-    from that in its header.
+    Raises UserError: the file is missing, not gzip, truncated, not an IDX file of bytes, or its header has another
+    length.
     """
     remedy = "delete it and run `python -m stn.fetch data=mnist_r` (or check STN_DATA_MIRROR)"
     try:
@@ -46,7 +46,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 class BrokenArchive(Exception):
-    """A tar.gz cannot be read to its end. The message continues a sentence after the archive's name."""
+    """A tar.gz cannot be read to its end. The message follows the archive's name."""
 
 
 @contextmanager

@@ -44,12 +44,12 @@ def read_set(
 
     Args:
         recipe: the values that the config requires. A set with other values is refused.
-        command: the command that makes the set, for error messages.
-        load: reads the split; its arguments are the contents of `sets.json` and the entry of this split in it.
-        is_whole: whether the split that was read is the one that was written, by its size or a checksum.
+        command: makes the set; for error messages.
+        load: reads the split, given the contents of `sets.json` and the split's entry in it.
+        is_whole: whether the split is the one that was written, by its size or a checksum.
 
     Raises:
-        UserError: the set is missing, damaged, or was made by another recipe.
+        UserError: the set is missing, damaged, or of another recipe.
     """
     remedy = f"run `{command}`"
     try:

@@ -1,4 +1,4 @@
-"""The experiments, one package each, and functions that find and load them.
+"""The experiments, one package each, and their index.
 
 An experiment is a package with four modules: `config.py` (the schema of its data and networks), `data.py` (`source`,
 `fetch`, `store` and `DOOR`), `networks.py` (`network`) and `table.py` (`TABLES`). `stn.experiments.base` describes what
@@ -37,9 +37,9 @@ def load(name: str, module: str) -> ModuleType:
 
 
 def load_store(kind: str, data: str, door: str) -> ModuleType:
-    """The data module of the experiment `kind`, whose sets the front door `door` ("distort" or "crop") stores.
+    """The data module of an experiment. Raises UserError if the front door `door` does not store its sets.
 
-    `data` is the name of the data set. Raises UserError: the experiment stores no sets, or another front door does.
+    `data` is the name of the data set.
     """
     module = load(kind, "data")
     if not hasattr(module, "store"):

@@ -24,22 +24,20 @@ from torch import Tensor, nn
 class DataSource(Protocol):
     """What `source(data)` of an experiment's `data.py` returns: the images and labels of each split.
 
-    The splits are "train", "validation" and "test". An image is one input of the network: a pair of digits in addition,
-    a volume in three dimensions. B is a number of images. A pick is an index into the training split; it
-    may stand for several images.
+    The splits are "train", "validation" and "test". An image is one input of the network, such as a pair of digits or a
+    volume. B is a number of images. A pick is an index into the training split.
 
     The following are optional:
-    - `random_batch`, with the arguments of `train_batch`, returns the training batch of steps within
-      `budget.random_share`. Without it `train_batch` is used.
-    - `traced` is a number n. The theta of the first n validation images is recorded during training, for figures.
+    - `random_batch`, with the arguments of `train_batch`, replaces it in the steps of `budget.random_share`.
+    - `traced`, a number n: the theta of the first n validation images is recorded during training, for figures.
     - `train_block(index, draws, device)` takes picks (K, B) and a generator for each of K steps, and returns the
       batches of K steps at once, (K, B, ...). A module with it sets `IN_BLOCKS = True`, and its networks must not draw
       random numbers.
 
     Attributes:
         shape: of one image, without B.
-        images_per_pick: the number of images of a training batch that one pick stands for.
-        chunk: the batch size of validation and test, in images.
+        images_per_pick: number of images of a training batch for each pick.
+        chunk: batch size of validation and test, in images.
     """
 
     shape: tuple[int, ...]
@@ -47,7 +45,7 @@ class DataSource(Protocol):
     chunk: int
 
     def load(self, split: str) -> None:
-        """Read a split. Raises UserError, which names the command that makes the split, if it is missing or damaged."""
+        """Read a split. Raises UserError, with the command that makes it, if it is missing or damaged."""
 
     def count(self, split: str) -> int:
         """The number of images of a split, or of picks for "train"."""
@@ -62,9 +60,9 @@ class DataSource(Protocol):
 
         Args:
             index: the picks of this process.
-            draws: the random generator. It is the same in all processes, and each draws for the whole batch.
-            size: the size of the whole batch, in picks.
-            part: the positions of this process's picks in the whole batch.
+            draws: the same in all processes; each draws for the whole batch.
+            size: of the whole batch, in picks.
+            part: positions of this process's picks in the whole batch.
         """
 
     def evidence(self, network: nn.Module, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

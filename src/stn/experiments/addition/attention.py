@@ -1,4 +1,4 @@
-"""Which of the two digits each transformer attends to, measured by how much of each digit's pose it undoes."""
+"""Which of the two digits each transformer attends to: the one whose pose it undoes more."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

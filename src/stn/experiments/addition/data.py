@@ -102,7 +102,7 @@ class AdditionSource:
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The arrays that the report needs of N transformers on the test set; empty for a network without any.
+        """Arrays for the report, from the test set; empty without transformers, of which there are N.
 
         Of the first E test pairs: example_input (E, 2, canvas, canvas), example_digits (E, 2), example_said (E,) the
         predicted sums, example_grid (E, N, canvas, canvas, 2) and example_output (E, 2N, side, side), the classifier's
@@ -115,8 +115,8 @@ class AdditionSource:
         test_set, device = self.sets["test"], next(network.parameters()).device
         transformation = network.transformers[0].transformation  # type: ignore[index, union-attr]  # an `AdditionNetwork`
         theta = torch.from_numpy(arrays["theta"]).to(device)  # (n, N, P)
-        first = torch.arange(min(EXAMPLES, len(test_set.labels)))
-        images, _ = self.batch("test", first, device)
+        examples = torch.arange(min(EXAMPLES, len(test_set.labels)))
+        images, _ = self.batch("test", examples, device)
         axis = torch.tensor([-0.6, 0.0, 0.6], device=device)
         points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
         parameters = test_set.parameters[:POSES].to(device)  # type: ignore[union-attr]  # (POSES, 2, D)
@@ -128,11 +128,11 @@ class AdditionSource:
         ]
         size = (self.data.canvas, self.data.canvas)
         tensors = {
-            "example_input": test_set.images[first],
-            "example_digits": test_set.labels[first],
+            "example_input": test_set.images[examples],
+            "example_digits": test_set.labels[examples],
             "example_said": network(images).argmax(1),
             "example_grid": torch.stack(
-                [transformation.grid(matrix, size) for matrix in theta[first].unbind(1)], 1
+                [transformation.grid(matrix, size) for matrix in theta[examples].unbind(1)], 1
             ).half(),
             "example_output": (network.seen(images).float().clamp(0, 1) * 255).round().to(torch.uint8),  # type: ignore[operator]
             "pair_before": before.half(),
@@ -142,7 +142,7 @@ class AdditionSource:
         return {name: value.cpu().numpy() for name, value in tensors.items()}
 
     def _resident(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The images and labels of a split. The first call moves them to the device."""
+        """The images and labels of a split, moved to the device once."""
         stored = self.sets[split]
         if stored.images.device != device:
             stored.images, stored.labels = stored.images.to(device), stored.labels.to(device)

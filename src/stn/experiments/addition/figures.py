@@ -102,8 +102,8 @@ def _draw_pair(
             output = sheet.tile(x + digit * across, y + high + k * low, across, low, unit)
             draw_image(output, outputs[2 * k + digit], STRONG[k] if attends else PALE)
     left, right = arrays["example_digits"][i].tolist()
-    answer, below = int(arrays["example_said"][i]), y + high + 2 * low
+    answer, answer_y = int(arrays["example_said"][i]), y + high + 2 * low
     middle = {"ha": "center", "va": "center"}
-    sheet.text(x + across, below + 0.12, f"{left} + {right}", **middle)
+    sheet.text(x + across, answer_y + 0.12, f"{left} + {right}", **middle)
     if answer != left + right:
-        sheet.text(x + across, below + 0.29, f"said {answer}", color=WRONG, **middle)
+        sheet.text(x + across, answer_y + 0.29, f"said {answer}", color=WRONG, **middle)

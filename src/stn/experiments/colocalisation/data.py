@@ -43,7 +43,7 @@ class Views(NamedTuple):
 
 
 def distortion(data: DictConfig) -> Clutter:
-    """The distortion of the images: the digit at a random place, in TC with clutter."""
+    """The digit at a random place; in TC also clutter."""
     return Clutter(data.canvas, DIGIT, data.patches, data.patch_side)
 
 
@@ -60,8 +60,8 @@ def boxes(parameters: Tensor, canvas: int) -> Tensor:
 def store(data: DictConfig, scratch: Path) -> dict:
     """Draw the images and store them. Returns the contents of `sets.json`.
 
-    Images are drawn in float64 on the CPU and rounded to uint8, so the bytes are the same on every machine. The set is
-    written to `scratch` and moved to its folder when complete.
+    Drawn in float64 on the CPU and rounded to uint8, so the bytes are the same on every machine. The set is written to
+    `scratch` and moved when complete.
     """
     split, warp = data.digits.name, distortion(data)
     digits = undistorted(data)[split]
@@ -167,7 +167,7 @@ class Colocalisation:
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The arrays that the report needs: classes (n,) and box (n, 4) of all images, and two images of each class.
+        """Arrays for the report: classes (n,) and box (n, 4) of all images, and two images of each class.
 
         example_input (20, canvas, canvas) and example_crop (20, 28, 28) uint8: these images and their windows' crops.
         """

@@ -40,10 +40,10 @@ def draw_classes(records: Sequence[Record]) -> Sheet:
                 share = 100 * correct[arrays["classes"] == k].mean()
                 words = f"{share:.0f} %" if hit else f"{share:.0f} %, not this"
                 sheet.text(x + side / 2, y + 2 * across + 0.06, words, size=8, color=INK if hit else WRONG, **middle)
-        first = next(iter(columns.values()))
-        n = int((first.arrays["classes"] == 0).sum())
+        first_record = next(iter(columns.values()))
+        n = int((first_record.arrays["classes"] == 0).sum())
         words = f"the first image of each class; below it, how many of its {n} images are found"
-        source = f"Budget {first.budget}, seed {first.seeds[0].seed}; {words}"
+        source = f"Budget {first_record.budget}, seed {first_record.seeds[0].seed}; {words}"
         sheet.text(left, height - 0.16, source, size=7.5, color=GREY)
     return sheet
 
@@ -54,11 +54,11 @@ def draw_search(records: Sequence[Record]) -> Animation:
     across, side, left, top = 0.92, 0.86, 0.52, 0.62  # inches
     block = side + 0.38
     width, height = left + CLASSES * across + 0.06, top + len(columns) * block - 0.24
-    first = next(iter(columns.values()))
+    first_record = next(iter(columns.values()))
     frames = []
     for t in range(min(len(record.arrays["trace_steps"]) for record in columns.values())):
         with open_sheet(width, height) as sheet:
-            step = int(first.arrays["trace_steps"][t])
+            step = int(first_record.arrays["trace_steps"][t])
             _draw_key(sheet, left, 0.22)
             sheet.text(width - 0.14, 0.22, f"step {step:,}", size=10, weight="bold", ha="right", va="center")
             for i, (column, record) in enumerate(columns.items()):

@@ -207,9 +207,9 @@ class Colocaliser(nn.Module):
     def embedded(self, crops: Tensor) -> Tensor:
         """e(.), (B, D): each layer's activations normalised, so that the layers have equal weight and |e|^2 = 1.
 
-        Paper: concatenates the activations; margin 1. We: normalise them first. The squared distances of our raw
-        activations are in the thousands, where a margin of 1 has no effect, and crops with little ink would be close to
-        all others.
+        Paper: concatenates the activations; margin 1. We: normalise first. The squared distances of our raw activations
+        are in the thousands, where a margin of 1 has no effect, and a crop with little ink would be close to all
+        others.
         """
         parts = []
         for i, layer in enumerate(self.classifier):

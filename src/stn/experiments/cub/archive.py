@@ -1,7 +1,7 @@
-"""The files of CUB-200-2011, and the sets of birds that are stored from them. Loads no torch.
+"""The files of CUB-200-2011, and the stored sets of birds made from them. This module does not import torch.
 
-Frame of every stored part and box: [-1, 1] spans the image from outer edge to outer edge, x right, y down, as in
-`stn.geometry.transforms`; so it is the same for the image as it comes and as it is stored.
+The frame of every stored part and box is [-1, 1] from outer edge to outer edge of the image, x right, y down, as in
+`stn.geometry.transforms`. So it is the same for the original image and for the resized one.
 """
 
 import hashlib
@@ -39,25 +39,25 @@ TEXTS = (
     "parts/parts.txt",
     "parts/part_locs.txt",
 )
-SPOT = 64  # images of a set, evenly spaced, that are held against what was stored when a run starts
+SPOT = 64  # images of a set, evenly spaced, whose digest is checked when a run starts
 
 
 if TYPE_CHECKING:
     Item = TypeVar("Item")
-    Made = TypeVar("Made")
+    Result = TypeVar("Made")
 
 
 class Unfit(Exception):
-    """What a folder of CUB lacks. Reads on from its name."""
+    """A folder of CUB is unusable. The message follows the folder's name."""
 
 
 @dataclass
 class Table:
-    """What the text files say of n images, in their order.
+    """The contents of the text files for n images, in their order.
 
     names (n,) below images/, labels (n,) from 0, train (n,) bool by the official split, boxes (n, 4) as left, top,
-    width, height and parts (n, 15, 3) as x, y, visible (0 or 1), in pixels of the image.
-    classes: their names as CUB writes them (`001.Black_footed_Albatross`); part_names: as `left eye`.
+    width, height and parts (n, 15, 3) as x, y, visible (0 or 1), in pixels of the image. classes: the names in CUB's
+    form (`001.Black_footed_Albatross`); part_names: such as `left eye`.
     """
 
     names: np.ndarray
@@ -71,11 +71,11 @@ class Table:
 
 @dataclass
 class StoredCub:
-    """A stored set of n images, which stay on the disk: `image(i)` is one of them, (height, width, 3) uint8.
+    """A stored set of n images, which stay on the disk: `image(i)` is image i, (height, width, 3) uint8.
 
     sizes (n, 2) int64 height and width, labels (n,) int64 from 0, parts (n, 15, 3) float32 x, y, visible and boxes
-    (n, 4) float32 x0, y0, x1, y1 in the frame of this module, names (n,) below images/. `pixels` holds the images one
-    after the other.
+    (n, 4) float32 x0, y0, x1, y1 in the frame of this module, names (n,) below images/. `pixels` contains the images in
+    sequence.
     """
 
     pixels: np.ndarray
@@ -94,7 +94,7 @@ class StoredCub:
         return self.pixels[end - height * width * 3 : end].reshape(height, width, 3)
 
     def spot(self) -> str:
-        """A digest of some images, all of them in a small set: 200 classes take ten seconds to read whole."""
+        """A digest of up to `SPOT` images: reading all images of 200 classes takes ten seconds."""
         n, hashed = len(self.sizes), hashlib.sha256()
         for i in np.unique(np.linspace(0, n - 1, min(SPOT, n)).round().astype(int)):
             hashed.update(self.image(i))  # type: ignore[arg-type]  # typed as a buffer from Python 3.12 on
@@ -105,7 +105,7 @@ FACTS = [field.name for field in fields(StoredCub) if field.name != "pixels"]
 
 
 def fault(folder: Path, classes: int) -> str | None:
-    """What a folder CUB_200_2011 lacks of the first `classes` classes; to be read after its name."""
+    """What is wrong with a folder CUB_200_2011 for the first `classes` classes; None if nothing is."""
     try:
         table_of(folder, classes)
     except Unfit as error:
@@ -114,16 +114,18 @@ def fault(folder: Path, classes: int) -> str | None:
 
 
 def table_of(folder: Path, classes: int) -> Table:
-    """The images of the first `classes` classes in a folder CUB_200_2011.
+    """The table of the images of the first `classes` classes in a folder CUB_200_2011.
 
-    Raises Unfit: a text file is missing or not CUB's, there are fewer classes (a mirror may hold a part), an image is
-    missing, or a class has no images to train on or to test.
+    Raises Unfit: a text file is missing or is not CUB's, there are fewer classes (a mirror may hold a part), an image
+    is missing, or a class has no training or no test images.
     """
     for name in TEXTS:
         if not (folder / name).is_file():
             raise Unfit(f"holds no {name}")
     try:
-        kinds, paths, part_names = (_named(folder / name) for name in ("classes.txt", "images.txt", "parts/parts.txt"))
+        class_names, paths, part_names = (
+            _named(folder / name) for name in ("classes.txt", "images.txt", "parts/parts.txt")
+        )
         label, train = (
             dict(_numbers(folder / name, 2).tolist()) for name in ("image_class_labels.txt", "train_test_split.txt")
         )
@@ -138,19 +140,19 @@ def table_of(folder: Path, classes: int) -> Table:
             train=np.array([train[i] for i in ids], int) == 1,
             boxes=np.array([boxes[i] for i in ids]),
             parts=parts[ids],
-            classes=[kinds[i] for i in range(1, classes + 1) if i in kinds],
+            classes=[class_names[i] for i in range(1, classes + 1) if i in class_names],
             part_names=[part_names[i] for i in range(1, PARTS + 1)],
         )
         if np.isnan(table.parts).any() or (table.labels < 0).any():
             raise ValueError("a part or a class is missing")
     except (ValueError, KeyError, IndexError) as error:
         raise Unfit(f"holds text files that are not CUB's or do not fit together ({why(error)})") from None
-    there = sum(1 for _ in itertools.takewhile(lambda name: (folder / "images" / name).is_dir(), table.classes))
-    if there < classes:
-        as_in = ", as in data=cub50_224," if there == 50 else ""
-        raise Unfit(f"holds {there} classes, not data.classes={classes} (data.classes={there}{as_in} takes these)")
-    for kind, its in (("training", table.train), ("test", ~table.train)):
-        lacking = np.flatnonzero(np.bincount(table.labels[its], minlength=classes) == 0)
+    count = sum(1 for _ in itertools.takewhile(lambda name: (folder / "images" / name).is_dir(), table.classes))
+    if count < classes:
+        hint = ", as in data=cub50_224," if count == 50 else ""
+        raise Unfit(f"holds {count} classes, not data.classes={classes} (data.classes={count}{hint} takes these)")
+    for kind, in_split in (("training", table.train), ("test", ~table.train)):
+        lacking = np.flatnonzero(np.bincount(table.labels[in_split], minlength=classes) == 0)
         if len(lacking):
             raise Unfit(f"has no {kind} image of class {table.classes[lacking[0]]} in train_test_split.txt")
     missing = [name for name in table.names if not (folder / "images" / name).is_file()]
@@ -160,18 +162,18 @@ def table_of(folder: Path, classes: int) -> Table:
 
 
 def _named(path: Path) -> dict[int, str]:
-    """A file whose lines are a number and a name."""
+    """Read a file whose lines are a number and a name."""
     lines = (line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines())
     return {int(number): name.strip() for number, _, name in lines}
 
 
 def _numbers(path: Path, columns: int) -> np.ndarray:
-    """A file of numbers (lines, columns)."""
+    """Read a file of numbers as an array (lines, columns)."""
     return np.array(path.read_text(encoding="utf-8").split(), float).reshape(-1, columns)
 
 
 def check(data: DictConfig) -> None:
-    """Raises UserError for a config of birds that makes no sense, whatever files there are."""
+    """Raise UserError if the canvas is larger than the stored images."""
     if data.canvas > data.side:
         raise UserError(
             f"data.canvas={data.canvas} is larger than data.side={data.side}, the shorter side of the stored images: "
@@ -180,20 +182,20 @@ def check(data: DictConfig) -> None:
 
 
 def recipe(data: DictConfig) -> dict:
-    """The part of a data config that decides what is stored."""
+    """The part of a data config that determines the stored sets."""
     keys = ("source", "classes", "side", "validation", "seed")
-    everything: dict[str, Any] = OmegaConf.to_container(data, enum_to_str=True)  # type: ignore[assignment]
-    return {key: everything[key] for key in keys}
+    settings: dict[str, Any] = OmegaConf.to_container(data, enum_to_str=True)  # type: ignore[assignment]
+    return {key: settings[key] for key in keys}
 
 
 def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
-    """Store every image at the size that training needs, as three sets; returns what `sets.json` says of them.
+    """Store every image at the size that training needs, as three sets. Returns the contents of `sets.json`.
 
-    {split}_images.bin: the images of `StoredCub`, one after the other; {split}.npz: the rest of it. The shorter side
-    is `data.side`, the aspect is kept. `test` and `train` are the official split; `data.validation` images of each
-    class are taken out of `train` by a permutation that depends on the seed and the class alone, so that they are the
-    same whatever `data.classes` is. The bytes depend on neither the machine, the number of workers nor interruptions.
-    Written to `scratch` and moved to `data.stored` when whole.
+    Files: {split}_images.bin, the `pixels` of `StoredCub`; {split}.npz, its other arrays. The shorter side of an image
+    is `data.side`. `test` and `train` are the official split, without the `data.validation` images of each class that
+    are taken from `train`. They are chosen by a permutation that depends on the seed and the class only, so they are
+    the same for all `data.classes`. The bytes do not depend on the machine, the number of workers or interruptions. The
+    sets are written to `scratch` and moved to `data.stored` when complete.
     """
     check(data)
     about: dict = {"recipe": recipe(data), "part": data.part, "sets": {}}
@@ -215,16 +217,16 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
 
 
 def _sets(data: DictConfig, table: Table) -> dict[str, np.ndarray]:
-    """Which rows of the table make up each set. Validation takes turns among the classes, the others keep its order."""
+    """The rows of the table in each set. In validation the classes alternate; the others have the table's order."""
     held_out = []
     for label, name in enumerate(table.classes):
-        its = np.flatnonzero(table.train & (table.labels == label))
-        if data.validation >= len(its):
+        rows = np.flatnonzero(table.train & (table.labels == label))
+        if data.validation >= len(rows):
             raise UserError(
-                f"data.validation={data.validation} leaves none of the {len(its)} training images of {name}: lower it"
+                f"data.validation={data.validation} leaves none of the {len(rows)} training images of {name}: lower it"
             )
-        # The legacy generator's streams are frozen for good, so the split is too.
-        held_out.append(np.random.RandomState([data.seed, label]).permutation(its)[: data.validation])
+        # numpy guarantees that the streams of its legacy generator never change, so the split does not either.
+        held_out.append(np.random.RandomState([data.seed, label]).permutation(rows)[: data.validation])
     validation = np.stack(held_out, 1).ravel()
     train = np.setdiff1d(np.flatnonzero(table.train), validation)
     return {"train": train, "validation": validation, "test": np.flatnonzero(~table.train)}
@@ -233,7 +235,7 @@ def _sets(data: DictConfig, table: Table) -> dict[str, np.ndarray]:
 def _write(
     work: Path, split: str, table: Table, members: np.ndarray, images: Iterable[tuple[np.ndarray, tuple[int, int]]]
 ) -> dict:
-    """Write one set, given what `_resized` makes of its members; returns what sets.json says of it."""
+    """Write the set of the table's rows `members`; `images` come from `_resized`. Returns its entry in sets.json."""
     sizes, originals, hashed = [], [], hashlib.sha256()
     with (work / f"{split}_images.bin").open("wb") as out:
         for image, original in images:
@@ -241,56 +243,57 @@ def _write(
             hashed.update(image)  # type: ignore[arg-type]
             sizes.append(image.shape[:2])
             originals.append(original)
-    per_side = 2 / np.array(originals, float)  # (n, 2) of the frame's units in a pixel, across and down
+    per_side = 2 / np.array(originals, float)  # (n, 2), the size of a pixel in the frame, in x and y
     boxes, parts = table.boxes[members], table.parts[members]
     corners = np.stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-    placed = np.concatenate([parts[..., :2] * per_side[:, None] - 1, parts[..., 2:]], -1)
+    parts_in_frame = np.concatenate([parts[..., :2] * per_side[:, None] - 1, parts[..., 2:]], -1)
     facts = {
         "sizes": np.array(sizes),
         "labels": table.labels[members],
-        "parts": placed.astype(np.float32),
+        "parts": parts_in_frame.astype(np.float32),
         "boxes": (corners * per_side[:, None] - 1).reshape(-1, 4).astype(np.float32),
         "names": table.names[members],
     }
     np.savez(work / f"{split}.npz", **facts)
-    made = open_set(work, split)
+    stored = open_set(work, split)
     return {
         "images": len(members),
-        "bytes": len(made.pixels),
+        "bytes": len(stored.pixels),
         "sha256": hashed.hexdigest(),
         "facts": hashlib.sha256((work / f"{split}.npz").read_bytes()).hexdigest(),
-        "spot": made.spot(),
+        "spot": stored.spot(),
     }
 
 
 def open_set(folder: Path, split: str) -> StoredCub:
-    """A set in `folder`, unchecked. Raises OSError, ValueError, KeyError, EOFError or BadZipFile if it is damaged."""
-    with np.load(folder / f"{split}.npz") as kept:
-        return StoredCub(np.memmap(folder / f"{split}_images.bin", mode="r"), **{name: kept[name] for name in FACTS})
+    """Open a set in `folder` unchecked. Raises OSError, ValueError, KeyError, EOFError or BadZipFile if damaged."""
+    with np.load(folder / f"{split}.npz") as arrays:
+        return StoredCub(np.memmap(folder / f"{split}_images.bin", mode="r"), **{name: arrays[name] for name in FACTS})
 
 
 def _resized(folder: Path, name: str, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image (height, width, 3) uint8 whose shorter side is `side`; the width and height that it came with.
+    """An image (height, width, 3) uint8 whose shorter side is `side`, and its original width and height.
 
-    Pillow and the libjpeg-turbo in it decode and resize in integers, so the bytes are the same on every machine.
+    Pillow with libjpeg-turbo decodes and resizes in integer arithmetic, so the bytes are the same on every machine.
     """
     try:
         with Image.open(folder / "images" / name) as opened:
-            image = opened.convert("RGB")  # some are grey
+            image = opened.convert("RGB")  # some images are grey
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise Unfit(f"holds images/{name}, which is no whole image ({why(error)})") from None
     shorter = min(image.size)
     size = tuple((2 * length * side + shorter) // (2 * shorter) for length in image.size)
-    # Paper: does not say how. We: bilinear over all pixels that fall into one, as torchvision does for ImageNet.
+    # Paper: silent. We: antialiased bilinear resizing, as torchvision does for ImageNet.
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR)), image.size  # type: ignore[arg-type]
 
 
 def _in_order(
-    work: "Callable[[Item], Made]", items: "Iterable[Item]", workers: int, tell: Callable[[int], None]
-) -> "Generator[Made]":
-    """`work(item)` of each item, in their order, made by threads a few items ahead. `tell` hears how many are done.
+    work: "Callable[[Item], Result]", items: "Iterable[Item]", workers: int, tell: Callable[[int], None]
+) -> "Generator[Result]":
+    """Yield `work(item)` of each item in order; threads compute a few items ahead.
 
-    Threads, because Pillow decodes and resizes without the interpreter's lock.
+    `tell` is called with the number of items done. Threads suffice because Pillow decodes and resizes without the
+    interpreter's lock.
     """
     waiting: deque[Future] = deque()
     with ThreadPoolExecutor(workers) as crew:
@@ -309,37 +312,37 @@ def _in_order(
 
 @contextmanager
 def unpacked(data: DictConfig, scratch: Path) -> Iterator[tuple[Path, Path]]:
-    """What `data.raw` holds, and the folder CUB_200_2011: the same, or what the archive unpacks to within the block."""
+    """Yield the archive in `data.raw` and the folder to which it is unpacked; or twice the folder in `data.raw`."""
     packed, folder = Path(data.raw, f"{CUB}.tgz"), Path(data.raw, CUB)
     if packed.exists():
-        room = scratch / f"{Path(data.stored).name}.raw"
+        temporary = scratch / f"{Path(data.stored).name}.raw"
         try:
-            _unpack(packed, room)
-            yield packed, room / CUB
+            _unpack(packed, temporary)
+            yield packed, temporary / CUB
         finally:
-            shutil.rmtree(room, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     elif folder.is_dir():
         yield folder, folder
     else:
         raise UserError(f"{packed} is missing: run `python -m stn.fetch data={data.name}`")
 
 
-def _unpack(packed: Path, room: Path) -> None:
-    """Unpack the images and what is read of the text files to `room`."""
-    shutil.rmtree(room, ignore_errors=True)
+def _unpack(packed: Path, target_folder: Path) -> None:
+    """Unpack the images and the required text files to `target_folder`."""
+    shutil.rmtree(target_folder, ignore_errors=True)
     size = packed.stat().st_size
     with (
-        writing(room),
+        writing(target_folder),
         whole(packed),
         progress(f"unpacking {packed}", size) as tell,
         archive(packed, tell, folders=True) as files,
     ):
         for name, stream in files:
-            below = PurePosixPath(name)
-            if below.parts[0] != CUB or ".." in below.parts:
+            path = PurePosixPath(name)
+            if path.parts[0] != CUB or ".." in path.parts:
                 continue
-            if str(below.relative_to(CUB)) in TEXTS or below.parts[1:2] == ("images",):
-                target = room / below
+            if str(path.relative_to(CUB)) in TEXTS or path.parts[1:2] == ("images",):
+                target = target_folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("wb") as out:
                     shutil.copyfileobj(stream, out)

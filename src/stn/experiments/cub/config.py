@@ -20,7 +20,7 @@ class Head(Enum):
 
 @dataclass(kw_only=True)
 class CubDataConfig(DataConfig):
-    """`canvas` is the side of the images that a network gets, `side` the shorter one of the stored images."""
+    """`canvas` is the side of a network's input images, `side` the shorter side of the stored images."""
 
     source: Archive
     classes: int
@@ -65,7 +65,7 @@ SMALLEST = {
 
 
 def check(cfg: DictConfig) -> None:
-    """A UserError for a reach that is none, and for annotated windows where two streams cannot take them."""
+    """Raise UserError for an invalid reach, windows with equal starts, or annotations without two windows."""
     model = cfg.model
     if model is not None and model.reach is not None and not model.reach > 0:
         raise UserError(f"model.reach={model.reach} is no way to go: give a positive number, or null for no bound")
@@ -78,8 +78,8 @@ def check(cfg: DictConfig) -> None:
 
 
 def has_transformer(model: DictConfig) -> bool:
-    """Whether a network has a transformer, with which it may explore."""
+    """Whether a network has a transformer, and so may be trained with exploration."""
     return model.windows is not None
 
 
-has_random_places = has_transformer  # the networks whose windows may stand at random places
+has_random_places = has_transformer  # every network with windows may be trained with them at random places

@@ -1,4 +1,4 @@
-"""Birds as a run feeds on them: the stored images, and batches of crops of them (paper, section 4.3)."""
+"""The data source of birds: batches of crops of the stored images (paper, section 4.3)."""
 
 import hashlib
 import warnings
@@ -25,14 +25,14 @@ __all__ = ["DOOR", "CubSource", "fetch", "source", "store"]
 
 
 def fetch(data: DictConfig) -> list[Path]:
-    """Bring the archive of birds, or a mirror's folder, to `data.raw`. Returns it."""
+    """Download the archive of birds, or copy a mirror's folder, to `data.raw`. Returns its path."""
     return fetch_birds(Path(data.raw), partial(fault, classes=data.classes))
 
 
 def load_stored(data: DictConfig, split: str) -> tuple[StoredCub, list[str], list[str]]:
-    """One of the stored sets, the names of the classes and those of the parts, both in words.
+    """A stored set, and the names of the classes and of the parts in words.
 
-    A missing or damaged one is a UserError that names the command that makes it.
+    Raises UserError, with the command that makes the set, if it is missing or damaged.
     """
     folder = Path(data.stored)
 
@@ -52,17 +52,17 @@ def load_stored(data: DictConfig, split: str) -> tuple[StoredCub, list[str], lis
 
 
 class CubSource:
-    """What a run feeds on. Batches are (images (B, 3, canvas, canvas) float in [0, 1], labels (B,)), on the device.
+    """The data source. Batches are (images (B, 3, canvas, canvas) float in [0, 1], labels (B,)), on the device.
 
-    Training crops stand anywhere in the stored image, and half of them are mirrored; the others are central.
+    Training crops are at random places in the stored image, and half of them are mirrored. Other crops are central.
 
-    With `data.annotated` an image is two windows of half its side, (B, 2, 3, half, half): one at the mean of the parts
-    of the head, one at that of the body's, both within the image. That is an oracle: what places of windows can gain.
+    With `data.annotated` an image is two windows of half the side, (B, 2, 3, canvas / 2, canvas / 2): one at the mean
+    of the head's parts, one at that of the body's, both within the image. This oracle shows what good places can gain.
     """
 
     chunk = 64  # images of a validation or test batch: small enough for four trunks at 448 pixels
     images_per_pick = 1  # of a training batch
-    traced = 6  # validation images whose windows are recorded as training goes on
+    traced = 6  # validation images whose windows are recorded during training
 
     def __init__(self, data: DictConfig):
         check(data)
@@ -73,7 +73,7 @@ class CubSource:
         self.part_names: list[str] = []
 
     def load(self, split: str) -> None:
-        """Open `train`, `validation` or `test`; a UserError if it is missing or damaged."""
+        """Open `train`, `validation` or `test`. Raises UserError if it is missing or damaged."""
         if split not in self.sets:
             self.sets[split], self.classes, self.part_names = load_stored(self.data, split)
 
@@ -88,74 +88,75 @@ class CubSource:
     def train_batch(
         self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """The training images `index` (B,): random crops, mirrored or not; `part` says which B of the `size` they are.
+        """Random crops, half of them mirrored, of the training images `index` (B,), `part` of the batch of `size`.
 
-        Paper: random crops and horizontal flips, without their odds. We: every place alike, and one half.
+        Paper: random crops and horizontal flips, without probabilities. We: uniform places, and flips with
+        probability 0.5.
         """
         index = index.cpu().numpy()
-        drawn = torch.rand(3, size, generator=draws, device=draws.device)[:, part]
-        down, right, mirrored = drawn.cpu().double().numpy()
+        uniform = torch.rand(3, size, generator=draws, device=draws.device)[:, part]
+        down, right, mirrored = uniform.cpu().double().numpy()
         places = self.sets["train"].sizes[index] - self.data.canvas + 1
         corners = (np.stack([down, right], 1) * places).astype(int)
         return self._crops("train", index, corners, device, mirrored < 0.5), self._labels("train", index, device)
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the report shows of the windows on the test set of n images; nothing for a network without any.
+        """Arrays for the report on N windows, from the test set of n images; empty without windows.
 
-        example_input (E, 128, 128, 3), example_label, example_said (E,), example_name, example_said_name (E,): test
-        images spread evenly, their class, and what the network says. example_windows (E, N, 4, 2), window_all (n, N,
-        4, 2): the corners of the N windows. parts (n, 15, 2), part_names (15,): where a bird's parts are, NaN where
-        not visible. Windows and parts are in the frame of the central crop. trace_input (T, 128, 128, 3): the
-        validation images whose windows are recorded as training goes on.
+        Of E evenly spaced test images: example_input (E, 128, 128, 3), example_label and example_name (E,),
+        example_said and example_said_name (E,) (the prediction), example_windows (E, N, 4, 2) (the corners of the
+        windows). Of all images: window_all (n, N, 4, 2), and parts (n, 15, 2), NaN where not visible. Windows and parts
+        are in the frame of the central crop. part_names (15,). trace_input (T, 128, 128, 3): the validation images
+        whose windows are recorded during training.
         """
         if not any(name.startswith("theta") for name in arrays):
             return {}
         device, n = next(network.parameters()).device, self.count("test")
-        everything = torch.arange(n).split(self.chunk)
-        windows = [network.windows(self.batch("test", some, device)[0]).half().cpu() for some in everything]  # type: ignore[operator]
+        chunks = torch.arange(n).split(self.chunk)
+        windows = [network.windows(self.batch("test", chunk, device)[0]).half().cpu() for chunk in chunks]  # type: ignore[operator]
         windows = torch.cat(windows).numpy()
-        chosen = torch.linspace(0, n - 1, min(EXAMPLES, n)).round().long()
-        images, labels = self.batch("test", chosen, device)
+        examples = torch.linspace(0, n - 1, min(EXAMPLES, n)).round().long()
+        images, labels = self.batch("test", examples, device)
         self.load("validation")
         traced, _ = self.batch("validation", torch.arange(min(self.traced, self.count("validation"))), device)
-        label, said = labels.cpu().numpy(), network(images).argmax(-1).cpu().numpy()
+        label, predicted = labels.cpu().numpy(), network(images).argmax(-1).cpu().numpy()
         names = np.array(self.classes)
         return {
             "trace_input": _small(traced),
             "example_input": _small(images),
             "example_label": label,
-            "example_said": said,
+            "example_said": predicted,
             "example_name": names[label],
-            "example_said_name": names[said],
-            "example_windows": windows[chosen.numpy()],
+            "example_said_name": names[predicted],
+            "example_windows": windows[examples.numpy()],
             "window_all": windows,
             "parts": self._parts_in_crop("test").astype(np.float16),
             "part_names": np.array(self.part_names),
         }
 
     def _parts_in_crop(self, split: str) -> np.ndarray:
-        """(n, 15, 2): x and y of the parts in the frame of the central crop, NaN where not visible there."""
-        everything = np.arange(self.count(split))
-        return self._parts(split, everything, self._centres(split, everything))
+        """The parts (n, 15, 2) = x, y in the frame of the central crop, NaN where not visible in the crop."""
+        all_images = np.arange(self.count(split))
+        return self._parts(split, all_images, self._centres(split, all_images))
 
     def _parts(self, split: str, index: np.ndarray, corners: np.ndarray) -> np.ndarray:
-        """(B, 15, 2): x and y of the parts of the images `index` in the frame of their crops at `corners` (y, x)."""
+        """The parts (B, 15, 2) = x, y of the images `index` in the frame of their crops at `corners` (B, 2) = y, x."""
         stored, sizes = self.sets[split], self.sets[split].sizes[index]
         parts = stored.parts[index]
         pixels = (parts[..., :2] + 1) / 2 * sizes[:, None, ::-1] - corners[:, None, ::-1]
-        placed = 2 * pixels / self.data.canvas - 1
-        visible = (parts[..., 2] > 0) & (np.abs(placed) <= 1).all(-1)
-        return np.where(visible[..., None], placed, np.nan)
+        in_crop = 2 * pixels / self.data.canvas - 1
+        visible = (parts[..., 2] > 0) & (np.abs(in_crop) <= 1).all(-1)
+        return np.where(visible[..., None], in_crop, np.nan)
 
     def _centres(self, split: str, index: np.ndarray) -> np.ndarray:
-        """(B, 2) (y, x): the upper left corners of the central crops."""
+        """The upper left corners (B, 2) = y, x of the central crops."""
         return (self.sets[split].sizes[index] - self.data.canvas) // 2
 
     def _crops(
         self, split: str, index: np.ndarray, corners: np.ndarray, device: torch.device, mirrored: np.ndarray | None
     ) -> Tensor:
-        """(B, 3, canvas, canvas) float in [0, 1], channels last: of the stored images only the crops are read."""
+        """The crops (B, 3, canvas, canvas) float in [0, 1], channels last. Only the crops are read from the disk."""
         stored, side = self.sets[split], self.data.canvas
         crops = torch.empty(len(index), side, side, 3, dtype=torch.uint8)
         for row, (i, (y, x)) in enumerate(zip(index, corners, strict=True)):
@@ -167,16 +168,16 @@ class CubSource:
     def _annotated(
         self, images: Tensor, split: str, index: np.ndarray, corners: np.ndarray, mirrored: np.ndarray | None
     ) -> Tensor:
-        """(B, 2, 3, canvas / 2, canvas / 2): the windows at head and body of crops (B, 3, canvas, canvas)."""
+        """The windows (B, 2, 3, canvas / 2, canvas / 2) at head and body of crops (B, 3, canvas, canvas)."""
         parts = self._parts(split, index, corners)
         if mirrored is not None:
             parts[mirrored, :, 0] *= -1
-        named = [np.isin(self.part_names, names) for names in REGIONS.values()]
+        region_masks = [np.isin(self.part_names, names) for names in REGIONS.values()]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a mean of nothing, where no part of a region is visible
-            everything = np.nanmean(parts, 1, keepdims=True)
-            centres = np.stack([np.nanmean(parts[:, region], 1) for region in named], 1)
-        centres = np.where(np.isnan(centres), everything, centres)  # the bird's, then the middle of the image
+            warnings.simplefilter("ignore", RuntimeWarning)  # the mean of a region without visible parts
+            bird_centres = np.nanmean(parts, 1, keepdims=True)
+            centres = np.stack([np.nanmean(parts[:, mask], 1) for mask in region_masks], 1)
+        centres = np.where(np.isnan(centres), bird_centres, centres)  # else the mean of all parts
         theta = torch.from_numpy(np.nan_to_num(centres).clip(SCALE - 1, 1 - SCALE)).to(images)
         size = images.shape[2] // 2, images.shape[3] // 2
         windows = [bilinear(images, Translation(SCALE).grid(theta[:, i], size)) for i in range(theta.shape[1])]
@@ -193,5 +194,5 @@ def _small(images: Tensor) -> np.ndarray:
 
 
 def source(data: DictConfig) -> CubSource:
-    """What the learner of Table 3 feeds on."""
+    """The data source of Table 3."""
     return CubSource(data)

@@ -1,4 +1,4 @@
-"""Figures of Table 3: where the transformers look, and which part of the bird each window holds."""
+"""Figures of Table 3: the windows of the transformers, and which parts of the bird each window contains."""
 
 import textwrap
 from collections.abc import Sequence
@@ -28,15 +28,15 @@ from stn.report.drawing import (
 from stn.report.records import Record
 
 SHOWN = 6  # test images in a row
-OUTSIDE = "#7C7468"  # ImageNet's mean colour: zero, once an image is normalised
+OUTSIDE = "#7C7468"  # ImageNet's mean colour, which is zero in a normalised image
 HEAT = LinearSegmentedColormap.from_list("heat", ["#FFFFFF", "#DCEBF2", "#7FB6CF", "#1F6F94", "#0B3550"])
 
 
 def draw_birds(records: Sequence[Record]) -> Sheet:
-    """Per column and network test birds with their windows, what each window shows, and what is said wrong."""
-    shown = select(BIRDS, records, lambda row: row.transformer and not row.shown_where_run)
-    n = min(SHOWN, *(len(record.arrays["example_input"]) for record in shown.records.values()))
-    side, across = 1.30, 1.46  # inches: an image, from one bird to the next
+    """For each column and network, test images with windows, the windows' crops, and wrong predictions."""
+    selection = select(BIRDS, records, lambda row: row.transformer and not row.shown_where_run)
+    n = min(SHOWN, *(len(record.arrays["example_input"]) for record in selection.records.values()))
+    side, across = 1.30, 1.46  # inches: an image, the pitch of images
     left, top, title, line, foot, bottom = 1.22, 0.80, 0.62, 0.15, 0.20, 0.40
     width = left + max(n, 4) * across
 
@@ -44,94 +44,98 @@ def draw_birds(records: Sequence[Record]) -> Sheet:
         return textwrap.wrap(name, int(across / 0.062))
 
     titles, blocks, height = {}, [], top
-    for column in shown.columns:
+    for column in selection.columns:
         titles[column] = height
         height += title
-        for row in [row for row in shown.rows if (row, column) in shown.records]:
-            arrays = shown.records[row, column].arrays
-            picked = np.linspace(0, len(arrays["example_input"]) - 1, n).round().astype(int)
+        for row in [row for row in selection.rows if (row, column) in selection.records]:
+            arrays = selection.records[row, column].arrays
+            examples = np.linspace(0, len(arrays["example_input"]) - 1, n).round().astype(int)
             wrong = arrays["example_said"] != arrays["example_label"]
-            answers = [wrapped(f"said {arrays['example_said_name'][at]}") if wrong[at] else [] for at in picked]
+            answers = [
+                wrapped(f"said {arrays['example_said_name'][example]}") if wrong[example] else []
+                for example in examples
+            ]
             tall = _bird_height(arrays["example_windows"].shape[1], side)
-            blocks.append((column, row, arrays, height, tall, list(zip(picked, answers, strict=True))))
+            blocks.append((column, row, arrays, height, tall, list(zip(examples, answers, strict=True))))
             height += tall + foot + line * max(map(len, answers))
     height += bottom
     with open_sheet(width, height, photos=True, step=5) as sheet:
         sheet.text(0.2, 0.32, "Where the transformers look", size=12, weight="bold")
         _draw_key(sheet, 0.2, 0.56, max(arrays["example_windows"].shape[1] for _, _, arrays, *_ in blocks))
         for column, y in titles.items():
-            part = next(record.part for place, record in shown.records.items() if place[1] is column)
+            part = next(record.part for place, record in selection.records.items() if place[1] is column)
             sheet.text(left, y + 0.14, f"{column.label}: {part}" if part else column.label, color=GREY, va="center")
         for column, row, arrays, y, tall, birds in blocks:
             model, _, pixels = row.label.partition(" ")
             sheet.text(0.2, y + side / 2 - 0.1, model, size=11, weight="bold", va="center")
             sheet.text(0.2, y + side / 2 + 0.1, pixels, color=GREY, va="center")
-            for i, (at, answer) in enumerate(birds):
+            for i, (example, answer) in enumerate(birds):
                 x, middle = left + i * across, {"size": 8, "ha": "center", "va": "center"}
                 if y == titles[column] + title:  # the networks below show the same birds
-                    for k, words in enumerate(reversed(wrapped(arrays["example_name"][at]))):
+                    for k, words in enumerate(reversed(wrapped(arrays["example_name"][example]))):
                         sheet.text(x + side / 2, y - 0.11 - line * k, words, **middle)
-                windows = arrays["example_windows"][at].astype(float)
-                _draw_bird(sheet, x, y, side, arrays["example_input"][at], windows)
+                windows = arrays["example_windows"][example].astype(float)
+                _draw_bird(sheet, x, y, side, arrays["example_input"][example], windows)
                 for k, words in enumerate(answer):
                     sheet.text(x + side / 2, y + tall + 0.13 + line * k, words, color=WRONG, **middle)
         images = f"{n} test images, spread evenly over the test set"
-        source = describe_source(shown.records.values(), "ST-CNN, ", images)
+        source = describe_source(selection.records.values(), "ST-CNN, ", images)
         sheet.text(left, height - 0.15, source, size=7.5, color=GREY)
     return sheet
 
 
 def draw_parts(records: Sequence[Record]) -> Sheet:
-    """Per column and network where the windows stand on all test images and how often they hold each part."""
-    shown = select(BIRDS, records, lambda row: row.transformer)
-    held = {
-        (cell.record.row, cell.record.column, cell.window): cell for cell in measure_parts(list(shown.records.values()))
+    """For each column and network, the windows' places on all test images and how often they contain each part."""
+    selection = select(BIRDS, records, lambda row: row.transformer)
+    cells = {
+        (cell.record.row, cell.record.column, cell.window): cell
+        for cell in measure_parts(list(selection.records.values()))
     }
-    count = {place: record.arrays["window_all"].shape[1] for place, record in shown.records.items()}
-    wide, tall, gap, left, right = 0.47, 0.255, 0.26, 1.12, 0.15  # a place of the map, from one network to the next
+    count = {place: record.arrays["window_all"].shape[1] for place, record in selection.records.items()}
+    wide, tall, gap, left, right = 0.47, 0.255, 0.26, 1.12, 0.15  # inches: a cell of the map, gap, margins
     frame, top, head, between, bottom = 1.0, 0.80, 0.62, 0.14, 0.40
-    begin = head + frame + 0.36  # of the map, below the top of its block
-    lines, down = [], begin  # (region, part, or None for all of them) and how far down it stands
+    begin = head + frame + 0.36  # the top of the map, below the top of its block
+    lines, line_y = [], begin  # (region, part or None for all parts, top of the line)
     for region, names in REGIONS.items():
         for name in (None, *names):
-            lines.append((region, name, down))
-            down += tall
-        down += between
-    block = down + 0.16
+            lines.append((region, name, line_y))
+            line_y += tall
+        line_y += between
+    block = line_y + 0.16
     span = {place: max(frame, wide * n) for place, n in count.items()}
-    wides = [sum(span[place] + gap for place in span if place[1] is column) for column in shown.columns]
-    width = max(left + max(wides) - gap + right, 4.2)  # the title needs so much
-    n = max(record.n_test for record in shown.records.values())
+    column_widths = [sum(span[place] + gap for place in span if place[1] is column) for column in selection.columns]
+    width = max(left + max(column_widths) - gap + right, 4.2)  # at least the width of the title
+    n = max(record.n_test for record in selection.records.values())
     words = f"% of the test images ({n:,}) that show the part; above, mean windows, and their centres on every image"
-    source = textwrap.wrap(describe_source(shown.records.values(), "ST-CNN, ", words), int(width / 0.06))
-    height = top + len(shown.columns) * block + bottom + LINE * (len(source) - 1)
+    source = textwrap.wrap(describe_source(selection.records.values(), "ST-CNN, ", words), int(width / 0.06))
+    height = top + len(selection.columns) * block + bottom + LINE * (len(source) - 1)
     with open_sheet(width, height) as sheet:
         sheet.text(0.2, 0.32, "Which part of the bird each window holds", size=12, weight="bold")
         _draw_key(sheet, 0.2, 0.56, max(count.values()))
-        for c, column in enumerate(shown.columns):
+        for c, column in enumerate(selection.columns):
             x, y = left, top + c * block
-            if len(shown.columns) > 1:
+            if len(selection.columns) > 1:
                 sheet.text(0.2, y + 0.2, column.label, size=11, weight="bold", va="center")
-            for region, name, down in lines:
+            for region, name, line_y in lines:
                 style = {"size": 8.5, "weight": "normal" if name else "bold", "ha": "right", "va": "center"}
-                sheet.text(x - 0.1, y + down + tall / 2, name or region, **style)
-            for place in [(row, column) for row in shown.rows if (row, column) in shown.records]:
+                sheet.text(x - 0.1, y + line_y + tall / 2, name or region, **style)
+            for place in [(row, column) for row in selection.rows if (row, column) in selection.records]:
                 model, _, rest = place[0].label.partition(" ")
                 middle = {"ha": "center", "va": "center"}
                 sheet.text(x + span[place] / 2, y + head - 0.34, model, weight="bold", **middle)
                 sheet.text(x + span[place] / 2, y + head - 0.16, rest, color=GREY, size=8, **middle)
-                stand = sheet.tile(x + (span[place] - frame) / 2, y + head, frame, frame, frame / 2)
-                _draw_stands(stand, shown.records[place])
-                first = x + (span[place] - wide * count[place]) / 2
+                axes = sheet.tile(x + (span[place] - frame) / 2, y + head, frame, frame, frame / 2)
+                _draw_stands(axes, selection.records[place])
+                first_x = x + (span[place] - wide * count[place]) / 2
                 for k in range(count[place]):
-                    at, cell = first + k * wide, held[(*place, k + 1)]
-                    sheet.text(at + wide / 2, y + begin - 0.18, str(k + 1), size=8, color=GREY, **middle)
-                    strip = sheet.axes(at + 0.03, y + begin - 0.10, wide - 0.06, 0.05)
+                    cell_x, cell = first_x + k * wide, cells[(*place, k + 1)]
+                    sheet.text(cell_x + wide / 2, y + begin - 0.18, str(k + 1), size=8, color=GREY, **middle)
+                    strip = sheet.axes(cell_x + 0.03, y + begin - 0.10, wide - 0.06, 0.05)
                     strip.set_axis_off()
                     strip.add_patch(Rectangle((0, 0), 1, 1, color=STRONG[k % len(STRONG)]))
-                    for region, name, down in lines:
+                    for region, name, line_y in lines:
                         share = cell.parts.get(name, np.nan) if name else cell.regions[region]
-                        _draw_heat(sheet.axes(at, y + down, wide, tall), share, bold=name is None)
+                        _draw_heat(sheet.axes(cell_x, y + line_y, wide, tall), share, bold=name is None)
                 x += span[place] + gap
         for i, line in enumerate(reversed(source)):
             sheet.text(0.2, height - 0.15 - LINE * i, line, size=7.5, color=GREY)
@@ -139,10 +143,10 @@ def draw_parts(records: Sequence[Record]) -> Sheet:
 
 
 def draw_training(records: Sequence[Record]) -> Animation:
-    """Windows on validation birds along the training of the first network that has any: an animation."""
-    shown = select(BIRDS, records, lambda row: row.transformer and not row.shown_where_run)
-    places = [place for place in shown.records if place[0] is TWO_448] or list(shown.records)
-    record = shown.records[places[0]]
+    """An animation of the windows on validation images during the training of one network, if possible `TWO_448`."""
+    selection = select(BIRDS, records, lambda row: row.transformer and not row.shown_where_run)
+    places = [place for place in selection.records if place[0] is TWO_448] or list(selection.records)
+    record = selection.records[places[0]]
     arrays, budget = record.arrays, record.config.get("budget", {})
     images, trace, steps = arrays["trace_input"], arrays["trace"].astype(float), arrays["trace_steps"]
     centres = trace.reshape(len(steps), len(images), -1, 2)
@@ -180,15 +184,15 @@ def draw_training(records: Sequence[Record]) -> Animation:
 
 
 def _draw_bird(sheet: Sheet, x: float, y: float, side: float, image: np.ndarray, windows: np.ndarray) -> None:
-    """The image (H, W, 3) with its windows (N, 4 corners, 2), and below it what each of them shows, two in a line."""
+    """Draw the image (H, W, 3) with its windows (N, 4 corners, 2), and below it the windows' crops, two in a line."""
     small, gap = _crop(side)
-    whole = sheet.tile(x, y, side, side, side / 2)
-    _draw_photo(whole, image)
+    photo = sheet.tile(x, y, side, side, side / 2)
+    _draw_photo(photo, image)
     for k, window in enumerate(windows):
-        if not np.isfinite(window).all():  # of a training that came apart
+        if not np.isfinite(window).all():  # from a training that diverged
             continue
         colour, low, high = STRONG[k % len(STRONG)], window.min(0), window.max(0)
-        whole.add_patch(Polygon(window, **line_style(colour, strong=True)))
+        photo.add_patch(Polygon(window, **line_style(colour, strong=True)))
         crop = sheet.tile(x + k % 2 * (small + gap), y + side + gap + k // 2 * (small + gap), small, small, small / 2)
         _draw_photo(crop, image)
         crop.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]))
@@ -196,17 +200,17 @@ def _draw_bird(sheet: Sheet, x: float, y: float, side: float, image: np.ndarray,
 
 
 def _bird_height(windows: int, side: float) -> float:
-    """How tall a bird is with the crops below it."""
+    """The height of an image with the crops below it."""
     return side + -(-windows // 2) * sum(_crop(side))
 
 
 def _crop(side: float) -> tuple[float, float]:
-    """How wide a crop is, and the gap to the next one."""
+    """The side of a crop, and the gap to the next one."""
     return side / 2 - 0.03, 0.06
 
 
 def _draw_photo(axes: Axes, image: np.ndarray) -> None:
-    """A photo (H, W, 3) on the frame [-1, 1], enlarged smoothly; beside it the grey that a network sees there."""
+    """Draw a photo (H, W, 3) on the frame [-1, 1], smoothly enlarged, and around it the colour that a network sees."""
     limits = axes.get_xlim(), axes.get_ylim()
     axes.imshow(image, extent=(-1, 1, 1, -1), interpolation="bicubic")
     axes.add_patch(Rectangle((-9, -9), 18, 18, color=OUTSIDE, zorder=-1))
@@ -214,7 +218,7 @@ def _draw_photo(axes: Axes, image: np.ndarray) -> None:
 
 
 def _draw_key(sheet: Sheet, x: float, y: float, count: int) -> None:
-    """Says which colour is which of up to `count` windows side by side."""
+    """Draw the key of the colours of up to `count` parallel windows."""
     sheet.text(x, y, "windows:", color=GREY, va="center")
     x += 0.66
     for k, colour in enumerate(STRONG[:count]):
@@ -225,7 +229,7 @@ def _draw_key(sheet: Sheet, x: float, y: float, count: int) -> None:
 
 
 def _draw_stands(axes: Axes, record: Record) -> None:
-    """The image's frame with the centres of the windows on all test images, and each window's mean outline."""
+    """Draw the image's frame, the windows' centres on all test images, and each window's mean outline."""
     axes.add_patch(Rectangle((-1, -1), 2, 2, facecolor="#F7F7F7", edgecolor=GREY, linewidth=0.8, zorder=0))
     for k, windows in enumerate(np.moveaxis(record.arrays["window_all"].astype(float), 1, 0)):
         colour, windows = STRONG[k % len(STRONG)], windows[np.isfinite(windows).all((1, 2))]
@@ -236,7 +240,7 @@ def _draw_stands(axes: Axes, record: Record) -> None:
 
 
 def _draw_heat(axes: Axes, share: float, bold: bool) -> None:
-    """One place of the map: the share (%) as colour and number."""
+    """Draw one cell of the map: the share (%) as colour and number."""
     colour = "white" if np.isnan(share) else HEAT(share / 100)
     axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1), facecolor=colour)
     for spine in axes.spines.values():

@@ -1,4 +1,4 @@
-"""The networks of Table 3 (paper, section 4.3): a trunk on birds, parallel windows, bilinear pooling."""
+"""The networks of Table 3 (paper, section 4.3): trunks, parallel windows, bilinear pooling."""
 
 import copy
 import math
@@ -16,32 +16,33 @@ from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import CORNERS, Translation
 from stn.nn.transformer import SpatialTransformer
 
-HEAD = 0.01  # std of the classifier's first weights: small, or its first errors would upset the trunks and the windows
+HEAD = 0.01  # std of the classifier's initial weights: small, so that first gradients do not harm trunks and windows
 SMALL = 1e-5  # epsilon of the signed square root: keeps its gradient finite at zero
 
 
 class CubNetwork(nn.Module):
-    """A trunk on the image, or N transformers in parallel, each with a trunk of its own on its window.
+    """A trunk on the image, or N transformers in parallel, each with a trunk on its window.
 
     A call maps images (B, 3, canvas, canvas) in [0, 1] to class scores (B, classes). Frames as in
-    `stn.geometry.transforms`. Images are normalised as the trunk's weights want it, then sampled: what a window sees
-    beyond an image's edge is zero, the mean colour. The descriptors of all streams are put side by side for one
-    linear layer. All trunks start with the same weights.
+    `stn.geometry.transforms`. Images are normalised for the trunk's weights before they are sampled, so a window that
+    exceeds the image sees zero there, the mean colour. The descriptors of all streams are concatenated for one linear
+    layer. All trunks start with the same weights.
 
     Args:
         windows: N; None: no transformer.
-        fixed: the windows stay where those of a transformer start; there is no localisation network.
-        given: images are the N windows already, (B, N, 3, size, size), and there is nothing to localise.
-        spread: the windows start at so much of the way from the middle to `tiles(N)`; 1: at the tiles.
-        reach: how far a window's centre may go from its start; None: as far as it likes.
-        size: pixels a side of what each trunk sees. Without windows, and for the localisation network, a larger
-            canvas is average-pooled to it.
-        trunk, node, frozen_norm, frozen: of `stn.experiments.cub.trunks.Trunk`.
-        shared: one trunk for all streams; the localisation network's is another one still.
-        head: a descriptor is the mean of a trunk's map over its positions ("linear"), or that of the outer products
-            of its features, with signed square root and unit length ("bilinear": Lin et al. 2015, with equal trunks).
-        dropout: a rate, on the descriptors.
-        localisation: its `filters` and `features`, and the `side` in pixels at which it sees the image (None: `size`).
+        fixed: the windows stay at their start; there is no localisation network.
+        given: the input already is the N windows (B, N, 3, size, size); there is no localisation network.
+        spread: position of the windows at the start, between the middle of the image (0) and `tiles(N)` (1).
+        reach: the largest distance of a window's centre from its start; None: unbounded.
+        size: side in pixels of a trunk's input. Without windows, and for the localisation network, a larger canvas is
+            average-pooled to it.
+        trunk, node, frozen_norm, frozen: as for `stn.experiments.cub.trunks.Trunk`.
+        shared: one trunk for all streams. The localisation network always has its own.
+        head: "linear": a descriptor is the mean of a trunk's map over its positions. "bilinear" (Lin et al. 2015, with
+            equal trunks): it is the mean outer product of the features, with signed square root and unit length.
+        dropout: the rate on the descriptors.
+        localisation: `filters` and `features` of the localisation network, and the `side` in pixels of its input (None:
+            `size`).
     """
 
     if TYPE_CHECKING:  # buffers
@@ -71,12 +72,13 @@ class CubNetwork(nn.Module):
         super().__init__()
         self.size, self.head = size, head
         self.windowed, self.given = windows is not None, given
-        whole = min(canvas, size)  # the side at which a trunk sees the whole image
-        self.shrink = nn.AdaptiveAvgPool2d(whole) if whole < canvas else nn.Identity()
-        first = Trunk(trunk, node, frozen_norm, frozen)
-        self.trunks = nn.ModuleList([first])
-        self.trunks += [copy.deepcopy(first) for _ in range(0 if shared else (windows or 1) - 1)]
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))  # in the state: they belong to the weights
+        whole_side = min(canvas, size)  # the side at which a trunk sees the whole image
+        self.shrink = nn.AdaptiveAvgPool2d(whole_side) if whole_side < canvas else nn.Identity()
+        first_trunk = Trunk(trunk, node, frozen_norm, frozen)
+        self.trunks = nn.ModuleList([first_trunk])
+        self.trunks += [copy.deepcopy(first_trunk) for _ in range(0 if shared else (windows or 1) - 1)]
+        # Mean and std are part of the state, because they belong to the trunks' weights.
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
         self.transformation = Translation(SCALE)
         self.transformer = None
@@ -85,11 +87,11 @@ class CubNetwork(nn.Module):
         if self.windowed and not fixed and not given:
             filters, features = localisation["filters"], localisation["features"]  # type: ignore[index]
             side = min(localisation.get("side") or size, canvas)  # type: ignore[union-attr]
-            channels, height, width = first.map_shape(side)
-            # Paper: 1x1 convolution, FC, FC, no word on ReLUs. We: one before each next layer, as elsewhere.
+            channels, height, width = first_trunk.map_shape(side)
+            # Paper: 1x1 convolution, FC, FC; silent on ReLUs. We: a ReLU between layers, as in the other networks.
             body = nn.Sequential(
                 nn.AdaptiveAvgPool2d(side) if side < canvas else nn.Identity(),
-                copy.deepcopy(first),
+                copy.deepcopy(first_trunk),
                 nn.Conv2d(channels, filters, 1),
                 nn.ReLU(inplace=True),
                 nn.Flatten(),
@@ -99,7 +101,7 @@ class CubNetwork(nn.Module):
             self.transformer = SpatialTransformer(
                 body, features, self.transformation, bilinear, (size, size), self.starts, reach
             )
-        channels = first.map_shape(size if self.windowed else whole)[0]
+        channels = first_trunk.map_shape(size if self.windowed else whole_side)[0]
         descriptor = channels**2 if head == "bilinear" else channels
         layers = [nn.Dropout(dropout)] if dropout else []
         linear = nn.Linear((windows or 1) * descriptor, classes)
@@ -115,9 +117,9 @@ class CubNetwork(nn.Module):
         return self._scores(self._view(images, theta[:, i]) for i in range(theta.shape[1]))
 
     def at_random_places(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The scores (B, classes) where all windows of an image stand at one random place within it.
+        """The scores (B, classes) with all windows of an image at one random place within it.
 
-        A shared trunk looks at it once.
+        A shared trunk processes that window only once.
         """
         if self.given:
             return self(images)
@@ -130,7 +132,7 @@ class CubNetwork(nn.Module):
         return self.classifier(torch.cat([descriptor] * len(self.starts), 1))
 
     def _scores(self, views: Iterable[Tensor]) -> Tensor:
-        """(B, classes), from what each stream sees of the images, (B, 3, side, side)."""
+        """The scores (B, classes) from the inputs (B, 3, side, side) of the streams."""
         descriptors = [self._descriptor(self.trunks[i % len(self.trunks)](view)) for i, view in enumerate(views)]
         return self.classifier(torch.cat(descriptors, 1))
 
@@ -138,30 +140,30 @@ class CubNetwork(nn.Module):
         return group_parameters(self, localisation=self.transformer, head=self.classifier)
 
     def thetas(self, images: Tensor) -> dict[str, Tensor]:
-        """`theta` (B, 2N): the centres (x, y) of the N windows, one after the other; nothing without windows."""
+        """`theta` (B, 2N): the centres x, y of the N windows in sequence; empty without windows."""
         if not self.windowed or self.given:
             return {}
         return {"theta": self._theta(self._normalised(images)).flatten(1)}
 
     def windows(self, images: Tensor) -> Tensor:
-        """(B, N, 4, 2): the corners of the windows on the images, clockwise from the top left."""
+        """The corners (B, N, 4, 2) of the windows in the images' frame, clockwise from the top left."""
         theta = self._theta(self._normalised(images))
         corners = self.transformation.points(theta.flatten(0, 1), images.new_tensor(CORNERS))
         return corners.unflatten(0, theta.shape[:2])
 
     def seen(self, images: Tensor) -> Tensor:
-        """(B, 3, size, size): what the first stream sees, in the colours of the images."""
+        """The first stream's input (B, 3, size, size), in the colours of the images."""
         if self.given:
             return images[:, 0]
         images = self._normalised(images)
         return self._view(images, self._theta(images)[:, 0]) * self.std + self.mean
 
     def load_pretrained(self) -> str:
-        """Give all trunks their ImageNet weights, and the network their normalisation; returns the weights' name."""
-        first, *others = [module for module in self.modules() if isinstance(module, Trunk)]
-        weights = first.load_pretrained()
-        for trunk in others:
-            trunk.load_state_dict(first.state_dict())
+        """Load ImageNet weights into all trunks, and set the matching normalisation. Returns the weights' name."""
+        first_trunk, *other_trunks = [module for module in self.modules() if isinstance(module, Trunk)]
+        weights = first_trunk.load_pretrained()
+        for trunk in other_trunks:
+            trunk.load_state_dict(first_trunk.state_dict())
         for buffer, value in ((self.mean, weights.mean), (self.std, weights.std)):
             buffer.copy_(torch.tensor(value).view(3, 1, 1))
         return weights.name
@@ -170,15 +172,15 @@ class CubNetwork(nn.Module):
         return (images - self.mean) / self.std
 
     def _theta(self, images: Tensor) -> Tensor:
-        """(B, N, 2), of normalised images. Without windows (B, 1, 0), for one stream on the whole image."""
+        """The centres (B, N, 2) for normalised images. Without windows (B, 1, 0): one stream on the whole image."""
         if self.transformer is not None:
             return self.transformer.theta(images)
         return self.starts.expand(images.shape[0], -1, 2) if self.windowed else images.new_empty(images.shape[0], 1, 0)
 
     def _view(self, images: Tensor, theta: Tensor) -> Tensor:
-        """What a trunk sees of normalised images (B, 3, size, size): the window at theta (B, 2), or all, smaller.
+        """A trunk's input (B, 3, size, size): the window at theta (B, 2) of normalised images, or the pooled images.
 
-        One window at a time, for the stream whose turn it is: they need not all lie in memory.
+        Windows are sampled one at a time, so that not all of them are in memory at once.
         """
         if not self.windowed:
             return self.shrink(images)
@@ -186,17 +188,17 @@ class CubNetwork(nn.Module):
         return view.contiguous(memory_format=torch.channels_last)
 
     def _descriptor(self, maps: Tensor) -> Tensor:
-        """(B, C), or (B, C C) for the bilinear head, of maps (B, C, h, w)."""
+        """The descriptor (B, C), or (B, C C) for the bilinear head, of maps (B, C, h, w)."""
         if self.head == "linear":
             return maps.mean((2, 3))
         features = maps.flatten(2) / (maps.shape[2] * maps.shape[3]) ** 0.5
-        products = (features @ features.mT).flatten(1).to(self.std.dtype)  # the rest is too fine for half precision
-        # The signed square root, but smooth at zero, where its slope would be infinite.
+        products = (features @ features.mT).flatten(1).to(self.std.dtype)  # half precision is too coarse for the rest
+        # The signed square root, smoothed at zero, where its slope would be infinite.
         return F.normalize(products * (products.abs() + SMALL).rsqrt())
 
 
 def tiles(n: int) -> Tensor:
-    """(N, 2): centres (x, y) of n windows of half the side that tile the image in rows, the last one centred.
+    """The centres (n, 2) = x, y of n windows of half the side that tile the image in rows; the last row is centred.
 
     1: the middle; 2: left and right; 4: the quarters. More than four overlap.
     """
@@ -207,12 +209,12 @@ def tiles(n: int) -> Tensor:
 
 
 def _spread(k: int) -> list[float]:
-    """Centres of k windows from edge to edge."""
+    """The centres of k windows in a row from edge to edge."""
     return [0.0] if k == 1 else [(1 - SCALE) * (2 * i / (k - 1) - 1) for i in range(k)]
 
 
 def network(model, data) -> CubNetwork:
-    """The network that a model config describes on the images of a data config; `load_pretrained` fills its trunks."""
+    """The network of a model config for the images of a data config, before `load_pretrained`."""
     return CubNetwork(
         classes=data.classes,
         canvas=data.canvas,

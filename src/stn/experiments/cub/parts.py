@@ -1,4 +1,4 @@
-"""Which networks the birds' networks are built on, and which part of a bird each window holds."""
+"""The trunks of the networks of birds, and which parts of a bird each window contains."""
 
 import math
 from collections import Counter
@@ -14,17 +14,17 @@ from stn.report.records import Record
 from stn.report.statistics import centres, follow, holds
 from stn.report.table import Aside, Grid, Section, Table
 
-STILL = 1.0  # a window whose centre moves less, in % of the side, has no say in what it holds
+STILL = 1.0  # a window whose centre moves less, in % of the side, does not choose what it contains
 
 
 @dataclass(frozen=True)
 class WindowParts:
-    """What a window, counted from 1, holds of the birds on all test images, of the first seed.
+    """The parts of the birds in a window, counted from 1, over all test images; first seed.
 
-    `parts` is the share (%) of the images that show a part in which the window holds it, by name; `regions` the same
-    over all parts of head and of body. `centre` (x, y) and `moves` are in % of the image's side, from its upper left
-    corner: the mean centre, and the root mean square of its way from there. `follows` (x, y) are the correlations of
-    its centre with the bird's, which is the mean of the visible parts; nan where one of the two does not move.
+    `parts`, by name, is the share (%) of the images that show the part in which the window contains it; `regions` is
+    the same over all parts of the head and of the body. `centre` (x, y) is the window's mean centre, from the upper
+    left corner, and `moves` the root mean square distance from it; both in % of the image's side. `follows` (x, y) are
+    the correlations of the window's centre with the bird's, the mean of its visible parts; nan if one does not move.
     """
 
     record: Record
@@ -37,7 +37,7 @@ class WindowParts:
 
 
 def describe_trunks(table: Table, records: Sequence[Record]) -> str:
-    """On what the networks are built, and where its weights come from."""
+    """A sentence on the networks' trunks and the origin of their weights."""
     trunks: Counter[str] = Counter()
     for record in records:
         model = record.config.get("model", {})
@@ -49,26 +49,26 @@ def describe_trunks(table: Table, records: Sequence[Record]) -> str:
 
 
 def measure_parts(records: Sequence[Record]) -> list[WindowParts]:
-    """What each window of each record with transformers holds."""
+    """The measures of each window of each record with transformers."""
     cells = []
     for record in records:
         if not record.row.transformer:
             continue
         names = record.arrays["part_names"].tolist()
         for i, windows in enumerate(np.moveaxis(record.arrays["window_all"], 1, 0)):
-            held = dict(zip(names, holds(windows, record.arrays["parts"]).T, strict=True))
+            inside = dict(zip(names, holds(windows, record.arrays["parts"]).T, strict=True))
             centre, moves = centres(windows)
             regions = {
-                region: _share(*(held[name] for name in parts if name in held)) for region, parts in REGIONS.items()
+                region: _share(*(inside[name] for name in parts if name in inside)) for region, parts in REGIONS.items()
             }
-            parts = {name: _share(images) for name, images in held.items()}
+            parts = {name: _share(images) for name, images in inside.items()}
             follows = follow(windows, find_birds(record.arrays["parts"]))
             cells.append(WindowParts(record, i + 1, regions, parts, tuple(50 * (1 + centre)), 50 * moves, follows))
     return cells
 
 
 def find_birds(parts: np.ndarray) -> np.ndarray:
-    """(n, 2): the mean of the visible of parts (n, K, 2); nan where none is."""
+    """The birds' centres (n, 2): the mean of the visible parts (n, K, 2), or nan."""
     parts = parts.astype(float)
     visible = ~np.isnan(parts).any(2)
     count = visible.sum(1, keepdims=True)
@@ -77,14 +77,14 @@ def find_birds(parts: np.ndarray) -> np.ndarray:
 
 
 def describe_parts(table: Table, records: Sequence[Record]) -> Section | None:
-    """The section of what the windows hold; None without a network that has any."""
+    """The section on the parts in the windows; None if no network has windows."""
     cells = measure_parts(records)
     if not cells:
         return None
     body = []
     for cell in cells:
-        held = {name: share for name, share in cell.parts.items() if not math.isnan(share)}
-        most = sorted(held, key=held.__getitem__, reverse=True)[:3]
+        shares = {name: share for name, share in cell.parts.items() if not math.isnan(share)}
+        top_parts = sorted(shares, key=shares.__getitem__, reverse=True)[:3]
         body.append(
             [
                 *(cell.record.row.label, cell.record.column.label, str(cell.window)),
@@ -92,7 +92,7 @@ def describe_parts(table: Table, records: Sequence[Record]) -> Section | None:
                 ", ".join(f"{share:.0f}" for share in cell.centre),
                 f"{cell.moves:.1f}",
                 ", ".join(map(format_correlation, cell.follows)),
-                ", ".join(f"{name} {held[name]:.0f}" for name in most),
+                ", ".join(f"{name} {shares[name]:.0f}" for name in top_parts),
             ]
         )
     head = ["model", "column", "window", *(f"{region}, %" for region in REGIONS)]
@@ -139,7 +139,7 @@ def describe_follows(table: Table, records: Sequence[Record]) -> Aside | None:
 
 
 def describe_division(table: Table, cells: Sequence[WindowParts]) -> list[str]:
-    """A sentence for each record whose windows may move: which holds the head, which the body."""
+    """A sentence for each record whose windows may move: which window contains the head, and which the body."""
     controls = {row.control for row in table.rows}
     networks: dict[Record, list[WindowParts]] = {}
     for cell in cells:
@@ -149,8 +149,8 @@ def describe_division(table: Table, cells: Sequence[WindowParts]) -> list[str]:
     for record, windows in networks.items():
         place = f"{record.row.label} on {record.column.label}"
         if all(window.moves < STILL for window in windows):
-            most = max(window.moves for window in windows)
-            text = f"{place}: the windows hardly move from image to image (at most {most:.1f} % of the side)"
+            largest_move = max(window.moves for window in windows)
+            text = f"{place}: the windows hardly move from image to image (at most {largest_move:.1f} % of the side)"
             lines.append(f"{text}: they hold what the tiles hold at which they start.")
             continue
         head, body = (_find_fullest(windows, region) for region in REGIONS)
@@ -165,12 +165,12 @@ def describe_division(table: Table, cells: Sequence[WindowParts]) -> list[str]:
 
 
 def _find_fullest(windows: Sequence[WindowParts], region: str) -> WindowParts:
-    """The window that holds a region most often."""
+    """The window that contains a region most often."""
     return max(windows, key=lambda window: window.regions[region])
 
 
-def _share(*held: np.ndarray) -> float:
-    """The share (%) of ones among all that are not nan; nan if there are none."""
-    known = np.concatenate(held)
-    known = known[~np.isnan(known)]
-    return 100 * float(known.mean()) if len(known) else math.nan
+def _share(*flags: np.ndarray) -> float:
+    """The share (%) of ones among the values that are not nan; nan if there are none."""
+    values = np.concatenate(flags)
+    values = values[~np.isnan(values)]
+    return 100 * float(values.mean()) if len(values) else math.nan

@@ -1,4 +1,4 @@
-"""Table 3, birds, and Table 9: what moves their windows."""
+"""Table 3, birds, and Table 9, ways to train the windows."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ TWO_224 = StRow("2xST-CNN 224 px", "cub_2st", paper={ALL: 83.1}, data=AT_224, co
 TWO_448 = StRow("2xST-CNN 448 px", "cub_2st", paper={ALL: 83.9}, data=AT_448, control=TWO_448_FIXED)
 FOUR_448 = StRow("4xST-CNN 448 px", "cub_4st", paper={ALL: 84.1}, data=AT_448, control=FOUR_448_FIXED)
 
-# Ours, trained when they are asked for.
+# Ours, trained on demand.
 OnDemandRow = partial(Row, data=AT_448, on_demand=True, shown_where_run=True)
 CNN_448 = OnDemandRow(
     "CNN 448 px",

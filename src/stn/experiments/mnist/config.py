@@ -98,11 +98,11 @@ SMALLEST = {
 
 
 def check(cfg: DictConfig) -> None:
-    """A UserError for several transformers side by side, which only networks of `data.kind=addition` have."""
+    """Raise UserError for parallel transformers, which only networks of `data.kind=addition` support."""
     if cfg.model is not None and cfg.model.parallel > 1:
         raise UserError(f"model.parallel={cfg.model.parallel}: data={cfg.data.name} takes one transformer; drop it")
 
 
 def has_transformer(model: DictConfig) -> bool:
-    """Whether a network has a transformer, with which it may explore."""
+    """Whether a network has a transformer, and so may be trained with exploration."""
     return model.transformation is not None

@@ -1,4 +1,4 @@
-"""What small networks cost, on paper and as ONNX files, and whether a small ST-CNN is better than a large CNN."""
+"""The cost of small networks in torch and as ONNX files, and whether a small ST-CNN is better than a large CNN."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from stn.report.records import Record
 from stn.report.statistics import interval
 from stn.report.table import Aside, Grid, Row, Table
 
-# The columns of the grid: what heads them, and the same in two short lines for the terminal.
+# The heads of the columns, and the same in two short lines for the terminal.
 HEADS = {
     "model": "\nmodel",
     "data": "\ndata",
@@ -27,24 +27,24 @@ HEADS = {
 
 
 def find_larger(table: Table, row: Row) -> list[Row]:
-    """The larger rows without a transformer that a row with one is held against; rows stand in the order of size."""
+    """The larger networks without a transformer with which a row with one is compared; rows are ordered by size."""
     if not row.transformer:
         return []
     return [candidate for candidate in table.rows[table.rows.index(row) + 1 :] if not candidate.transformer]
 
 
 def count_parameters(comparison: Comparison) -> float:
-    """How many times the parameters of the smaller network the larger one has."""
+    """The parameters of the larger network, as a multiple of those of the smaller one."""
     return comparison.other.parameters / comparison.record.parameters
 
 
 def count_multiply_adds(comparison: Comparison) -> float:
-    """How many times the multiply-adds of the smaller network the larger one takes for an image."""
+    """The multiply-adds per image of the larger network, as a multiple of those of the smaller one."""
     return comparison.other.multiply_adds / comparison.record.multiply_adds
 
 
 def tell_small_against_large(table: Table, comparisons: Sequence[Comparison]) -> list[str]:
-    """For each column the answer: is a small ST network better than a large one without?"""
+    """A sentence for each column that says whether a small ST-CNN is better than a larger CNN."""
     lines = []
     for column in table.columns:
         pairs = [pair for pair in comparisons if pair.column is column]
@@ -68,14 +68,14 @@ def tell_small_against_large(table: Table, comparisons: Sequence[Comparison]) ->
 
 
 def describe_costs(table: Table, records: Sequence[Record]) -> Aside | None:
-    """What each cell costs and what its ONNX files are worth."""
+    """The cost of each cell, and the accuracy and latency of its ONNX files."""
     if not records:
         return None
     ordered = sorted(records, key=lambda record: table.columns.index(record.column))
     exports = [record.export for record in ordered if record.export]
     text = "Cost: multiply-adds of one image, in millions, sampling itself not counted."
     if exports:
-        where = Counter(
+        machines = Counter(
             f"{export.provenance.get('cpu') or 'unknown processor'}, "
             f"onnxruntime {export.provenance.get('onnxruntime', 'unknown')}"
             for export in exports
@@ -88,7 +88,7 @@ def describe_costs(table: Table, records: Sequence[Record]) -> Aside | None:
             " The same network in ONNX, of the first seed: float32 gives torch's answer on "
             f"{'all' if lowest == 100 else f'at least {lowest:.2f} % of the'} test images; int8 has 8-bit weights and "
             "activations, but theta, grid and sampler in float32. Latency: one image, one thread, the median of "
-            f"{timed} runs (the 95th percentile is at most {widest:.1f} times the median), {format_counts(where)}; "
+            f"{timed} runs (the 95th percentile is at most {widest:.1f} times the median), {format_counts(machines)}; "
             "torch runs eagerly."
         )
     absent = len(records) - len(exports)
@@ -99,7 +99,7 @@ def describe_costs(table: Table, records: Sequence[Record]) -> Aside | None:
 
 
 def _cost(record: Record) -> list[str]:
-    """A line of the grid."""
+    """The line of the grid for one record."""
     low, high = interval(record.seeds)
     line = [record.row.label, record.column.label, f"{record.error:.2f}", f"{low:.2f}–{high:.2f}"]
     counts = [f"{record.multiply_adds / 1e6:.2f}", f"{record.parameters:,}"]
@@ -113,7 +113,7 @@ def _cost(record: Record) -> list[str]:
 
 
 def _ratio(times: float, name: str) -> str:
-    """How few, such as "1/29 of the parameters"; where there are not fewer, how many times as many."""
+    """A ratio as text: "1/29 of the parameters", or "1.2 times the parameters" where it is near or above 1."""
     if times >= 1.5:
         return f"1/{times:.{0 if times >= 3 else 1}f} of the {name}"
     return f"{1 / times:.1f} times the {name}"

@@ -1,7 +1,6 @@
-"""Distorted digits: the stored validation and test sets, and the training batches drawn on the model's device.
+"""Distorted digits: stored validation and test sets, and training batches that are drawn on the model's device.
 
-`data.source=mnist` takes the four original files, `data.source=digits` the 1,797 digits inside scikit-learn; the
-rest is the same code.
+With `data.source=mnist` the digits are those of MNIST, with `data.source=digits` the 1,797 digits inside scikit-learn.
 """
 
 from collections.abc import Iterable
@@ -21,8 +20,8 @@ from stn.geometry.sampling import LearnableSampler
 
 DOOR = "distort"  # `python -m stn.distort` stores its sets
 
-POSES = 1000  # test images whose poses are kept for the report
-CHUNK = 250  # images distorted at a time: what they touch stays in the processor's cache
+POSES = 1000  # test images whose poses the record contains
+CHUNK = 250  # images distorted at a time, so that the working set fits the processor's cache
 IN_BLOCKS = True  # `DistortedDigits.train_block`; the networks of digits draw no random numbers
 
 
@@ -36,7 +35,7 @@ class Digits:
 
 @dataclass
 class StoredSet:
-    """A distorted set as it lies on the disk: images (n, canvas, canvas) uint8, labels (n,), parameters (n, D)."""
+    """A distorted set as it is stored: images (n, canvas, canvas) uint8, labels (n,), parameters (n, D)."""
 
     images: Tensor
     labels: Tensor
@@ -44,32 +43,32 @@ class StoredSet:
 
 
 def distortion(data: DictConfig) -> Distortion:  # type: ignore[return]  # the schema knows no other kind
-    """The distortion that a data config describes."""
-    d = data.distortion
+    """The distortion of a data config."""
+    settings = data.distortion
     common = {"canvas": data.canvas, "digit": 28}
-    scale = tuple(d.scale)
-    match d.kind.name:
+    scale = tuple(settings.scale)
+    match settings.kind.name:
         case "pose":
-            return Pose(**common, rotation=d.rotation, scale=scale, roam=d.roam)
+            return Pose(**common, rotation=settings.rotation, scale=scale, roam=settings.roam)
         case "projective":
-            return Projection(**common, scale=scale, sigma=d.sigma)
+            return Projection(**common, scale=scale, sigma=settings.sigma)
         case "elastic":
-            return Elastic(**common, scale=scale, sigma=d.sigma, k=d.control_points)
+            return Elastic(**common, scale=scale, sigma=settings.sigma, k=settings.control_points)
         case "clutter":
-            return Clutter(**common, patches=d.patches, side=d.patch_side)
+            return Clutter(**common, patches=settings.patches, side=settings.patch_side)
 
 
 def undistorted(data: DictConfig) -> dict[str, Digits]:
-    """The splits `train`, `validation` and `test`, before distortion."""
+    """The undistorted digits of the splits `train`, `validation` and `test`."""
     images, labels, n_test = _embedded(Path(data.raw)) if data.source.name == "digits" else _mnist(Path(data.raw))
     n_train = len(images) - n_test
     if data.validation >= n_train:
         raise UserError(f"data.validation={data.validation} leaves nothing of {n_train} training digits to train on")
     if data.source.name == "mnist":
-        # The legacy generator's streams are frozen for good, so the split is too.
+        # numpy guarantees that the streams of its legacy generator never change, so the split does not either.
         order = np.random.RandomState(data.seed).permutation(n_train)
     else:
-        order = np.arange(n_train)  # in order of writers: no writer of the test digits is trained on
+        order = np.arange(n_train)  # ordered by writer: no writer of test digits is trained on
     cut = n_train - data.validation
     parts = {"train": order[:cut], "validation": order[cut:], "test": np.arange(n_train, len(images))}
     return {name: Digits(torch.from_numpy(images[i]), torch.from_numpy(labels[i])) for name, i in parts.items()}
@@ -79,15 +78,15 @@ def _mnist(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
     from stn.data.reading import read_idx
 
     parts = [
-        read_idx(folder / f"{split}-{what}-idx{rank}-ubyte.gz")
+        read_idx(folder / f"{split}-{content}-idx{rank}-ubyte.gz")
         for split in ("train", "t10k")
-        for what, rank in (("images", 3), ("labels", 1))
+        for content, rank in (("images", 3), ("labels", 1))
     ]
     return np.concatenate(parts[::2]), np.concatenate(parts[1::2]).astype(np.int64), len(parts[2])
 
 
 def _embedded(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """The 8x8 digits, enlarged to 20x20 and framed by 4 pixels of background as MNIST's are."""
+    """Scikit-learn's 8x8 digits, enlarged to 20x20 and padded by 4 pixels of background, as MNIST's are."""
     try:
         images, labels = np.load(folder / "images.npy"), np.load(folder / "labels.npy")
     except (OSError, ValueError, EOFError) as error:
@@ -99,17 +98,17 @@ def _embedded(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def fetch(data: DictConfig) -> list[Path]:
-    """Bring the digits to `data.raw`: MNIST's four files, or those inside scikit-learn. Returns the files."""
+    """Write the digits to `data.raw`: MNIST's four files, or the digits inside scikit-learn. Returns the files."""
     from stn.data.download import export_embedded, fetch_mnist
 
     return {"digits": export_embedded, "mnist": fetch_mnist}[data.source.name](Path(data.raw))
 
 
 def store(data: DictConfig, scratch: Path) -> dict:
-    """Distort the validation and test digits (with `train=frozen` the training digits too), and write the sets.
+    """Distort the validation and test digits, with `train=frozen` also the training digits, and store the sets.
 
     Drawn in float64 on the CPU and rounded to uint8, so the bytes are the same on every machine. Written to `scratch`
-    and moved to `data.stored` when whole. Returns what `sets.json` says of them.
+    and moved to `data.stored` when complete. Returns the contents of `sets.json`.
     """
     warp, splits = distortion(data), undistorted(data)
     sets = (
@@ -120,7 +119,7 @@ def store(data: DictConfig, scratch: Path) -> dict:
 
 
 def stored_splits(data: DictConfig) -> list[tuple[str, int]]:
-    """Which splits are stored, and how many distorted copies of each digit."""
+    """The splits that are stored, each with the number of distorted copies of each digit."""
     frozen = [("train", 1)] if data.train.name == "frozen" else []
     return [("validation", data.draws), ("test", data.draws), *frozen]
 
@@ -128,10 +127,10 @@ def stored_splits(data: DictConfig) -> list[tuple[str, int]]:
 def write_sets(
     data: DictConfig, recipe: str, columns: list[str], sets: Iterable[tuple[str, StoredSet]], scratch: Path
 ) -> dict:
-    """Write the sets `made`, by split, to `scratch`, and move them to `data.stored` when all are whole.
+    """Write `sets`, pairs of split and set, to `scratch`, and move them to `data.stored` when all are complete.
 
-    `recipe` says what they are, for `read_set` to know them by; `columns` what their parameters are. Returns what
-    `sets.json` says of them; a UserError if they cannot be written.
+    `recipe` describes the distortion, and `read_set` compares it; `columns` names the parameters. Returns the contents
+    of `sets.json`. Raises UserError if the sets cannot be written.
     """
     about = {"distortion": recipe, "columns": columns, "seed": data.seed, "part": data.part, "sets": {}}
     with writing_sets(stored_folder(data), scratch, about) as work:
@@ -146,7 +145,7 @@ def write_sets(
 
 
 def distorted(warp: Distortion, digits: Digits, copies: int, draws: torch.Generator) -> StoredSet:
-    """Each digit so many times, one after the other: drawn in float64 and rounded to uint8."""
+    """`copies` distorted images of each digit, in sequence; drawn in float64 and rounded to uint8."""
     images = digits.images.repeat_interleave(copies, 0)
     parameters = warp.draw(len(images), draws, torch.float64)
     rendered = [
@@ -157,17 +156,17 @@ def distorted(warp: Distortion, digits: Digits, copies: int, draws: torch.Genera
 
 
 def stored_folder(data: DictConfig) -> Path:
-    """Where the distorted sets lie. A frozen training set has a folder of its own, so that DVC's stays as it is."""
+    """The folder of the sets. A frozen training set has its own folder, so that DVC's output is not changed."""
     return Path(data.stored if data.train.name == "stream" else f"{data.stored}_frozen")
 
 
 def load_stored(data: DictConfig, split: str) -> StoredSet:
-    """One of the stored sets; a missing or damaged one is a UserError that names the command that makes it."""
+    """A stored set. Raises UserError, with the command that makes it, if it is missing or damaged."""
     return read_distorted(data, repr(distortion(data)), split)
 
 
 def read_distorted(data: DictConfig, recipe: str, split: str) -> StoredSet:
-    """One of the sets that `write_sets` left; a missing or damaged one, or one of another recipe, is a UserError."""
+    """A set that `write_sets` wrote. Raises UserError if it is missing, damaged or of another recipe."""
     frozen = " data.train=frozen" if data.train.name == "frozen" else ""
     folder = stored_folder(data)
 
@@ -186,9 +185,9 @@ def read_distorted(data: DictConfig, recipe: str, split: str) -> StoredSet:
 
 
 class DistortedDigits:
-    """What a run feeds on. Batches are (images (B, 1, side, side) float in [0, 1], labels (B,)), on the device.
+    """The data source. Batches are (images (B, 1, side, side) float in [0, 1], labels (B,)), on the device.
 
-    A set is moved to the device once, as uint8, and batches are picked from it there.
+    A set is moved to the device once, as uint8, and batches are indexed there.
     """
 
     chunk = 1000  # images of a validation or test batch
@@ -197,12 +196,12 @@ class DistortedDigits:
     def __init__(self, data: DictConfig):
         self.data = data
         self.undo = data.undo
-        self.shape = (1, *[28 if self.undo else data.canvas] * 2)  # of what a network gets
+        self.shape = (1, *[28 if self.undo else data.canvas] * 2)  # of the network's input
         self.warp = distortion(data)
         self.sets: dict[str, StoredSet | Digits] = {}
 
     def load(self, split: str) -> None:
-        """Read `train`, `validation` or `test`; a UserError if it is missing or damaged."""
+        """Read `train`, `validation` or `test`. Raises UserError if it is missing or damaged."""
         if split not in self.sets:
             stored = split != "train" or self.data.train.name == "frozen"
             self.sets[split] = load_stored(self.data, split) if stored else undistorted(self.data)["train"]
@@ -221,7 +220,7 @@ class DistortedDigits:
     def train_batch(
         self, index: Tensor, draws: torch.Generator, size: int, part: slice, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """The training digits `index` (B,), distorted; `part` says which B of the global batch of `size` they are."""
+        """The training digits `index` (B,), distorted; they are `part` of the global batch of `size`."""
         if self.data.train.name == "frozen":
             return self.batch("train", index, device)
         digits, labels = self._resident("train", device)
@@ -230,9 +229,9 @@ class DistortedDigits:
         return self.warp.undone(parameters, images) if self.undo else images, labels[index]
 
     def train_block(self, index: Tensor, draws: list[torch.Generator], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images (K, B, 1, side, side) and labels (K, B) of the training digits `index` (K, B), distorted.
+        """Distorted images (K, B, 1, side, side) and labels (K, B) of the training digits `index` (K, B).
 
-        The K batches are what `train_batch` makes of each with its own of the K draws.
+        Batch k equals that of `train_batch(index[k], draws[k], ...)`.
         """
         shape, index = index.shape, index.flatten()
         if self.data.train.name == "frozen":
@@ -247,41 +246,42 @@ class DistortedDigits:
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the report shows of a transformer on the test set; nothing for a network without one.
+        """Arrays for the report, from the test set; empty without a transformer.
 
-        example_input, example_grid, example_output, example_label: the first test image of each class, the grid laid
-        on it, and what the classifier sees. cloud_before, cloud_after (POSES, 9, 2): the digit points at nine fixed
-        points of the canvas, and at those of the transformer's output. pose_true, pose_found (POSES, D), pose_names:
-        see `stn.experiments.mnist.distortions.found_pose`. phi_x, phi_y: what a learnable kernel has learned.
+        Of the first test image of each class: example_input, example_grid (the sampling grid), example_output (the
+        classifier's input), example_label. Of the first POSES images: cloud_before, cloud_after (POSES, 9, 2), the
+        digit points that appear at nine fixed points of the canvas and of the transformer's output; pose_true,
+        pose_found (POSES, D), pose_names: see `stn.experiments.mnist.distortions.found_pose`. phi_x, phi_y: the learned
+        kernel.
         """
         if "theta" not in arrays:
             return {}
-        sampler = network.transformer.sampler  # type: ignore[union-attr]  # here and below: a `DigitNetwork`
+        sampler = network.transformer.sampler  # type: ignore[union-attr]  # the network is a `DigitNetwork`
         phi = {}
         if isinstance(sampler, LearnableSampler):
             phi = {"phi_x": sampler.kernel_x.phi.cpu().numpy(), "phi_y": sampler.kernel_y.phi.cpu().numpy()}
         test_set, transformation = self.sets["test"], network.transformer.transformation  # type: ignore[union-attr]
         device = next(network.parameters()).device
         theta = torch.from_numpy(arrays["theta"]).to(device)
-        first = torch.stack([(test_set.labels == digit).nonzero()[0, 0] for digit in range(10)]).to(
+        examples = torch.stack([(test_set.labels == digit).nonzero()[0, 0] for digit in range(10)]).to(
             test_set.images.device
         )
-        images = test_set.images[first, None].float() / 255
+        images = test_set.images[examples, None].float() / 255
         size = (self.data.canvas, self.data.canvas)
         axis = torch.tensor([-0.6, 0.0, 0.6], device=device)
         points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
         parameters = test_set.parameters[:POSES].to(device)  # type: ignore[union-attr]
-        sampled = transformation.points(theta[:POSES], points)  # type: ignore[operator, union-attr]
+        sampled_points = transformation.points(theta[:POSES], points)  # type: ignore[operator, union-attr]
         tensors = {
-            "example_input": test_set.images[first],
-            "example_grid": transformation.grid(theta[first.to(device)], size).half(),  # type: ignore[operator, union-attr]
+            "example_input": test_set.images[examples],
+            "example_grid": transformation.grid(theta[examples.to(device)], size).half(),  # type: ignore[operator, union-attr]
             "example_output": (network.seen(images).float()[:, 0].clamp(0, 1) * 255).round().to(torch.uint8),  # type: ignore[operator]
-            "example_label": test_set.labels[first],
+            "example_label": test_set.labels[examples],
             "cloud_before": self.warp.digit_points(parameters, points).half(),
-            "cloud_after": self.warp.digit_points(parameters, sampled).half(),
+            "cloud_after": self.warp.digit_points(parameters, sampled_points).half(),
         }
         names = self.warp.pose_names
-        poses = found_pose(sampled, points, self.data.canvas)
+        poses = found_pose(sampled_points, points, self.data.canvas)
         tensors["pose_true"] = parameters[:, [self.warp.names.index(name) for name in names]]
         tensors["pose_found"] = poses[:, [POSE.index(name) for name in names]]
         return {
@@ -291,7 +291,7 @@ class DistortedDigits:
         }
 
     def _resident(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images and labels of a split, moved to the device once."""
+        """The images and labels of a split, moved to the device once."""
         stored = self.sets[split]
         if stored.images.device != device:
             stored.images, stored.labels = stored.images.to(device), stored.labels.to(device)
@@ -299,5 +299,5 @@ class DistortedDigits:
 
 
 def source(data: DictConfig) -> DistortedDigits:
-    """What the learner of Table 1 feeds on."""
+    """The data source of Table 1."""
     return DistortedDigits(data)

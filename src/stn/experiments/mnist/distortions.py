@@ -1,11 +1,10 @@
 """The distortions of the paper's digits: R, RTS, P, E and TC (section 4.1 and appendix A.4).
 
-They are the families that a transformer learns, with theta drawn at random: a distortion lays a grid on the digit that
-says where each pixel of the canvas comes from. Frames and shapes as in `stn.geometry.transforms`; "canvas" points are
-in the frame of the distorted image, "digit" points in that of the undistorted one. Pixels are the canvas's.
+A distortion is a sampling grid with a random theta, from the same families as a transformer's: the grid maps each pixel
+of the canvas to a point of the digit. Frames and shapes as in `stn.geometry.transforms`. "Canvas" points are in the
+frame of the distorted image, "digit" points in that of the undistorted one. Lengths in pixels are of the canvas.
 
-Parameters are drawn in the generator's order and rounded to float32 before they are used, so what is stored beside an
-image is exactly what made it.
+Parameters are rounded to float32 before they are used, so the stored parameters are exactly those of the image.
 """
 
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from stn.geometry.sampling import bilinear
 from stn.geometry.splines import control_points
 from stn.geometry.transforms import CORNERS, Affine, Projective, ThinPlateSpline, pixel_centres
 
-INVERSIONS = 20  # steps towards the inverse of a spline; what is then left: see the tests
+INVERSIONS = 20  # iterations for the inverse of a spline; the tests bound the remaining error
 POSE = ("angle", "scale", "x", "y")  # degrees counter-clockwise, a factor, pixels
-REDRAWS = 16  # candidates for each projective image; all fail once in 1e20 draws or so
+REDRAWS = 16  # candidates for each projective image; all of them fail about once in 1e20 draws
 
 
 @dataclass(frozen=True)
@@ -41,24 +40,24 @@ class Distortion:
 
     @property
     def names(self) -> list[str]:
-        """What the columns of the parameters are."""
+        """The names of the parameters' columns."""
         raise NotImplementedError
 
     @property
     def pose_names(self) -> list[str]:
-        """Those columns that vary and that a rotation, scale and location can undo; see `found_pose`."""
+        """The columns that vary and that a rotation, scale and location can undo; see `found_pose`."""
         return []
 
     def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Parameters (n, D), float32, on the generator's device; drawn in `dtype`."""
+        """Draw parameters (n, D), float32, on the generator's device; random numbers are drawn in `dtype`."""
         return self.parameters(*self.chances(n, generator, dtype))
 
     def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        """All that is random in n draws: tensors (n, ...) in `dtype`, which may be joined with those of other draws."""
+        """The random numbers of n draws: tensors (n, ...) in `dtype`. Those of several draws may be concatenated."""
         raise NotImplementedError
 
     def parameters(self, *chances: Tensor) -> Tensor:
-        """What the chances make of it: parameters (n, D), float32."""
+        """The parameters (n, D), float32, as a function of the random numbers `chances`."""
         raise NotImplementedError
 
     def digit_points(self, parameters: Tensor, points: Tensor) -> Tensor:
@@ -74,14 +73,14 @@ class Distortion:
         raise NotImplementedError
 
     def undone(self, parameters: Tensor, images: Tensor) -> Tensor:
-        """The digits (n, 1, digit, digit) as distorted `images` (n, 1, canvas, canvas) show them: bilinear."""
+        """The digits (n, 1, digit, digit), sampled from distorted `images` (n, 1, canvas, canvas); bilinear."""
         return bilinear(images, self.inverse_grid(parameters.to(images)))
 
     def render(self, parameters: Tensor, digits: Tensor, pool: Tensor | None = None) -> Tensor:
         """Distorted images (n, 1, canvas, canvas) in [0, 1] of `digits` (n, digit, digit), uint8.
 
-        Bilinear, with a background of zero, in the parameters' precision. `pool` (m, digit, digit) is what clutter is
-        cut from; only TC uses it.
+        Sampling is bilinear, in the parameters' precision; the background is 0. Clutter is cut from `pool` (m, digit,
+        digit), uint8; only TC uses it.
         """
         return bilinear(digits[:, None].to(parameters) / 255, self.grid(parameters))
 
@@ -93,8 +92,8 @@ class Pose(Distortion):
     Attributes:
         rotation: the angle is U(-rotation, rotation) degrees; counter-clockwise is positive.
         scale: (low, high) of the uniform scale factor.
-        roam: whether the digit's scaled, unrotated frame is placed uniformly inside the canvas, or at its centre.
-            Paper: "placing the digit in a random location"; what must stay inside is open.
+        roam: True places the digit's scaled, unrotated frame uniformly inside the canvas, False at its centre. Paper:
+            "placing the digit in a random location", without saying what must lie inside.
     """
 
     rotation: float
@@ -113,14 +112,14 @@ class Pose(Distortion):
     def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
         return (torch.rand(n, 4, generator=generator, dtype=dtype, device=generator.device),)
 
-    def parameters(self, u: Tensor) -> Tensor:  # type: ignore[override]  # as many as `chances` are
+    def parameters(self, u: Tensor) -> Tensor:  # type: ignore[override]  # one tensor, as `chances` returns
         angle = (2 * u[:, 0] - 1) * self.rotation
         scale = _between(u[:, 1], self.scale)
         room = (self.canvas - scale * self.digit).clamp_min(0) / 2 * self.roam
         return torch.stack([angle, scale, (2 * u[:, 2] - 1) * room, (2 * u[:, 3] - 1) * room], 1).float()
 
     def theta(self, parameters: Tensor) -> Tensor:
-        """The affine theta (n, 6) from canvas to digit: undo the location, then the rotation, then the scale."""
+        """The affine theta (n, 6) from canvas to digit: it undoes the location, then the rotation, then the scale."""
         angle, scale, x, y = parameters.unbind(1)
         zoom = self.canvas / self.digit / scale
         cos, sin = zoom * torch.cos(angle.deg2rad()), zoom * torch.sin(angle.deg2rad())
@@ -142,8 +141,8 @@ class Pose(Distortion):
 class Projection(Distortion):
     """Scale, then each corner of the digit's frame moved by N(0, sigma) pixels in x and y: P.
 
-    A draw whose corners are no longer those of a convex quadrilateral, in their old order, has no homography that
-    shows the digit. Paper: silent. We: draw again; the last column counts how often.
+    If the moved corners, in their order, do not form a convex quadrilateral, no homography shows the digit. Paper:
+    silent. We: draw again. The last column counts the redraws.
     """
 
     scale: tuple[float, float]
@@ -154,15 +153,15 @@ class Projection(Distortion):
         return ["scale", *(f"{axis}{corner}" for corner in range(4) for axis in ("x", "y")), "redraws"]
 
     def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        how: dict[str, Any] = {"generator": generator, "dtype": dtype, "device": generator.device}
-        return torch.rand(n, **how), torch.randn(n, REDRAWS, 4, 2, **how)
+        options: dict[str, Any] = {"generator": generator, "dtype": dtype, "device": generator.device}
+        return torch.rand(n, **options), torch.randn(n, REDRAWS, 4, 2, **options)
 
     def parameters(self, u: Tensor, normal: Tensor) -> Tensor:  # type: ignore[override]
         scale, moves = _between(u, self.scale), normal * self.sigma
         sides = self._moved(moves).roll(-1, 2) - self._moved(moves)
         following = sides.roll(-1, 2)
         turns = sides[..., 0] * following[..., 1] - sides[..., 1] * following[..., 0]
-        first = (turns > 0).all(-1).int().argmax(1)  # 0 if none is convex
+        first = (turns > 0).all(-1).int().argmax(1)  # the first convex candidate; 0 if none is convex
         move = moves[torch.arange(len(u), device=u.device), first].flatten(1)
         return torch.cat([scale[:, None], move, first[:, None].to(u.dtype)], 1).float()
 
@@ -174,8 +173,8 @@ class Projection(Distortion):
         return _corners(like.dtype, like.device) * (self.digit / self.canvas)
 
     def _theta(self, parameters: Tensor) -> Tensor:
-        moved = self._moved(parameters[:, 1:9].view(-1, 4, 2))
-        return homography_through(source=self._at_rest(moved).expand_as(moved), target=moved)
+        moved_corners = self._moved(parameters[:, 1:9].view(-1, 4, 2))
+        return homography_through(source=self._at_rest(moved_corners).expand_as(moved_corners), target=moved_corners)
 
     def digit_points(self, parameters: Tensor, points: Tensor) -> Tensor:
         zoom = self.canvas / self.digit / parameters[:, 0]
@@ -187,8 +186,8 @@ class Projection(Distortion):
 
     def inverse_grid(self, parameters: Tensor) -> Tensor:
         zoom = self.canvas / self.digit / parameters[:, 0]
-        moved = self._moved(parameters[:, 1:9].view(-1, 4, 2))
-        theta = homography_through(source=moved, target=self._at_rest(moved).expand_as(moved))
+        moved_corners = self._moved(parameters[:, 1:9].view(-1, 4, 2))
+        theta = homography_through(source=moved_corners, target=self._at_rest(moved_corners).expand_as(moved_corners))
         digit = pixel_centres((self.digit, self.digit), theta.dtype, theta.device)
         return Projective().points(theta, digit / zoom[:, None, None]).unflatten(1, (self.digit, self.digit))
 
@@ -197,8 +196,8 @@ class Projection(Distortion):
 class Elastic(Distortion):
     """Scale, then the k x k control points of a thin plate spline moved by N(0, sigma) pixels in x and y: E.
 
-    The spline runs from canvas to digit: a control point of the canvas shows what was `move` pixels away. The other
-    direction would need a system solved for each image and draws from the same law.
+    The spline maps canvas to digit: the canvas shows at a control point what would otherwise appear at the moved one.
+    The other direction would have moves of the same distribution, but need a system solved for each image.
     """
 
     scale: tuple[float, float]
@@ -214,14 +213,14 @@ class Elastic(Distortion):
         return ["scale", *(f"{axis}{point}" for point in range(self.k**2) for axis in ("x", "y"))]
 
     def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        how: dict[str, Any] = {"generator": generator, "dtype": dtype, "device": generator.device}
-        return torch.rand(n, 1, **how), torch.randn(n, 2 * self.k**2, **how)
+        options: dict[str, Any] = {"generator": generator, "dtype": dtype, "device": generator.device}
+        return torch.rand(n, 1, **options), torch.randn(n, 2 * self.k**2, **options)
 
     def parameters(self, u: Tensor, normal: Tensor) -> Tensor:  # type: ignore[override]
         return torch.cat([_between(u, self.scale), normal * self.sigma], 1).float()
 
     def _theta(self, parameters: Tensor) -> Tensor:
-        """Control points moved and scaled: the spline is linear in them, so one product does both."""
+        """The moved and scaled control points (n, 2 k k): the spline is linear in them, so it is scaled with them."""
         centres = _centres(self.k, parameters.dtype, parameters.device)
         zoom = self.canvas / self.digit / parameters[:, :1]
         return (centres + 2 * parameters[:, 1:] / self.canvas) * zoom
@@ -233,11 +232,11 @@ class Elastic(Distortion):
         return self.spline.grid(self._theta(parameters), (self.canvas, self.canvas))
 
     def inverse_grid(self, parameters: Tensor) -> Tensor:
-        """By iteration: a spline has no inverse in closed form, and where it folds none at all.
+        """The inverse by iteration: a spline has no inverse in closed form, and none at all where it folds.
 
-        With f(p) = zoom p + d(p) from canvas to digit, p <- (q - d(p)) / zoom; d is known at the canvas's pixels and
-        interpolated between them, which is exact to about a hundredth of a pixel, and cheap enough for each batch of a
-        training. `ThinPlateSpline.inverse_grid` is exact, and dear.
+        With f(p) = zoom p + d(p) from canvas to digit, the iteration is p <- (q - d(p)) / zoom. d is computed at the
+        canvas's pixels and interpolated between them. The error is about 0.01 pixels, and the cost is low enough for
+        training batches. `ThinPlateSpline.inverse_grid` is exact, but expensive.
         """
         zoom = (self.canvas / self.digit / parameters[:, 0])[:, None, None, None]
         size = (self.canvas, self.canvas)
@@ -253,11 +252,11 @@ class Elastic(Distortion):
 
 @dataclass(frozen=True)
 class Clutter(Distortion):
-    """The digit at a random place of the canvas, and patches cut at random from other digits, added and clamped: TC.
+    """The digit at a random place of the canvas, plus patches of random digits, the sum clamped to 1: TC.
 
     Attributes:
-        patches: how many; each is named by five columns: which digit of the pool (a fraction of it), the corner
-            it is cut at, the corner it is put at.
+        patches: their number. Each has five parameters: the digit of the pool (as a fraction of its size), the corner
+            at which it is cut, and the corner at which it is added.
         side: of a patch in pixels.
     """
 
@@ -276,16 +275,16 @@ class Clutter(Distortion):
     def chances(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
         return (torch.rand(n, 2 + 5 * self.patches, generator=generator, dtype=dtype, device=generator.device),)
 
-    def parameters(self, u: Tensor) -> Tensor:  # type: ignore[override]  # as many as `chances` are
+    def parameters(self, u: Tensor) -> Tensor:  # type: ignore[override]  # one tensor, as `chances` returns
         u = u.float()
         cuts, puts = self.digit - self.side + 1, self.canvas - self.side + 1
         counts = (self.canvas - self.digit + 1,) * 2 + (0, cuts, cuts, puts, puts) * self.patches
         counts = _constant(counts, u.dtype, u.device)
-        whole = (u * counts).floor().minimum(counts - 1)  # float32 may round u up to 1
-        return torch.where(counts > 0, whole, u)
+        integers = (u * counts).floor().minimum(counts - 1)  # float32 may round u up to 1
+        return torch.where(counts > 0, integers, u)
 
     def digit_points(self, parameters: Tensor, points: Tensor) -> Tensor:
-        corner = 2 * parameters[:, None, :2] / self.canvas - 1  # of the digit's frame on the canvas
+        corner = 2 * parameters[:, None, :2] / self.canvas - 1  # upper left corner of the digit's frame on the canvas
         return (points - corner) * (self.canvas / self.digit) - 1
 
     def grid(self, parameters: Tensor) -> Tensor:
@@ -305,27 +304,27 @@ class Clutter(Distortion):
         canvas = torch.zeros(n, self.canvas**2, dtype=parameters.dtype, device=parameters.device)
         x, y = parameters[:, :2].long().unbind(1)
         canvas.scatter_add_(1, self._places(x, y, self.digit), digits.to(parameters).flatten(1) / 255)
-        pixels = pool.flatten(1)  # type: ignore[union-attr]  # TC is never without
+        pixels = pool.flatten(1)  # type: ignore[union-attr]  # TC always has a pool
         for patch in parameters[:, 2:].unflatten(1, (self.patches, 5)).unbind(1):
-            which = (patch[:, 0] * len(pool)).long().clamp_max(len(pool) - 1)  # type: ignore[arg-type]
+            source = (patch[:, 0] * len(pool)).long().clamp_max(len(pool) - 1)  # type: ignore[arg-type]
             cut_x, cut_y, put_x, put_y = patch[:, 1:].long().unbind(1)
-            cut = pixels[which[:, None], self._places(cut_x, cut_y, self.side, self.digit)].to(parameters) / 255
-            canvas.scatter_add_(1, self._places(put_x, put_y, self.side), cut)
+            content = pixels[source[:, None], self._places(cut_x, cut_y, self.side, self.digit)].to(parameters) / 255
+            canvas.scatter_add_(1, self._places(put_x, put_y, self.side), content)
         return canvas.clamp_max_(1).view(n, 1, self.canvas, self.canvas)
 
     def _places(self, x: Tensor, y: Tensor, side: int, width: int | None = None) -> Tensor:
-        """Flat indices (n, side side) of a square whose corner is at (x, y) in an image `width` pixels wide."""
+        """Flat indices (n, side side) of the pixels of squares with corners (x, y) in images `width` pixels wide."""
         steps = torch.arange(side, device=x.device)
         rows = (y[:, None, None] + steps[:, None]) * (width or self.canvas)
         return (rows + x[:, None, None] + steps).flatten(1)
 
 
 def found_pose(canvas_points: Tensor, points: Tensor, canvas: int) -> Tensor:
-    """The pose (n, 4) = angle, scale, x, y that a transformer takes a digit to have.
+    """The pose (n, 4) = angle, scale, x, y that a transformer undoes.
 
-    The best affine map from its target points (N, 2) to the canvas points (n, N, 2) it samples there, read in the
-    convention of `Pose`. The pose in which the network likes its digits is its own choice, so each number is
-    determined but for a constant: an angle and a place added, a scale multiplied.
+    It is read, in the convention of `Pose`, from the least-squares affine map of the output points `points` (N, 2) to
+    the `canvas_points` (n, N, 2) that the transformer samples there. A network may choose the pose in which it shows
+    all digits. So angle, x and y are determined up to an added constant, and scale up to a factor.
     """
     design = torch.cat([points, torch.ones_like(points[:, :1])], 1).to(canvas_points)
     a, c, b, d, x, y = (torch.linalg.pinv(design) @ canvas_points).flatten(1).unbind(1)
@@ -336,7 +335,7 @@ def found_pose(canvas_points: Tensor, points: Tensor, canvas: int) -> Tensor:
 
 
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Kept, because bringing it to a GPU makes the host wait till the GPU has nothing else to do. Not to write to."""
+    """A cached tensor, which must not be written to. Without the cache each copy to a GPU would block the host."""
     return constant(_tensor, (values,), (len(values),), dtype, device)
 
 

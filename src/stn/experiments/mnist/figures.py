@@ -1,4 +1,4 @@
-"""Figures of Table 1: what the ST-CNNs look at, and how much of a distortion they undo."""
+"""Figures of Table 1: the sampling grids of the ST-CNNs, and how much of a distortion they undo."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,13 +24,13 @@ from stn.report.records import Record
 from stn.report.statistics import at_size_of, scatter, share_explained, variance_undone, without_constant
 from stn.report.table import Column, Row
 
-DIGITS = (2, 4, 7)  # no symmetry, so that their pose is seen
-# Of a pose: what it is called, and its unit.
+DIGITS = (2, 4, 7)  # digits without symmetry, so that their pose is visible
+# The label and the unit of each component of a pose.
 POSES = {"angle": ("rotation", "°"), "scale": ("scale", "%"), "x": ("x", "px"), "y": ("y", "px")}
 
 
 def draw_pictures(records: Sequence[Record]) -> Sheet:
-    """Per data set three test digits: the canvas under each family's sampling grid, and what is made of it."""
+    """For each data set, three test digits: the canvas under each family's sampling grid, and the output."""
     selection, colours = _select(records)
     unit = 0.30  # inches for half a canvas
     across, low, high = 2 * 1.4 * unit, 2 * 1.08 * unit, 2 * 1.42 * unit  # a tile's width; its height, with a grid
@@ -52,14 +52,14 @@ def draw_pictures(records: Sequence[Record]) -> Sheet:
                 x = x0 + j * across
                 for row in present:
                     arrays = selection.records[row, column].arrays
-                    at = int(np.flatnonzero(arrays["example_label"] == digit)[0])
+                    example = int(np.flatnonzero(arrays["example_label"] == digit)[0])
                     if row is present[0]:
-                        draw_image(tile(x, top, low), arrays["example_input"][at], PALE)
+                        draw_image(tile(x, top, low), arrays["example_input"][example], PALE)
                     y = top + low + block_gap + selection.rows.index(row) * block
                     under_grid = tile(x, y, high)
-                    draw_image(under_grid, arrays["example_input"][at], PALE, strength=0.62)
-                    draw_grid(under_grid, arrays["example_grid"][at], colours[row])
-                    draw_image(tile(x, y + high, low), arrays["example_output"][at], colours[row])
+                    draw_image(under_grid, arrays["example_input"][example], PALE, strength=0.62)
+                    draw_grid(under_grid, arrays["example_grid"][example], colours[row])
+                    draw_image(tile(x, y + high, low), arrays["example_output"][example], colours[row])
         sheet.text(left - 0.05, top + low / 2, "input", ha="right", va="center")
         for k, row in enumerate(selection.rows):
             y = top + low + block_gap + k * block
@@ -73,7 +73,7 @@ def draw_pictures(records: Sequence[Record]) -> Sheet:
 
 
 def draw_poses(records: Sequence[Record]) -> Sheet:
-    """Found against true pose of the first test images, and where nine points of the canvas land in them."""
+    """The found against the true pose of the first test images, and the digit points at nine points of the canvas."""
     selection, colours = _select(records)
     rows, columns = selection.rows, selection.columns
     panels = [
@@ -141,12 +141,12 @@ def _describe_source(selection: Selection, images: str) -> str:
 def _draw_pose(
     axes: Axes, records: Mapping[Row, Record], colours: Mapping[Row, str], column: Column, name: str
 ) -> None:
-    """One component of the pose: that of the first row as dots, and how well each row finds it."""
+    """Draw one component of the pose: as dots for the first row, and with R² and RMS for each row."""
     label, unit = POSES[name]
     lines = []
     for i, (row, record) in enumerate(records.items()):
-        at = record.pose_names.index(name)
-        true, estimate = (record.arrays[key][:, at].astype(float) for key in ("pose_true", "pose_found"))
+        column_index = record.pose_names.index(name)
+        true, estimate = (record.arrays[key][:, column_index].astype(float) for key in ("pose_true", "pose_found"))
         usable = np.isfinite(estimate) & ((estimate > 0) | (name != "scale"))  # a collapsed transformer has no scale
         true, estimate = true[usable], estimate[usable]
         aligned, residual = without_constant(true, estimate, name)
@@ -165,24 +165,24 @@ def _draw_pose(
     axes.set_xlabel(f"true {label}" if name == "scale" else f"true {label} ({'degrees' if unit == '°' else unit})")
     axes.set_ylabel("found ÷ constant" if name == "scale" else "found − constant", labelpad=1)
     angles: list[float] = [-90, 0, 90] if np.ptp(axes.get_xlim()) > 150 else [-45, 0, 45]
-    far = np.abs(axes.get_xlim()).max()
+    largest = np.abs(axes.get_xlim()).max()
     ticks: list[float] | None = {"angle": angles, "scale": [0.8, 1.0, 1.2]}.get(name)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(FixedLocator(ticks) if ticks else MultipleLocator(10 if far > 10 else 5))
+        axis.set_major_locator(FixedLocator(ticks) if ticks else MultipleLocator(10 if largest > 10 else 5))
     axes.set_title(f"{column.label}: {label}", size=9.5, loc="left", weight="bold", pad=11 + 10.5 * len(lines))
     for i, (row, words) in enumerate(reversed(lines)):
-        name, colour, up = f"{row.name}  {words}", colours[row], (0, 7 + 10.5 * i)
-        axes.annotate(name, (0, 1), up, "axes fraction", "offset points", color=colour, size=7)
+        name, colour, offset = f"{row.name}  {words}", colours[row], (0, 7 + 10.5 * i)
+        axes.annotate(name, (0, 1), offset, "axes fraction", "offset points", color=colour, size=7)
 
 
 def _draw_cloud(axes: Axes, record: Record, colour: str) -> None:
-    """Where the nine points fall: without the transformer in grey, with it in colour."""
+    """Draw the digit points at the nine points: without the transformer in grey, with it in colour."""
     before, after = (record.arrays[key].astype(float) for key in ("cloud_before", "cloud_after"))
     share = variance_undone(before, after)
     after = at_size_of(before, after)
     inliers = scatter(after)[1]
     before = before[np.isfinite(before).all((1, 2))]
-    # The canonical pose is the network's own choice: turn its mean upright and centre it.
+    # A network may choose the pose in which it shows all digits: rotate and shift the mean pose to the upright one.
     reference, mean = np.median(before, 0), after[inliers].mean(0)
     x, y = (mean - mean.mean(0)).T
     u, v = (reference - reference.mean(0)).T

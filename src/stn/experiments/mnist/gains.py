@@ -1,4 +1,4 @@
-"""How much of what a transformer could gain it does gain, by the CNN that is given the true pose."""
+"""The share of the possible gain that a transformer achieves; the ceiling is a CNN that knows the true pose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from stn.report.table import Grid, Row, Section, Table
 
 @dataclass(frozen=True)
 class Gain:
-    """The errors (%) of a baseline, of a row with a transformer, and of the ceiling, and the share of the way between.
+    """The errors (%) of a baseline, of a row with a transformer, and of the ceiling, and the share of the gain.
 
-    `share` is 100 (baseline - ours) / (baseline - ceiling), with its 95 % interval.
+    `share` is 100 (baseline - ours) / (baseline - ceiling); `low` and `high` are its 95 % interval.
     """
 
     record: Record
@@ -26,9 +26,9 @@ class Gain:
 
 
 def measure_gains(records: Sequence[Record], baseline: Row, ceiling: Row) -> list[Gain]:
-    """The gain of each record of a row with this baseline, where its column has the ceiling.
+    """The gain of each record of a row with this baseline, in columns that have the ceiling.
 
-    Of the first seed that the three records have in common.
+    It is of the first seed that the three records have in common.
     """
     places = {(record.row, record.column): record for record in records}
     gains = []
@@ -38,14 +38,14 @@ def measure_gains(records: Sequence[Record], baseline: Row, ceiling: Row) -> lis
             continue
         common = sorted(set.intersection(*({seed.seed for seed in member.seeds} for member in trio)))
         if common and len({member.n_test for member in trio}) == 1:
-            without, own, best = (member.arrays[f"correct_s{common[0]}"] for member in trio)
+            without, ours, best = (member.arrays[f"correct_s{common[0]}"] for member in trio)
             errors = [member.error for member in trio]
-            gains.append(Gain(record, errors[0], errors[1], errors[2], *share_gained(without, own, best)))
+            gains.append(Gain(record, errors[0], errors[1], errors[2], *share_gained(without, ours, best)))
     return gains
 
 
 def describe_gains(table: Table, records: Sequence[Record], baseline: Row, ceiling: Row) -> Section | None:
-    """The section of the gains; None where no column has the ceiling."""
+    """The section on the gains; None if no column has the ceiling."""
     gains = measure_gains(records, baseline, ceiling)
     if not gains:
         return None

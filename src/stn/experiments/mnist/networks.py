@@ -1,4 +1,4 @@
-"""The networks of Table 1 (paper, section 4.1 and appendix A.4): FCN, CNN, and either behind a transformer."""
+"""The networks of Table 1 (paper, section 4.1 and appendix A.4): FCN and CNN, each with or without a transformer."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ SAMPLERS = {
 
 
 class DigitNetwork(nn.Module):
-    """A classifier of digits, with a spatial transformer at its input or without.
+    """A classifier of digits, with or without a spatial transformer at its input.
 
     A call maps images (B, 1, canvas, canvas) in [0, 1] to class scores (B, classes).
 
@@ -36,7 +36,7 @@ class DigitNetwork(nn.Module):
         width: filters of the CNN, hidden units of the FCN.
         transformation: `"affine"`, `"projective"`, `"tps"`, or None for no transformer.
         pool: average pooling between the transformer and the classifier (paper: 2 on RTS and TC, else none).
-        localisation: its `filters` and `features` (before a CNN), or `hidden` and `layers` (before an FCN).
+        localisation: of the localisation network, `filters` and `features` for a CNN, `hidden` and `layers` for an FCN.
     """
 
     def __init__(
@@ -63,21 +63,21 @@ class DigitNetwork(nn.Module):
         return self.classifier(self.seen(images))
 
     def seen(self, images: Tensor) -> Tensor:
-        """What the classifier sees of the images: (B, 1, side, side)."""
+        """The classifier's input (B, 1, side, side) for the images."""
         return self.pool(images if self.transformer is None else self.transformer(images))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return group_parameters(self, localisation=self.transformer)
 
     def thetas(self, images: Tensor) -> dict[str, Tensor]:
-        """`theta` (B, P) of the transformer, if there is one."""
+        """`theta` (B, P) of the transformer; empty without one."""
         return {} if self.transformer is None else {"theta": self.transformer.theta(images)}
 
 
 def transformer(
     canvas: int, classifier: str, transformation: str, sampler: str, localisation: dict, channels: int = 1
 ) -> SpatialTransformer:
-    """The transformer that stands before such a classifier: its localisation network is of the classifier's kind."""
+    """The transformer before a classifier: the localisation network is of the same kind as the classifier."""
     if classifier == "cnn":
         features = localisation["features"]
         network = convolutional(canvas, localisation["filters"], features, channels)
@@ -90,8 +90,8 @@ def transformer(
 def cnn(side: int, filters: int, classes: int, channels: int = 1) -> Layers:
     """conv 9x9 - max-pool 2 - conv 7x7 - max-pool 2 - fully connected, without padding.
 
-    Pooling rounds up: on the 21 pixels of RTS, rounding down would leave 6 of 13, too few for a 7x7 kernel. It stands
-    before the ReLU: the two commute, and a quarter of the values is a quarter of the work.
+    Pooling rounds up: on the 21 pixels of RTS, rounding down would reduce 13 to 6, too few for a 7x7 kernel. Pooling is
+    before the ReLU: the two commute, and the ReLU has a quarter of the values.
     """
     for kernel in (9, 7):
         side = math.ceil((side - kernel + 1) / 2)
@@ -108,7 +108,7 @@ def cnn(side: int, filters: int, classes: int, channels: int = 1) -> Layers:
 
 
 def fcn(side: int, hidden: int, classes: int, channels: int = 1) -> nn.Sequential:
-    """Two hidden layers."""
+    """Three fully connected layers."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(channels * side**2, hidden),
@@ -120,14 +120,14 @@ def fcn(side: int, hidden: int, classes: int, channels: int = 1) -> nn.Sequentia
 
 
 def width_for(total: int, make: Callable[..., nn.Module] = DigitNetwork, **network) -> int:
-    """The width at which `make(width=..., **network)` comes nearest to `total` parameters.
+    """The width with which the number of parameters of `make(width=..., **network)` is closest to `total`.
 
-    The paper keeps the number of parameters the same for all networks of an experiment (section 4.1), so behind a
-    transformer the classifier is a little narrower.
+    Paper, section 4.1: all networks of an experiment have the same number of parameters. So a classifier behind a
+    transformer is slightly narrower.
     """
 
     def parameters(width: int) -> int:
-        with torch.device("meta"):  # shapes only: neither memory nor random numbers
+        with torch.device("meta"):  # shapes only: uses neither memory nor random numbers
             return n_parameters(make(width=width, **network))
 
     low, high = 1, 2048
@@ -143,8 +143,8 @@ def n_parameters(network: nn.Module) -> int:
 
 
 def network(model, data) -> DigitNetwork:
-    """The network that a model config describes on the canvas of a data config."""
-    # Undone images are as large as the digits.
+    """The network of a model config for the canvas of a data config."""
+    # Images whose distortion is undone have the size of the digits.
     parts = {"canvas": 28 if data.undo else data.canvas, **described(model, data)}
     if model.width:
         return DigitNetwork(width=model.width, **parts)
@@ -153,7 +153,7 @@ def network(model, data) -> DigitNetwork:
 
 
 def described(model, data) -> dict:
-    """What a model config, and the pooling of a data config, say of a network, but for its canvas and its width."""
+    """The arguments of a network from a model config and a data config, except its canvas and its width."""
     return {
         "classifier": _name(model.classifier),
         "transformation": _name(model.transformation),
@@ -164,5 +164,5 @@ def described(model, data) -> dict:
 
 
 def _name(choice) -> str | None:
-    """The name of a choice, be it from a checked config (an enum) or from a checkpoint (a string)."""
+    """The name of a choice: an enum in a checked config, a string in a checkpoint."""
     return getattr(choice, "name", choice)

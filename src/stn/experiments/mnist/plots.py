@@ -1,4 +1,4 @@
-"""Figures of Tables 7 and 8: errors by sampling kernel, and by the size of the network."""
+"""Figures of Tables 7 and 8: test errors by sampling kernel and by network size."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ KINDS = {False: ("CNN", "#767676"), True: ("ST-CNN", "#0072B2")}  # without and 
 
 
 def draw_kernels(records: Sequence[Record]) -> Sheet:
-    """Per column the learned kernels beside those that are fixed, and the error with each."""
+    """For each column, the learned and the fixed kernels, and the error with each."""
     selection, colours = select(KERNELS, records, lambda row: True), assign_colours(KERNELS.rows)
     wide, tall, left, gap, top, between = 3.3, 2.1, 0.75, 0.75, 1.05, 0.75
     width = max(left + len(selection.columns) * (wide + gap), 5.6)
@@ -53,8 +53,8 @@ def draw_kernels(records: Sequence[Record]) -> Sheet:
                 low, high = interval(record.seeds)
                 errors.plot([low, high], [k, k], color=colours[row], linewidth=2.2, solid_capstyle="butt")
                 errors.plot([record.error], [k], "o", color=colours[row], markersize=4.5)
-                name, end, beside = f"{record.error:.2f}", (high, k), (4, 0)
-                errors.annotate(name, end, beside, "data", "offset points", annotation_clip=False, va="center", size=8)
+                name, end, offset = f"{record.error:.2f}", (high, k), (4, 0)
+                errors.annotate(name, end, offset, "data", "offset points", annotation_clip=False, va="center", size=8)
             names = [row.name for row in present]
             errors.set(yticks=range(len(present)), yticklabels=names, ylim=(len(present) - 0.5, -0.5))
             errors.set_xlabel("test error (%)")
@@ -66,22 +66,22 @@ def draw_kernels(records: Sequence[Record]) -> Sheet:
     return sheet
 
 
-def _bicubic(near: np.ndarray, a: float = -0.75) -> np.ndarray:
-    """Keys' cubic convolution, with torch's a."""
-    inner = (a + 2) * near**3 - (a + 3) * near**2 + 1
-    return np.where(near <= 1, inner, a * (near**3 - 5 * near**2 + 8 * near - 4))
+def _bicubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+    """Keys' cubic convolution, with torch's value of a."""
+    inner = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+    return np.where(distance <= 1, inner, a * (distance**3 - 5 * distance**2 + 8 * distance - 4))
 
 
-# The fixed kernels by their rows' names: weights of a pixel at a distance.
+# The fixed kernels by their rows' names: functions from distances to weights.
 FIXED = {
-    "integer": lambda near: np.where(near < 0.5, 1.0, 0.0),
-    "bilinear": lambda near: np.clip(1 - near, 0, None),
+    "integer": lambda distance: np.where(distance < 0.5, 1.0, 0.0),
+    "bilinear": lambda distance: np.clip(1 - distance, 0, None),
     "bicubic": _bicubic,
 }
 
 
 def draw_sizes(records: Sequence[Record]) -> Sheet:
-    """Per column the error of small and large networks: by parameters, and by multiply-adds of one image."""
+    """For each column, the error of small and large networks by parameters, and by multiply-adds of one image."""
     select(SIZES, records, lambda row: row.transformer)
     columns = [column for column in SIZES.columns if any(record.column is column for record in records)]
     scales = (("parameters", "parameters"), ("multiply_adds", "multiply-adds of one image"))
@@ -135,24 +135,24 @@ def draw_sizes(records: Sequence[Record]) -> Sheet:
 
 
 def _draw_line(axes: Axes, records: Sequence[Record], key: str, transformer: bool, labelled: bool) -> None:
-    """Errors of networks of one kind, by `key`: a line through the means, intervals, int8 as open markers."""
+    """Draw the errors of networks of one kind by `key`: a line through the means, intervals, open markers for int8."""
     _, colour = KINDS[transformer]
     x = [getattr(record, key) for record in records]
     axes.plot(x, [record.error for record in records], "-o", color=colour, linewidth=1.3, markersize=4.2, zorder=3)
-    for record, at in zip(records, x, strict=True):
-        axes.plot([at, at], np.maximum(interval(record.seeds), 0.01), color=colour, linewidth=1.3, zorder=2)
+    for record, size in zip(records, x, strict=True):
+        axes.plot([size, size], np.maximum(interval(record.seeds), 0.01), color=colour, linewidth=1.3, zorder=2)
         if record.export:
             marker: dict[str, Any] = {"markerfacecolor": "none", "markersize": 6.5, "markeredgewidth": 0.9}
-            axes.plot([at], [record.export.runs["int8"].error], "o", color=colour, zorder=4, **marker)
+            axes.plot([size], [record.export.runs["int8"].error], "o", color=colour, zorder=4, **marker)
         if labelled:
-            # The better kind lies below: its labels point away from the other's.
+            # The line of the ST-CNNs is below the other: its labels are on the other side.
             sides: dict[str, Any] = {"ha": "right", "va": "top"} if transformer else {}
-            place, beside = (at, record.error), (-4, -4) if transformer else (4, 3)
-            axes.annotate(record.row.name, place, beside, "data", "offset points", size=7, color=colour, **sides)
+            point, offset = (size, record.error), (-4, -4) if transformer else (4, 3)
+            axes.annotate(record.row.name, point, offset, "data", "offset points", size=7, color=colour, **sides)
 
 
 def _errors(record: Record) -> list[float]:
-    """The error (%) of each seed, and of int8 where there is an export."""
+    """The error (%) of each seed, and of int8 if the record has an export."""
     errors = [100 * seed.errors / seed.n_test for seed in record.seeds]
     if record.export:
         errors.append(100 * record.export.runs["int8"].errors / record.export.n_test)
@@ -160,5 +160,5 @@ def _errors(record: Record) -> list[float]:
 
 
 def _short(value: float, _: int = 0) -> str:
-    """A number of parameters or multiply-adds as one says it: 10k, 3M."""
+    """A number of parameters or multiply-adds in short form: 10k, 3M."""
     return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k"

@@ -87,8 +87,8 @@ def _read(file, tell: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, np
 def labels_in(text: bytes, place: str, images: Iterable[str]) -> Table:
     """The table of the images in the folder of a labels.json: {"000000.png": {"number": "159"}, ...}.
 
-    `place` is the file's path, for error messages. Raises UserError: the file has another form, a number does not have
-    1 to 5 digits, an image has no label, or a label has no image.
+    `place` is its path. Raises UserError: the file has another form, a number does not have 1 to 5 digits, or an image
+    or a label is missing.
     """
     try:
         entries = json.loads(text, object_pairs_hook=_without_twins)
@@ -111,8 +111,8 @@ def labels_in(text: bytes, place: str, images: Iterable[str]) -> Table:
         (numbers.keys() - images, "has a label for {}, which is not there: delete the entry, or add the photograph"),
     ):
         if unmatched:
-            first, *others = sorted(unmatched)
-            raise UserError(f"{place} {message.format(f'{first} and {len(others)} more' if others else first)}")
+            first, *further = sorted(unmatched)
+            raise UserError(f"{place} {message.format(f'{first} and {len(further)} more' if further else first)}")
     labels = [int(digit) or 10 for number in numbers.values() for digit in number]
     boxes = np.tile(np.array([0, 0, np.inf, np.inf], np.float32), (len(labels), 1))
     return Table(
@@ -121,7 +121,7 @@ def labels_in(text: bytes, place: str, images: Iterable[str]) -> Table:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The dict of the pairs of a JSON object. Raises ValueError if a key occurs twice."""
+    """A JSON object as a dict; ValueError if a key occurs twice."""
     names = dict(pairs)
     if len(names) < len(pairs):
         twin = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
@@ -130,10 +130,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def table_of(part: Path, scratch: Path) -> tuple[Table, set[str]]:
-    """The table of an archive or unpacked folder, and the names of its images.
-
-    A table that was read from a digitStruct.mat is cached in `scratch`.
-    """
+    """The table of an archive or its folder, and the names of its images. Tables with boxes are cached in `scratch`."""
     packed, source = part.is_file(), part if part.is_file() else part / DIGITS
     listed = set() if packed else {file.name for file in part.glob("*.png")}
     if not source.is_file():

@@ -1,9 +1,9 @@
 """Crops of house numbers, made once. This module does not import torch, so that worker processes start quickly.
 
 A number is cropped as by Goodfellow et al. (2013): the box around all its digits, enlarged by the factor 1 + `expand`,
-fills the canvas. With `place` the number fills a random share of the canvas at a random place instead. With `whole` the
-whole image fills the canvas, and only the numbers of `extra` are placed. The frame of every stored box is [-1, 1] from
-outer edge to outer edge of the canvas, as in `stn.geometry.transforms`.
+fills the canvas. With `place` the number fills a random share of the canvas at a random place. With `whole` the whole
+image fills the canvas, and only numbers of `extra` are placed. The frame of stored boxes is [-1, 1] from outer edge to
+outer edge of the canvas, as in `stn.geometry.transforms`.
 """
 
 import hashlib
@@ -99,9 +99,9 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
     sets = {"train": train, "validation": validation, "test": numbers["test"]}
     about: dict = {"recipe": recipe(data), "part": data.part, "sets": {}, "left_out": {}}
     with writing_sets(Path(data.stored), scratch, about) as work:
-        needed, room = sum(map(len, sets.values())) * data.canvas**2 * 3, shutil.disk_usage(work).free
-        if needed > room:  # else the kernel kills a process that writes to a mapped file on a full disk
-            raise UserError(f"the crops need {needed / 1e9:.1f} GB, {work.parent} has {room / 1e9:.1f} GB: make room")
+        needed, free = sum(map(len, sets.values())) * data.canvas**2 * 3, shutil.disk_usage(work).free
+        if needed > free:  # else the kernel kills a process that writes to a mapped file on a full disk
+            raise UserError(f"the crops need {needed / 1e9:.1f} GB, {work.parent} has {free / 1e9:.1f} GB: make room")
         boxes = {}
         for split, members in sets.items():
             shape = (len(members), data.canvas, data.canvas, 3)
@@ -143,7 +143,7 @@ def _counted(left_out: dict[str, dict[str, list[str]]]) -> str:
 
 
 def _part(data: DictConfig, name: str) -> Path:
-    """The path of the archive or folder of `train`, `test` or `extra`. Raises UserError if both are missing."""
+    """The archive or folder of `train`, `test` or `extra`; UserError if neither is there."""
     for part in (Path(data.raw, f"{name}.tar.gz"), Path(data.raw, name)):
         if part.exists():
             return part
@@ -183,10 +183,7 @@ def _candidates(part: str, table: Table, images: set[str]) -> tuple[list[Number]
 
 @contextmanager
 def _crew(workers: int) -> Iterator[Executor]:
-    """Yield worker processes, or one thread for one worker.
-
-    Threads do not suffice for several workers: on small images Pillow holds the interpreter's lock most of the time.
-    """
+    """Yield worker processes, because Pillow holds the interpreter's lock mostly; for one worker a thread."""
     if workers == 1:
         crew: Executor = ThreadPoolExecutor(1)
     else:
@@ -201,10 +198,7 @@ def _crew(workers: int) -> Iterator[Executor]:
 def _cropped(
     part: Path, numbers: dict[str, Number], plan: dict, work: Path, crew: Executor, workers: int
 ) -> Iterator[tuple[Number, np.ndarray | str]]:
-    """Crop images of a part into the files below `work`. Yields each number with its box or the reason to leave it out.
-
-    `numbers` maps the images' names to their numbers.
-    """
+    """Crop `numbers`, by their images' names, into files below `work`; yields their boxes or why they are left out."""
 
     def sources() -> Iterator[tuple[Number, Path | bytes]]:
         if part.is_dir():
@@ -311,9 +305,8 @@ def _placed(
 def _grown(image: np.ndarray, corner: np.ndarray, canvas: int, draws: np.random.RandomState) -> np.ndarray:
     """A canvas with the image's upper left pixel at `corner` (x, y), and a background generated from the image's edges.
 
-    A pixel outside the image takes the colour of a nearby edge pixel, displaced by smooth and rough random steps. Then
-    these pixels are blurred. The steps and the blur grow with the distance from the image. All arithmetic is in
-    integers.
+    A pixel outside the image takes the colour of a nearby edge pixel, displaced by smooth and rough random steps, and
+    is then blurred. Steps and blur grow with the distance from the image. All arithmetic is in integers.
     """
     height, width = image.shape[:2]
     y, x = np.mgrid[:canvas, :canvas]
@@ -323,11 +316,11 @@ def _grown(image: np.ndarray, corner: np.ndarray, canvas: int, draws: np.random.
     rough = draws.randint(-128, 128, (2, canvas, canvas))
     right, down = (2 * np.stack(smooth) * np.minimum(beyond, 40) + rough * np.minimum(beyond, 8)) >> 7
     spread = image[np.clip(y + down, 0, height - 1), np.clip(x + right, 0, width - 1)]
-    near, far = (
+    weak_blur, strong_blur = (
         np.asarray(Image.fromarray(spread).filter(ImageFilter.GaussianBlur(radius)), int) for radius in (1.2, 5)
     )
     share = np.minimum(12 * beyond, 192)[..., None]
-    blurred = (near * (256 - share) + far * share) >> 8
+    blurred = (weak_blur * (256 - share) + strong_blur * share) >> 8
     return np.where(beyond[..., None] > 0, blurred, spread).astype(np.uint8)
 
 

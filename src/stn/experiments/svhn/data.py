@@ -38,7 +38,7 @@ class StoredSvhn:
 
 
 def load_stored(data: DictConfig, split: str) -> StoredSvhn:
-    """A stored set. Raises UserError, which names the command that makes the set, if it is missing or damaged."""
+    """A stored set. Raises UserError, with the command that makes it, if it is missing or damaged."""
     folder = Path(data.stored)
     images, labels, boxes = read_set(
         folder,
@@ -121,7 +121,7 @@ class SvhnSource:
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The arrays that the report needs of a network on the test set of n images.
+        """Arrays for the report, from the test set of n images.
 
         With K transformers, of N examples (the first eight test images and up to four errors): example_input,
         example_label, example_said (the prediction), example_windows (N, K, 4, 2) (the corners of the windows) and
@@ -132,33 +132,33 @@ class SvhnSource:
         transformers: moved_window_all, moved_box, and moved_input and moved_seen of the first eight.
         """
         transforms = any(name.startswith("theta") for name in arrays)
-        moved = self._moved_evidence(network, transforms) if self.data.whole else {}
+        moved_arrays = self._moved_evidence(network, transforms) if self.data.whole else {}
         if not transforms:
-            return moved
+            return moved_arrays
         test_set, device = self.sets["test"], next(network.parameters()).device
         all_images = torch.arange(self.count("test"))
         windows = [network.windows(self.batch("test", chunk, device)[0]) for chunk in all_images.split(CHUNK)]  # type: ignore[operator]
         windows = torch.cat(windows).half().cpu().numpy()
         wrong = np.flatnonzero(~arrays["correct"])
-        first = all_images[:EXAMPLES]
-        chosen = torch.cat([first, torch.from_numpy(wrong[wrong >= len(first)][:4])])
-        pixels = self._pixels("test", chosen, device)
+        first_images = all_images[:EXAMPLES]
+        examples = torch.cat([first_images, torch.from_numpy(wrong[wrong >= len(first_images)][:4])])
+        pixels = self._pixels("test", examples, device)
         images = self._finished(pixels)
-        seen = self._coloured(network.seen(images).float(), pixels)  # type: ignore[operator]
+        samples = self._coloured(network.seen(images).float(), pixels)  # type: ignore[operator]
         window = (self.data.canvas - self.side) // 2
         window = np.array([window, window, window + self.side, window + self.side])
         tensors = {
             "example_input": _shown(pixels),
-            "example_label": test_set.labels[chosen].to(torch.uint8),
+            "example_label": test_set.labels[examples].to(torch.uint8),
             "example_said": network(images).argmax(-1).to(torch.uint8),
-            "example_seen": _shown(seen),
+            "example_seen": _shown(samples),
         }
         return {
             **{name: value.cpu().numpy() for name, value in tensors.items()},
-            "example_windows": windows[chosen.numpy()],
+            "example_windows": windows[examples.numpy()],
             "window_all": windows,
             "box": in_frame((test_set.boxes + 1) / 2 * self.data.canvas, window).astype(np.float16),
-            **moved,
+            **moved_arrays,
         }
 
     def _moved_evidence(self, network: nn.Module, transforms: bool) -> dict[str, np.ndarray]:
@@ -181,13 +181,13 @@ class SvhnSource:
             if not examples:
                 examples["moved_said"] = answers[:EXAMPLES].to(torch.uint8)
                 if transforms:
-                    seen = network.seen(images[:EXAMPLES]).float()  # type: ignore[operator]
+                    samples = network.seen(images[:EXAMPLES]).float()  # type: ignore[operator]
                     examples["moved_input"] = _shown(pixels[:EXAMPLES])
-                    examples["moved_seen"] = _shown(self._coloured(seen, pixels[:EXAMPLES]))
-        moved = {"moved_correct": torch.cat(correct), **examples}
+                    examples["moved_seen"] = _shown(self._coloured(samples, pixels[:EXAMPLES]))
+        arrays = {"moved_correct": torch.cat(correct), **examples}
         if transforms:
-            moved |= {"moved_window_all": torch.cat(windows), "moved_box": (boxes + distances.repeat(1, 2)).half()}
-        return {name: value.cpu().numpy() for name, value in moved.items()}
+            arrays |= {"moved_window_all": torch.cat(windows), "moved_box": (boxes + distances.repeat(1, 2)).half()}
+        return {name: value.cpu().numpy() for name, value in arrays.items()}
 
     def _held(self, index: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Random windows of training images that contain their numbers: sides and centres, (B, 2) each.
@@ -206,10 +206,9 @@ class SvhnSource:
         return sides, lowest + (highest - lowest) * uniform[:, 2:]
 
     def _grid(self, sides: Tensor, centres: Tensor) -> Tensor:
-        """The grid (B, side, side, 2) of windows with `sides` (B, 2) and `centres` (B, 2).
+        """The grid (B, side, side, 2) of windows, as `Crop().grid`, but clamped to the edge pixels of the image.
 
-        It is that of `Crop().grid`, computed axis by axis for speed, with points outside the image moved to its edge
-        pixels.
+        It is computed axis by axis for speed.
         """
         axis = pixel_centres((1, self.side), sides.dtype, sides.device)[:, 0]
         x, y = ((sides[:, i, None] * axis + centres[:, i, None]).clamp(axis[0], axis[-1]) for i in (0, 1))

@@ -67,12 +67,12 @@ def draw_windows(records: Sequence[Record]) -> Sheet:
         sheet.text(0.2, 0.32, "Where the transformers look", size=12, weight="bold")
         _draw_key(sheet, 0.2, 0.56, max(strip.windows.shape[1] for strip in strips))
         y = top
-        for (label, _, members), lines, above in zip(blocks, parts, heights, strict=True):
-            y += above
-            first = y - 0.11 - LINE * len(lines)
-            sheet.text(edge, first, label, size=13, weight="bold", va="baseline")
+        for (label, _, members), lines, heading_height in zip(blocks, parts, heights, strict=True):
+            y += heading_height
+            label_y = y - 0.11 - LINE * len(lines)
+            sheet.text(edge, label_y, label, size=13, weight="bold", va="baseline")
             for i, line in enumerate(lines):
-                sheet.text(edge, first + 0.03 + LINE * (i + 1), line, color=GREY, va="baseline")
+                sheet.text(edge, label_y + 0.03 + LINE * (i + 1), line, color=GREY, va="baseline")
             for strip in members:
                 sheet.text(0.2, y + high / 2, strip.name, size=11, weight="bold", va="center")
                 sheet.text(left - 0.05, y + high / 2, "windows", ha="right", va="center")
@@ -129,6 +129,6 @@ def _draw_key(sheet: Sheet, x: float, y: float, count: int) -> None:
 
 
 def _format_number(answers: np.ndarray) -> str:
-    """Five predicted or true classes as text, such as "1 9 4"; a position without a digit before a digit is a dash."""
+    """Five classes as text, such as "1 9 4"; a gap between digits is a dash."""
     digits = [f"{answer}" if answer != NONE else "–" for answer in answers.tolist()]
     return " ".join(digits).rstrip("– ") or "nothing"

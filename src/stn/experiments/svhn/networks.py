@@ -169,10 +169,9 @@ class SvhnNetwork(nn.Module):
 def _localisation(
     channels: int, side: int, filters: int, features: int, convolve: bool, pooled: int | None, standardised: bool
 ) -> nn.Sequential:
-    """A localisation network: two 5x5 convolutions with a max-pool between (`convolve`), two fully connected layers.
+    """Single: two 5x5 convolutions with a max-pool between; Multi: none. Then two fully connected layers.
 
-    Paper: ST-CNN Single has the convolutions, Multi does not. Maps of `side` pixels are `standardised` first, and
-    average-pooled to `pooled` pixels if that is less.
+    Before them, maps of `side` pixels are `standardised`, and average-pooled to `pooled` pixels if that is less.
     """
     layers: list[nn.Module] = [nn.GroupNorm(1, channels, affine=False)] if standardised else []
     if pooled is not None and pooled < side:

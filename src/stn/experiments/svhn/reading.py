@@ -32,13 +32,13 @@ class PositionErrors:
 class LastWindow:
     """How much of the number the last window contains, and how well it follows the number; test images, first seed.
 
-    Medians over images: `image` and `window` are the shares (%) of the image's and the window's area that the number
-    takes; `zoom` is the ratio of the two; `inside` is the share (%) of the number inside the window; `area` is the
-    window's area in % of the image's. A window is represented by its bounding box.
+    Medians: `image` and `window`, the number's share (%) of the image's and of the window's area; `zoom`, the ratio of
+    the two; `inside`, the share (%) of the number in the window; `area`, the window's area in % of the image's. A
+    window is its bounding box.
 
-    `follows` (x, y) are the correlations of the window's centre with the number's, nan if one of the two does not move.
-    `spread` (x, y) is the standard deviation of the window's centre in % of the image's side. `held` is the share (%)
-    of images in which the window contains at least `HELD` of the number.
+    `follows` (x, y) are the correlations of the window's centre with the number's, nan if one of the two does not move;
+    `spread` (x, y) is the standard deviation of the window's centre in % of the image's side; `held` is the share (%)
+    of images in which at least `HELD` of the number is in the window.
     """
 
     record: Record
@@ -54,7 +54,7 @@ class LastWindow:
 
 @dataclass(frozen=True)
 class Moved:
-    """The results of a network on test images that are moved at random with the number inside; first seed.
+    """A network on test images that are moved at random with the number inside; first seed.
 
     `still` and `moved` are the errors (%) on the original and on the moved images. `p` is from the paired test of the
     errors on moved images against the baseline's, None if the row has no baseline or the baseline was not run.
@@ -72,10 +72,7 @@ class Moved:
 
 
 def check_positions(record: Record) -> str | None:
-    """What is wrong with the array `positions` of a record; None if nothing is.
-
-    `positions`, bool (n_test, K), tells which positions of each number the first seed has right.
-    """
+    """What is wrong with the array `positions`: bool (n_test, K), which positions the first seed has right."""
     if "positions" not in record.arrays:
         return "without positions"
     if not np.array_equal(record.arrays["positions"].all(1), record.correct):
@@ -134,12 +131,12 @@ def measure_moved(records: Sequence[Record]) -> list[Moved]:
         p = mcnemar(rival.arrays["moved_correct"], correct)[0] if rival else None
         cell = Moved(record, record.seeds[0].error, 100 * float((~correct).mean()), p)
         if record.row.transformer:
-            boxes, last = arrays["moved_box"].astype(float), arrays["moved_window_all"][:, -1].astype(float)
+            boxes, windows = arrays["moved_box"].astype(float), arrays["moved_window_all"][:, -1].astype(float)
             start = IMAGE * np.array(record.config["model"]["start"] or [1, 1])
-            inside, at_start = (seen(window, boxes)[0] for window in (last, np.broadcast_to(start, last.shape)))
+            inside, at_start = (seen(window, boxes)[0] for window in (windows, np.broadcast_to(start, windows.shape)))
             cell = replace(
                 cell,
-                follows=follow(last, boxes.reshape(-1, 2, 2).mean(1)),
+                follows=follow(windows, boxes.reshape(-1, 2, 2).mean(1)),
                 held=100 * float((inside >= HELD).mean()),
                 held_by_start=100 * float((at_start >= HELD).mean()),
             )

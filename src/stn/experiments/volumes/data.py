@@ -120,8 +120,7 @@ def pose(data: DictConfig) -> SolidPose:
 def store(data: DictConfig, scratch: Path) -> dict:
     """Draw the poses of the validation and test digits and store them. Returns the contents of `sets.json`.
 
-    Poses are drawn in float64 on the CPU and rounded to float32. The set is written to `scratch` and moved to
-    `data.stored` when complete.
+    Drawn in float64 on the CPU and rounded to float32. Written to `scratch` and moved to `data.stored` when complete.
     """
     splits, poses = undistorted(data), pose(data)
     about = {"distortion": repr(poses), "columns": poses.names, "seed": data.seed, "part": data.part, "sets": {}}
@@ -140,7 +139,7 @@ def stored_folder(data: DictConfig) -> Path:
 
 
 def load_poses(data: DictConfig, split: str) -> Tensor:
-    """The stored poses (n, 7) of a split. Raises UserError, which names the command, if missing or damaged."""
+    """The stored poses (n, 7) of a split. Raises UserError, with the command to run, if missing or damaged."""
     folder = stored_folder(data)
     parameters = read_set(
         folder,
@@ -207,7 +206,7 @@ class Volumes:
 
     @torch.inference_mode()
     def evidence(self, network: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The arrays that the report needs of a transformer on the test set; empty for a network without one.
+        """Arrays for the report, from the test set; empty without a transformer.
 
         Of the first test volume of each class: example_volume (10, canvas, canvas, canvas) uint8; example_before and
         example_after (10, side, side) float16, its projection without and with the transformer; example_label and
@@ -217,8 +216,8 @@ class Volumes:
             return {}
         device = next(network.parameters()).device
         labels = self.labels["test"].cpu()
-        first = torch.stack([(labels == digit).nonzero()[0, 0] for digit in range(10)])
-        volumes, labels = self.batch("test", first, device)
+        examples = torch.stack([(labels == digit).nonzero()[0, 0] for digit in range(10)])
+        volumes, labels = self.batch("test", examples, device)
         tensors = {
             "example_volume": (volumes[:, 0] * 255).round().to(torch.uint8),
             "example_before": network.projected(volumes)[:, 0].half(),  # type: ignore[operator]  # a `VolumeNetwork`
@@ -228,7 +227,7 @@ class Volumes:
         }
         return {
             **{name: value.cpu().numpy() for name, value in tensors.items()},
-            "example_theta": arrays["theta"][first.numpy()].astype("float32"),
+            "example_theta": arrays["theta"][examples.numpy()].astype("float32"),
             "pose_names": np.array(self.poses.names, dtype=str),
         }
 

@@ -71,8 +71,8 @@ def draw_volumes(records: Sequence[Record]) -> Sheet:
                 )
                 for j, name, frame in ((0, "example_before", PALE), (1, "example_after", colour)):
                     projection = (arrays[name][index].astype(float) / brightest).clip(0, 1) ** 0.7 * 255
-                    below = y + tall + j * (small + gap)
-                    tile = sheet.tile(x + (side - small) / 2, below, small, small, small / 2.06)
+                    tile_y = y + tall + j * (small + gap)
+                    tile = sheet.tile(x + (side - small) / 2, tile_y, small, small, small / 2.06)
                     draw_image(tile, projection, frame)
             residuals = pose_left(arrays["theta"][: len(arrays["pose_true"])], arrays["pose_true"][:, :3])
             high = (block - title - 1.26) / 2

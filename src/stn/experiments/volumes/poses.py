@@ -15,7 +15,7 @@ def solid_pose(theta: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.nda
     `theta` (n, 12) maps the transformer's output to the volume; `turns` (n, 3) are the digit's rotation vectors in
     degrees. The tilt, 0 to 180, is the angle between the line of sight and the digit's normal: at 0 the digit faces the
     viewer, at 90 only its edge is visible. The turn, -180 to 180, is the rotation of its image in the projection. Both
-    are nan where theta is not finite or has no inverse.
+    are nan if theta is not finite or has no inverse.
     """
     from scipy.spatial.transform import Rotation  # imported here because it loads slowly
 
