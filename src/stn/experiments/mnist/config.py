@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from stn.errors import UserError
 from stn.schema import DataConfig, LocalisationConfig, ModelConfig
@@ -62,7 +63,7 @@ class MnistDataConfig(DataConfig):
     pool: int
     train: Train
     draws: int
-    undo: bool = False
+    undo: Any = False  # True, or the names in `POSE` that are undone
     distortion: DistortionConfig
 
 
@@ -84,6 +85,7 @@ class MnistModelConfig(ModelConfig):
     localisation: MnistLocalisationConfig
 
 
+POSE = ("angle", "scale", "x", "y")  # of a digit: degrees counter-clockwise, a factor, pixels
 DATA, MODEL = MnistDataConfig, MnistModelConfig
 SMALLEST = {
     "data.pool": 1,
@@ -98,7 +100,15 @@ SMALLEST = {
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise UserError for parallel transformers, which only networks of `data.kind=addition` support."""
+    """Raise UserError for a bad `data.undo`, and for parallel transformers, which need `data.kind=addition`."""
+    undo = OmegaConf.to_container(cfg.data.undo) if OmegaConf.is_list(cfg.data.undo) else cfg.data.undo
+    if isinstance(undo, list):
+        if not undo or not all(name in POSE for name in undo) or len(set(undo)) < len(undo):
+            raise UserError(f"data.undo={undo} is no part of a pose: give some of {', '.join(POSE)}, each once")
+        if cfg.data.distortion.kind != Distortion.pose:
+            raise UserError(f"data.undo={undo}: the distortion of data={cfg.data.name} is no pose; give true or false")
+    elif not isinstance(undo, bool):
+        raise UserError(f"data.undo={undo}: give true, false, or some of {', '.join(POSE)}, such as [angle,scale]")
     if cfg.model is not None and cfg.model.parallel > 1:
         raise UserError(f"model.parallel={cfg.model.parallel}: data={cfg.data.name} takes one transformer; drop it")
 

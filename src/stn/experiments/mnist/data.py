@@ -195,8 +195,7 @@ class DistortedDigits:
 
     def __init__(self, data: DictConfig):
         self.data = data
-        self.undo = data.undo
-        self.shape = (1, *[28 if self.undo else data.canvas] * 2)  # of the network's input
+        self.shape = (1, *[28 if data.undo is True else data.canvas] * 2)  # of the network's input
         self.warp = distortion(data)
         self.sets: dict[str, StoredSet | Digits] = {}
 
@@ -213,8 +212,8 @@ class DistortedDigits:
         """The stored images `index` (B,) of a split."""
         images, labels = self._resident(split, device)
         images = images[index, None].float() / 255
-        if self.undo:
-            images = self.warp.undone(self.sets[split].parameters[index.cpu()].to(device), images)  # type: ignore[union-attr]
+        if self.data.undo:
+            images = self._undone(self.sets[split].parameters[index.cpu()].to(device), images)  # type: ignore[union-attr]
         return images, labels[index]
 
     def train_batch(
@@ -226,7 +225,7 @@ class DistortedDigits:
         digits, labels = self._resident("train", device)
         parameters = self.warp.draw(size, draws)[part]
         images = self.warp.render(parameters, digits[index], digits)
-        return self.warp.undone(parameters, images) if self.undo else images, labels[index]
+        return self._undone(parameters, images), labels[index]
 
     def train_block(self, index: Tensor, draws: list[torch.Generator], device: torch.device) -> tuple[Tensor, Tensor]:
         """Distorted images (K, B, 1, side, side) and labels (K, B) of the training digits `index` (K, B).
@@ -241,7 +240,7 @@ class DistortedDigits:
             chances = zip(*(self.warp.chances(shape[1], draw) for draw in draws), strict=True)
             parameters = self.warp.parameters(*map(torch.cat, chances))
             images, labels = self.warp.render(parameters, digits[index], digits), labels[index]
-            images = self.warp.undone(parameters, images) if self.undo else images
+            images = self._undone(parameters, images)
         return images.unflatten(0, shape), labels.view(shape)
 
     @torch.inference_mode()
@@ -289,6 +288,12 @@ class DistortedDigits:
             **phi,
             "pose_names": np.array(names, dtype=str),
         }
+
+    def _undone(self, parameters: Tensor, images: Tensor) -> Tensor:
+        """Images with all or some of their distortion undone by its true `parameters`, as `data.undo` says."""
+        if self.data.undo is True:
+            return self.warp.undone(parameters, images)
+        return self.warp.partly_undone(parameters, images, self.data.undo) if self.data.undo else images  # type: ignore[attr-defined]
 
     def _resident(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """The images and labels of a split, moved to the device once."""

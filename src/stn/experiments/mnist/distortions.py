@@ -7,6 +7,7 @@ frame of the distorted image, "digit" points in that of the undistorted one. Len
 Parameters are rounded to float32 before they are used, so the stored parameters are exactly those of the image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from stn.experiments.mnist.config import POSE
 from stn.geometry.constants import constant
 from stn.geometry.inverses import homography_through
 from stn.geometry.sampling import bilinear
@@ -22,7 +24,6 @@ from stn.geometry.splines import control_points
 from stn.geometry.transforms import CORNERS, Affine, Projective, ThinPlateSpline, pixel_centres
 
 INVERSIONS = 20  # iterations for the inverse of a spline; the tests bound the remaining error
-POSE = ("angle", "scale", "x", "y")  # degrees counter-clockwise, a factor, pixels
 REDRAWS = 16  # candidates for each projective image; all of them fail about once in 1e20 draws
 
 
@@ -135,6 +136,23 @@ class Pose(Distortion):
     def inverse_grid(self, parameters: Tensor) -> Tensor:
         inverse = torch.linalg.inv(Affine().matrix(self.theta(parameters)))
         return Affine().grid(inverse[:, :2].flatten(1), (self.digit, self.digit))
+
+    def partly_undone(self, parameters: Tensor, images: Tensor, names: Sequence[str]) -> Tensor:
+        """Distorted `images` (n, 1, canvas, canvas) as if the parameters `names` of `POSE` had been at rest.
+
+        At rest the angle is 0, the scale 1, and the digit in the middle. Bilinear; each image is resampled once.
+        """
+        at_rest = dict(zip(POSE, (0.0, 1.0, 0.0, 0.0), strict=True))
+        remaining = torch.stack(
+            [
+                torch.full_like(column, at_rest[name]) if name in names else column
+                for name, column in zip(POSE, parameters.unbind(1), strict=True)
+            ],
+            1,
+        )
+        matrices = [Affine().matrix(self.theta(pose.to(images))) for pose in (parameters, remaining)]
+        theta = (torch.linalg.inv(matrices[0]) @ matrices[1])[:, :2].flatten(1)
+        return bilinear(images, Affine().grid(theta, (self.canvas, self.canvas)))
 
 
 @dataclass(frozen=True)

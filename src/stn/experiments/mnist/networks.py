@@ -144,8 +144,8 @@ def n_parameters(network: nn.Module) -> int:
 
 def network(model, data) -> DigitNetwork:
     """The network of a model config for the canvas of a data config."""
-    # Images whose distortion is undone have the size of the digits.
-    parts = {"canvas": 28 if data.undo else data.canvas, **described(model, data)}
+    # Images whose distortion is wholly undone have the size of the digits.
+    parts = {"canvas": 28 if data.undo is True else data.canvas, **described(model, data)}
     if model.width:
         return DigitNetwork(width=model.width, **parts)
     total = model.parameters or n_parameters(DigitNetwork(parts["canvas"], "cnn", model.match_filters))
