@@ -23,14 +23,14 @@ from stn.report.table import Cell
 
 CELLS = Path("cells.json")
 RESULTS = Path("reports/results")
-FOLLOWED = {2: "numbers", 3: "birds"}  # the tables whose data sets a knob chooses, and which knob
-CHOSEN_WITH = {"svhn_photos": "svhn_strips"}  # data sets that are chosen with others: both need a mirror
+FOLLOWED = {2: "numbers", 3: "birds"}  # table: the knob that chooses its data sets
+CHOSEN_WITH = {"svhn_photos": "svhn_strips"}  # data set: the choice that includes it; both need a mirror
 EXPORTED = (8,)  # the tables whose networks are exported
-CLASSIFIER = ("mnist_ts", "cnn", "quick")  # what co-localisation builds on, the same at every budget
+CLASSIFIER = ("mnist_ts", "cnn", "quick")  # data, model and budget that co-localisation builds on, at every budget
 
 
 def _folders() -> dict[Cell, str]:
-    """Where the records of each cell lie below a budget's folder: with the first table that shows it."""
+    """The folder of each cell's record below a budget's folder: that of the first table that shows the cell."""
     folders: dict[Cell, str] = {}
     for table in find_tables().values():
         for row in table.rows:
@@ -41,12 +41,12 @@ def _folders() -> dict[Cell, str]:
 
 
 def record_path(budget: str, cell: Cell) -> Path:
-    """The JSON of a cell's record."""
+    """The path of a cell's record, a JSON file."""
     return RESULTS / budget / _folders()[cell] / f"{cell.key}.json"
 
 
 def declared(params: Params, table: int) -> list[Cell]:
-    """The cells that the pipeline brings up to date for a table, by column and row."""
+    """The cells of a table that the pipeline keeps up to date, by column and row."""
     return [cell for cell in _all_cells(table, on_demand=False) if _is_chosen(params, table, cell)]
 
 
@@ -58,7 +58,7 @@ def on_demand(params: Params, table: int) -> list[Cell]:
 def shown(params: Params, table: int) -> tuple[list[Cell], list[Cell]]:
     """The cells that a table shows: those that must have a record, and those that may.
 
-    Of Table 1 it shows the columns that `params.yaml` chooses, and others where all of their cells have a record.
+    Table 1 shows the columns that `params.yaml` chooses, and every other column whose cells all have a record.
     """
     if table != 1:
         return [], find_tables()[table].cells()
@@ -69,14 +69,14 @@ def shown(params: Params, table: int) -> tuple[list[Cell], list[Cell]]:
     columns: dict[str, list[Cell]] = {}
     for cell in candidates:
         columns.setdefault(cell.data, []).append(cell)
-    # Another table may have trained a cell of a column that is not chosen: that is not the whole column.
-    whole = [cells for cells in columns.values() if all(record_path(params.budget, cell).exists() for cell in cells)]
-    optional = [cell for cells in whole for cell in cells if cell not in required]
+    # One record does not make a column: another table may have trained that cell.
+    complete = [cells for cells in columns.values() if all(record_path(params.budget, cell).exists() for cell in cells)]
+    optional = [cell for cells in complete for cell in cells if cell not in required]
     return required, optional + find_tables()[1].cells(on_demand=True)
 
 
 def _all_cells(table: int, on_demand: bool) -> list[Cell]:
-    """The cells of a table with their stand-ins, by column and row."""
+    """The cells of a table, stand-ins included, by column and row."""
     layout = find_tables()[table]
     cells = (
         cell
@@ -104,7 +104,7 @@ def _is_chosen(params: Params, table: int, cell: Cell) -> bool:
 def config(budget: str, cell: Cell) -> DictConfig:
     """The resolved config of a cell, as `stn.config.compose` gives it.
 
-    Hydra takes a tenth of a second for a config, so each data set and each model is read only once.
+    Composing a config takes Hydra a tenth of a second, so each data set and each model is read only once.
     """
     schedules = [setting for setting in cell.settings if setting.startswith("schedule=")]
     cfg = copy.deepcopy(_read(f"data={cell.data}", f"budget={budget}", *schedules))
@@ -116,7 +116,7 @@ _read = cache(read)
 
 
 def arguments(budget: str, cell: Cell) -> list[str]:
-    """What the command line of a cell's training says."""
+    """The command-line arguments that train a cell."""
     return [f"data={cell.data}", f"model={cell.model}", f"budget={budget}", *cell.settings]
 
 
@@ -126,12 +126,12 @@ def stage(budget: str, cell: Cell) -> str:
 
 
 def offers(cfg: DictConfig, what: str) -> bool:
-    """Whether the experiment of a data set can `fetch` its raw data, or `store` its sets: both are optional."""
+    """Whether the data module of an experiment has the optional function `what`: `fetch` or `store`."""
     return hasattr(load(cfg.data.kind, "data"), what)
 
 
 def describe_cell(budget: str, cell: Cell) -> dict[str, str]:
-    """What `cells.json` says of a cell. What it depends on and nobody makes is `params.yaml`, which is always there."""
+    """The entry of a cell in `cells.json`; `params.yaml`, which always exists, fills in for an absent dependency."""
     cfg = config(budget, cell)
     weights = cfg.model.get("pretrained")
     return {
@@ -145,7 +145,7 @@ def describe_cell(budget: str, cell: Cell) -> dict[str, str]:
 
 
 def describe_stored(name: str, cfg: DictConfig) -> dict[str, str]:
-    """What `cells.json` says of the stored sets of a data set."""
+    """The entry of a data set's stored sets in `cells.json`."""
     return {
         "door": load(cfg.data.kind, "data").DOOR,
         "raw": cfg.data.raw,
@@ -156,14 +156,14 @@ def describe_stored(name: str, cfg: DictConfig) -> dict[str, str]:
 
 
 def describe(params: Params) -> dict[str, dict]:
-    """The contents of `cells.json`: what each stage is made of and depends on."""
+    """The contents of `cells.json`: the arguments and the dependencies of each stage."""
     tables = {table: [*declared(params, table), *on_demand(params, table)] for table in find_tables()}
     cells = list(dict.fromkeys(cell for group in tables.values() for cell in group))
     exported = [cell for table in EXPORTED for cell in declared(params, table)]
-    first: dict[str, Cell] = {}
+    first_cells: dict[str, Cell] = {}
     for cell in cells:
-        first.setdefault(cell.data, cell)
-    configs = {name: config(params.budget, cell) for name, cell in first.items()}
+        first_cells.setdefault(cell.data, cell)
+    configs = {name: config(params.budget, cell) for name, cell in first_cells.items()}
     data, model, budget = CLASSIFIER
     classifier = compose(f"data={data}", f"model={model}", f"budget={budget}")
     if params.source == "mnist":

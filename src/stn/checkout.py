@@ -1,18 +1,18 @@
-"""Which copy of the project runs: that of the current folder.
+"""Makes Python run the copy of the project that contains the current folder.
 
-An editable install names one folder for good. A copy of that folder, a second clone whose environment is not the one in
-use, or the folder in which `dvc exp run --queue` trains would then run code that is not theirs. So `setup.sh` installs
-this file a second time, as `_stn_checkout`, and has the environment call `put_on_path` whenever its Python starts.
+An editable install names one folder for good. Then a copy of that folder, a second clone that uses the same
+environment, or the folder in which `dvc exp run --queue` trains would run another folder's code. So `setup.sh` installs
+this file a second time, as `_stn_checkout`, and makes the environment call `put_on_path` whenever its Python starts.
 """
 
-# pathlib would make each start of an interpreter half as long again.
+# Importing pathlib would make every start of Python take half as long again.
 # ruff: noqa: PTH109, PTH113, PTH118, PTH120, PTH121
 import os
 import sys
 
 
 def find_source(folder: str) -> str | None:
-    """The folder `src` of the project that `folder` is in, the innermost if there are several; None outside of any."""
+    """The folder `src` of the innermost project that contains `folder`; None outside any project."""
     while not os.path.isfile(os.path.join(folder, "src", "stn", "train.py")):
         parent = os.path.dirname(folder)
         if parent == folder:
@@ -22,10 +22,10 @@ def find_source(folder: str) -> str | None:
 
 
 def put_on_path() -> None:
-    """Make `import stn` load the code of the current folder's project, or else of the one that the environment is in.
+    """Make `import stn` load the current folder's project, or else the project that contains the environment.
 
-    PYTHONPATH goes before. Commands are also looked up in this environment first, so that `.venv/bin/dvc` starts stages
-    with the Python that it runs on, whether the environment is activated or not.
+    PYTHONPATH takes precedence. The environment's `bin` comes first on PATH, so that `.venv/bin/dvc` starts stages with
+    its own Python even if the environment is not activated.
     """
     sources = (source for folder in (_current_folder(), sys.prefix) if (source := find_source(folder)))
     sys.path.extend(dict.fromkeys(sources))
@@ -35,7 +35,7 @@ def put_on_path() -> None:
 
 
 def foreign_source() -> str | None:
-    """The folder `src` of the current folder's project, if this code is not of it; None if it is, or outside of any."""
+    """The folder `src` of the current folder's project, if this code belongs to another one; else None."""
     source = find_source(_current_folder())
     if source is None or os.path.samefile(os.path.join(source, "stn"), os.path.dirname(__file__)):
         return None
@@ -45,5 +45,5 @@ def foreign_source() -> str | None:
 def _current_folder() -> str:
     try:
         return os.getcwd()
-    except OSError:  # it was removed
+    except OSError:  # the folder was removed
         return os.sep

@@ -1,13 +1,13 @@
-"""Which code decides a result: a digest of it, and its commit. Imports nothing that it reads, so it is quick.
+"""Identifies the code that decides a result, by a digest and a commit. Reads modules without importing them.
 
-The digest covers the definitions that training can reach: it starts at the data source, the network and the training
-loop, and follows the names that each definition uses, through imports, also those inside functions. It is taken over
-syntax trees: formatting, comments, docstrings and the annotations of functions do not count, nor does the module in
-which a definition stands. A changed function voids the results of what uses it; a new one voids nothing.
+The digest covers the definitions that training can reach. It starts at the data source, the network and the training
+loop, and follows the names that each definition uses through imports, including those inside functions. It is computed
+from syntax trees: formatting, comments, docstrings and annotations of functions do not change it, nor does the module
+that holds a definition. A changed function voids the results of all code that uses it; a new function voids none.
 
-What cannot be followed by name is taken whole rather than left out: statements of an imported module that do more than
-define a name (calls, `if`, `try`), definitions under a decorator that might register them, and every definition of a
-module that is used as an object. `tests/test_codebase.py` holds this against what real training runs execute.
+Code that cannot be followed by name is always included: statements of an imported module that do more than define a
+name (calls, `if`, `try`), definitions under a decorator that might register them, and every definition of a module
+that is used as an object. `tests/test_codebase.py` compares this with the code that real training runs execute.
 """
 
 import hashlib
@@ -28,27 +28,27 @@ from stn.syntax import Module, Statement, dump, name_chains, parse
 
 TRAINING = "stn.training.run:train"
 EXPERIMENTS = "stn.experiments"
-# What training reaches and no number depends on: modules, or definitions in them.
+# Modules and definitions that training reaches but that change no number.
 APART = {
-    "stn.schema",  # the keys; the values are in conf/, and resolved in every record
-    "stn.config",  # reads them
-    "stn.errors",  # how errors are told
+    "stn.schema",  # defines the keys; every record holds the resolved values
+    "stn.config",  # reads the configs
+    "stn.errors",  # reports errors
     "stn.files:digest",  # names folders
-    "stn.codebase",  # names the code, and
-    "stn.syntax",  # reads it
-    "stn.training.record:provenance",  # says where a seed was trained
-    "stn.training.callbacks",  # watches training; the reference curves are computed with it
-    "stn.tracking",  # tells wandb what it sees
+    "stn.codebase",  # identifies the code
+    "stn.syntax",  # parses the code
+    "stn.training.record:provenance",  # describes the machine
+    "stn.training.callbacks",  # observes training; the reference curves are computed with it
+    "stn.tracking",  # logs to wandb
 }
-# The source of a module by its full name, and whether it is a package; None if there is no such module.
+# Takes a module's full name. Returns its source and whether it is a package; None if there is no such module.
 Reader = Callable[[str], tuple[str, bool] | None]
-Key = tuple[str, int]  # a statement: its module, and its place there
+Key = tuple[str, int]  # a statement: the name of its module, and its index there
 
 
 def training_digest(kind: str, read: Reader | None = None) -> str:
     """The digest of the code that trains an experiment, such as "mnist": sixteen hexadecimal digits.
 
-    `read` reads the modules; the installed ones if None.
+    `read` gives the sources of modules; None reads the installed ones.
     """
     return digest_of(*roots(kind), read=read)
 
@@ -59,9 +59,9 @@ def roots(kind: str) -> tuple[str, str, str]:
 
 
 def digest_of(*roots: str, read: Reader | None = None) -> str:
-    """The digest of all that the definitions `roots`, each "module:name", can reach: sixteen hexadecimal digits.
+    """The digest of all code that the definitions `roots`, each "module:name", can reach: sixteen hexadecimal digits.
 
-    A root that is not defined is a ValueError; a module that is installed without its source a UserError.
+    Raises ValueError for an undefined root and UserError for a module that is installed without its source.
     """
     return _installed_digest(roots) if read is None else _digest(_Graph(read).reach(roots))
 
@@ -75,14 +75,14 @@ def reached(*roots: str) -> set[tuple[str, int, int]]:
 
 
 def installed(name: str) -> tuple[str, bool] | None:
-    """The `Reader` of what `import` would load, from folders or a zip file. Nothing is imported."""
+    """A `Reader` of the modules that `import` would load, from folders or a zip file. It imports nothing."""
     spec = _spec(name)
     if spec is None:
         return None
     package = spec.submodule_search_locations is not None
     if spec.loader is None or spec.origin is None:  # a folder without __init__.py
         return "", package
-    source = cast(InspectLoader, spec.loader).get_source(name)  # those of files and of zip files have it
+    source = cast(InspectLoader, spec.loader).get_source(name)  # loaders of files and zip files have get_source
     if source is None:
         raise UserError(f"{spec.origin}: its source is not there, by which results are named; install stn with sources")
     return source, package
@@ -90,9 +90,9 @@ def installed(name: str) -> tuple[str, bool] | None:
 
 @cache
 def commit() -> str | None:
-    """The commit that is checked out where this code lies, with "+changes" if files of src/ or conf/ differ from it.
+    """The checked-out commit of this code, with "+changes" if files of src/ or conf/ differ from it.
 
-    None where that is not known: without git, in a folder that was copied, or installed apart from its repository.
+    None if it is unknown: without git, in a copied folder, or if the code is installed outside its repository.
     """
     here = Path(__file__).resolve()
     if not here.is_file() or _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
@@ -105,7 +105,7 @@ def commit() -> str | None:
 
 
 def fault(record: Mapping[str, Any]) -> str | None:
-    """What is wrong with the `code` and `adopted` of a record; None if nothing is, or it is older than these keys."""
+    """What is wrong with the `code` and `adopted` of a record; None if they are valid or the record predates them."""
     code, adopted = record.get("code", _UNKNOWN), record.get("adopted", [])
     if not isinstance(adopted, list):
         return "whose adopted is no list"
@@ -121,7 +121,7 @@ def fault(record: Mapping[str, Any]) -> str | None:
 
 
 def is_shown(record: Mapping[str, Any], digest: str) -> bool:
-    """Whether code of this digest is shown to give the numbers of a record: it trained it, or the record adopted it."""
+    """Whether code of this digest is shown to give a record's numbers: it trained the record, or was adopted by it."""
     return digest in {entry.get("digest") for entry in (record.get("code", {}), *record.get("adopted", []))}
 
 
@@ -131,7 +131,7 @@ _FORMS["adopted"] = _FORMS["code"] | {"evidence": ".+"}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git answers in a folder, whatever repository the environment names; None if it fails."""
+    """The output of git in a folder, without the environment's GIT_ variables; None if git fails."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *arguments]
     try:
@@ -148,7 +148,7 @@ def _spec(name: str) -> ModuleSpec | None:
         return find_spec(name)
     parent = _spec(package)
     folders = list((parent and parent.submodule_search_locations) or ())
-    if package == EXPERIMENTS:  # as that package searches them
+    if package == EXPERIMENTS:  # the folders that stn.experiments searches
         folders += filter(None, os.environ.get("STN_EXPERIMENTS", "").split(os.pathsep))
     return PathFinder.find_spec(name, folders) if folders else None
 
@@ -159,17 +159,17 @@ def _installed_digest(roots: tuple[str, ...]) -> str:
 
 
 def _digest(parts: list[str]) -> str:
-    hashed = hashlib.blake2b(digest_size=8)
+    hasher = hashlib.blake2b(digest_size=8)
     for part in parts:
-        hashed.update(f"{len(part)}\n{part}\n".encode())
-    return hashed.hexdigest()
+        hasher.update(f"{len(part)}\n{part}\n".encode())
+    return hasher.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------- from name to name
 
 
 class _Graph:
-    """The statements that roots reach, numbered in the order in which they are met. `reach` is called once."""
+    """The statements that roots reach, numbered in the order of discovery. Call `reach` once only."""
 
     def __init__(self, read: Reader):
         self.read = read
@@ -180,7 +180,7 @@ class _Graph:
         self.loaded: set[str] = set()
 
     def reach(self, roots: tuple[str, ...]) -> list[str]:
-        """A text for the roots and for each statement that they reach: its tree, and what its names stand for."""
+        """A text for each root, and one for each reached statement: its tree and what its names stand for."""
         self.packages |= {root.split(":")[0].split(".")[0] for root in roots}
         parts = []
         for root in roots:
@@ -188,26 +188,26 @@ class _Graph:
             module = self.module(name)
             if module is None or not module.binds(symbol):
                 raise ValueError(f"{root}: there is no such definition")
-            places = module.defined.get(symbol, ())  # also of what stands apart, if it is asked for
+            places = module.defined.get(symbol, ())  # a root counts even if it is in APART
             parts.append(" ".join(self._number((name, place)) for place in places) or self._symbol(name, symbol))
         position = 0
         while True:
             while position < len(self.keys):
                 parts.append(self._part(*self.keys[position]))
                 position += 1
-            acting = [
+            effects = [
                 (dump(statement.tree), (name, place))
                 for name in self.loaded
                 for place, statement in enumerate(self.present(name).statements)
                 if statement.acts and (name, place) not in self.numbers
             ]
-            if not acting:
+            if not effects:
                 return parts
-            for _, key in sorted(acting):  # in an order that does not depend on where they stand
+            for _, key in sorted(effects):  # sorted by their trees, so that moving them changes nothing
                 self._number(key)
 
     def module(self, name: str) -> "Module | None":
-        """A module of the project by its full name; None if it is none, or stands apart."""
+        """A module of the project by its full name; None for other modules and those in APART."""
         if name not in self.modules:
             internal = name.split(".")[0] in self.packages and name not in APART
             source = self.read(name) if internal else None
@@ -215,7 +215,7 @@ class _Graph:
         return self.modules[name]
 
     def present(self, name: str) -> "Module":
-        """A module of the project that is known to be there."""
+        """A module of the project that must exist."""
         module = self.module(name)
         assert module is not None, name
         return module
@@ -230,7 +230,7 @@ class _Graph:
         return "\n".join([dump(statement.tree), *meanings])
 
     def _meaning(self, name: str, statement: "Statement", chain: tuple[str, ...]) -> str:
-        """What a name with its attributes stands for in a statement; nothing for builtins and local variables."""
+        """What a name with its attributes stands for in a statement; "" for builtins and local variables."""
         head, *rest = chain
         if head in statement.imported:
             return self._full(statement.imported[head], rest)
@@ -240,7 +240,7 @@ class _Graph:
         return self._symbol(name, head) if module.binds(head) or module.stars else ""
 
     def _full(self, name: str, rest: list[str]) -> str:
-        """What the full name of an import stands for, followed by attributes."""
+        """What the full name of an import, followed by the attributes `rest`, stands for."""
         path = [*name.split("."), *rest]
         if path[0] not in self.packages:
             return name
@@ -265,7 +265,7 @@ class _Graph:
         if not meanings:
             stars = [star for star in module.stars if self.module(star) is not None]
             meanings = [self._symbol(star, symbol, (*trail, name)) for star in stars if self._has(star, symbol)]
-        if not meanings and not trail and not module.stars:  # made when it is asked for
+        if not meanings and not trail and not module.stars:  # the module creates it at run time
             return self._whole(name)
         return " ".join(meanings)
 
@@ -287,13 +287,13 @@ class _Graph:
         return f"#{self.numbers[key]}"
 
     def _load(self, name: str) -> None:
-        """Note that a module is imported, with its packages and all that it imports itself."""
-        waiting = [name]
-        while waiting:
-            name = waiting.pop()
+        """Record that a module is imported, with its packages and its own imports."""
+        queue = [name]
+        while queue:
+            name = queue.pop()
             module = self.module(name) if name and name not in self.loaded else None
             if module is None:
                 continue
             self.loaded.add(name)
             for full in (name, *module.imported.values(), *module.stars):
-                waiting += [full, full.rpartition(".")[0]]
+                queue += [full, full.rpartition(".")[0]]

@@ -1,4 +1,4 @@
-"""The way from the command line to a checked config; `stn.schema` says which keys there are."""
+"""From the command line to a checked config. The keys are defined in `stn.schema`."""
 
 import json
 import math
@@ -26,22 +26,22 @@ from stn.experiments import find_configs, find_experiments, load
 from stn.front_door import guard
 from stn.report.table import Cell
 from stn.schema import BudgetConfig, Gradient, RunConfig
-from stn.schema import filled as filled  # where the schema is used, it is looked for here
+from stn.schema import filled as filled  # other modules import it from here
 
 CONF = Path(__file__).parents[2] / "conf"
-LARGEST_SEED = 2**32 - 1  # that Lightning takes
+LARGEST_SEED = 2**32 - 1  # the largest that Lightning accepts
 
 
 def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Callable[[], None]:
     """A `main()` that composes `conf/train.yaml` with the command line, checks it and calls `work(cfg)`.
 
-    What makes data needs no model: `with_model=False` leaves it out, so that it need not be of the data's experiment.
+    Commands that make data drop the model by `with_model=False`, so that it need not fit the data set.
 
-    What the user can mend ends as one line on stderr and exit status 2; `HYDRA_FULL_ERROR=1` shows the traceback.
+    Errors that the user can fix end in one line on stderr and exit status 2; `HYDRA_FULL_ERROR=1` shows the traceback.
     """
 
     def main() -> None:
-        patient = os.environ.get("HYDRA_FULL_ERROR") == "1"
+        show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own report is seven lines; we catch the error and write one
 
         @contextmanager
@@ -50,19 +50,19 @@ def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Ca
                 try:
                     yield
                 except (HydraException, OmegaConfBaseException) as error:
-                    if patient:
+                    if show_traceback:
                         raise
                     raise UserError(one_line(error)) from error
 
         @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
         def run(cfg: DictConfig) -> Any:
-            with one_line_errors():  # inside, because Hydra would print the overrides before our line
+            with one_line_errors():  # inside `run`: outside, Hydra would print the overrides before our line
                 cfg = checked(cfg, HydraConfig.get().overrides.task, with_model)
                 if cfg.trainer.devices > 1:
                     share_cores(cfg.trainer.devices)
                 if cfg.trainer.strategy == "ddp" and (cfg.budget.random_share or cfg.budget.explore_share):
                     silence_reducer()
-                return work(cfg)  # the objective of a sweeper, if it is a number
+                return work(cfg)  # a sweeper minimises this value
 
         with one_line_errors(), patch.object(sys, "argv", [*sys.argv, *_search_path()]):
             run()
@@ -76,15 +76,15 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def read(*overrides: str) -> DictConfig:
-    """What Hydra makes of `conf/` and these overrides: not yet under its schedule, and unchecked."""
+    """The config that Hydra composes from `conf/` and these overrides: unchecked, its schedule not applied."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return hydra.compose("train", overrides=[*_search_path(), *overrides])
 
 
 def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = True) -> DictConfig:
-    """`cfg`, under the schedule of its data set, held against the schema and resolved.
+    """`cfg` with the schedule of its data set applied, validated against the schema and resolved.
 
-    `overrides` are those of the command line, which come after the schedule. Raises omegaconf's errors and UserError.
+    The command line's `overrides` are applied after the schedule. Raises omegaconf's errors and UserError.
     """
     if not with_model:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, {"model": None}))
@@ -107,12 +107,14 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
             f"budget.decay_every={cfg.budget.decay_every} is neither a number of steps nor a rising list of them: "
             "give such as 50000 or [10000,20000,25000]"
         )
-    rising, steps = cfg.budget.warm_up, cfg.budget.steps
-    if not 0 <= rising < 1:
-        raise UserError(f"budget.warm_up={rising} is no fraction of the steps: give one from 0 to below 1, such as 0.2")
-    if cfg.budget.schedule.name == "one_cycle" and math.isclose(rising * (steps + 1), 1):
+    warm_up, steps = cfg.budget.warm_up, cfg.budget.steps
+    if not 0 <= warm_up < 1:
         raise UserError(
-            f"budget.warm_up={rising} of budget.steps={steps} is a single step, in which no rate can rise: "
+            f"budget.warm_up={warm_up} is no fraction of the steps: give one from 0 to below 1, such as 0.2"
+        )
+    if cfg.budget.schedule.name == "one_cycle" and math.isclose(warm_up * (steps + 1), 1):
+        raise UserError(
+            f"budget.warm_up={warm_up} of budget.steps={steps} is a single step, in which no rate can rise: "
             "take more steps, or budget.warm_up=0"
         )
     for key, smallest in (_SMALLEST | kind.SMALLEST).items():
@@ -130,7 +132,7 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
 
 
 def _check_exploration(cfg: DictConfig, kind: ModuleType) -> None:
-    """A UserError for steps of exploration that cannot be made."""
+    """Raise UserError if the settings of exploration cannot be run."""
     budget = cfg.budget
     if len(budget.noise) != 2 or not all(0 <= value < math.inf for value in budget.noise):
         raise UserError(
@@ -168,17 +170,17 @@ def _check_exploration(cfg: DictConfig, kind: ModuleType) -> None:
 
 
 def _has_transformer(kind: ModuleType, model: DictConfig) -> bool:
-    """Whether a network has transformers that may explore: what the `config` module of its experiment says."""
+    """Whether a network has transformers that can explore, according to its experiment's `config` module."""
     return hasattr(kind, "has_transformer") and bool(kind.has_transformer(model))
 
 
 def _has_random_places(kind: ModuleType, model: DictConfig) -> bool:
-    """Whether a network can have its windows at random places: what the `config` module of its experiment says."""
+    """Whether a network's windows can stand at random places, according to its experiment's `config` module."""
     return hasattr(kind, "has_random_places") and bool(kind.has_random_places(model))
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """A UserError if one is out of range, or there twice, which would count one run as two."""
+    """Raise UserError if a seed is out of range, or listed twice, which would count one run as two."""
     for seed in seeds:
         if not 0 <= seed <= LARGEST_SEED:
             raise UserError(f"seeds: {seed} is no seed: give integers from 0 to {LARGEST_SEED}, such as 0,1,2")
@@ -187,32 +189,32 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def _kind(cfg: DictConfig) -> ModuleType:
-    """The `config` module of the experiment that the data set is of, once it is sure that the network is one of its."""
+    """The `config` module of the data set's experiment; UserError if the network is not of that experiment."""
     kinds = find_experiments()
     if cfg.data.get("kind") not in kinds:
         raise UserError(f"data.kind={cfg.data.get('kind')}: there is {', '.join(kinds)}")
-    own = load(cfg.data.kind, "config")
-    if cfg.model is not None and not _fits(cfg.model, own.MODEL):
+    module = load(cfg.data.kind, "config")
+    if cfg.model is not None and not _fits(cfg.model, module.MODEL):
         fitting = [kind for kind in kinds if _fits(cfg.model, load(kind, "config").MODEL)]
         network = f"a network of data.kind={' or '.join(fitting)}" if fitting else "no network of the project"
         raise UserError(
             f"model={cfg.model.name} is {network}, data={cfg.data.name} is of data.kind={cfg.data.kind}: "
             "choose another of the two (`--help` lists them)"
         )
-    return own
+    return module
 
 
 def _fits(model: DictConfig, schema: type) -> bool:
-    """Whether a model config has all keys of a schema that have no default."""
+    """Whether a model config has every key of a schema that has no default."""
     return {field.name for field in fields(schema) if field.default is MISSING} <= set(model)
 
 
 def _scheduled(cfg: DictConfig, overrides: Sequence[str], kind: ModuleType) -> DictConfig:
-    """The config with what its schedule (`conf/schedule`) says of its budget, and without the schedule.
+    """The config with its schedule (`conf/schedule`) applied for its budget, and without the key `schedule`.
 
-    A schedule has a section for each budget, and one named `every` for all of them. A section holds keys of `budget`
-    and `model`, and under `transformers` keys of `budget` that only networks with a transformer follow. What the
-    command line says of single keys comes last.
+    A schedule has a section for each budget and one named `every` for all of them. A section sets keys of `budget`
+    and `model`; under `transformers` it sets keys of `budget` for networks with a transformer only. Single keys of the
+    command line are applied last.
     """
     schedule = cast(dict[str, Any], OmegaConf.to_container(cfg.schedule))
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "schedule"])
@@ -232,9 +234,9 @@ def _scheduled(cfg: DictConfig, overrides: Sequence[str], kind: ModuleType) -> D
 
 
 def _of_experiment(overrides: Sequence[str]) -> list[str]:
-    """What the file of `experiment=<name>` sets within data, model and budget, as overrides of a command line.
+    """The keys of data, model and budget that the file of `experiment=<name>` sets, as command-line overrides.
 
-    So a schedule does not undo it, and the run is named as with these overrides; those of the command line come last.
+    As overrides they apply after the schedule and are part of the run's name. Those of the command line come last.
     """
     chosen = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     paths = [folder / "experiment" / f"{chosen.get('experiment')}.yaml" for folder in (CONF, *find_configs())]
@@ -245,7 +247,7 @@ def _of_experiment(overrides: Sequence[str]) -> list[str]:
 
 
 def _leaves(values: Mapping, prefix: str = "") -> dict[str, str]:
-    """The values of nested mappings by their keys with dots, as Hydra's command line has them."""
+    """The values of nested mappings by dotted keys, as on Hydra's command line."""
     leaves: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -257,16 +259,16 @@ def _leaves(values: Mapping, prefix: str = "") -> dict[str, str]:
 
 
 def _cell(cfg: DictConfig, overrides: Sequence[str]) -> Cell:
-    """The cell that a command line describes: data set, network, and what it has otherwise than their configs."""
+    """The cell that a command line describes: data set, network, and the settings that deviate from their configs."""
     groups = ("data", "model", "schedule")
-    settings = [one.lstrip("+~") for one in overrides]
-    settings = [one for one in settings if one.split(".")[0] in groups[:2] or one.startswith("schedule=")]
-    settings = [one for one in settings if "=" in one and one.split("=")[0] not in groups[:2]]
+    settings = [override.lstrip("+~") for override in overrides]
+    settings = [text for text in settings if text.split(".")[0] in groups[:2] or text.startswith("schedule=")]
+    settings = [text for text in settings if "=" in text and text.split("=")[0] not in groups[:2]]
     return Cell(str(cfg.data.name), str(cfg.model.name if cfg.model else "none"), tuple(settings))
 
 
 def _search_path() -> list[str]:
-    """The override that has Hydra search the configs of experiments outside of the project, if there are any."""
+    """The override that makes Hydra search the configs of experiments outside the project, if there are any."""
     folders = ",".join(f"file://{folder.resolve()}" for folder in find_configs())
     return [f"hydra.searchpath=[{folders}]"] if folders else []
 
@@ -299,34 +301,34 @@ _SMALLEST = {
 
 def experiment(cfg: DictConfig) -> dict:
     """The part of a config that decides what is learned: data, model and budget, as primitives."""
-    whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
-    return {group: whole[group] for group in ("data", "model", "budget")}
+    groups = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+    return {group: groups[group] for group in ("data", "model", "budget")}
 
 
 def deliberate(config: Mapping) -> dict:
-    """An `experiment` without the keys that have their defaults: the same before and after a key was added."""
+    """An `experiment` without keys at their defaults, which a new key with a default does not change."""
     kind = load(config["data"]["kind"], "config")
     schemas = {"data": kind.DATA, "model": kind.MODEL, "budget": BudgetConfig}
     return {group: _without_defaults(config[group], schema) for group, schema in schemas.items()}
 
 
 def _without_defaults(values: Mapping, schema: type) -> dict:
-    """The values of a group, or of one within it, that are not the defaults of their keys."""
+    """The values of a group that are not the defaults of their keys, also in nested groups."""
     hints, parts = get_type_hints(schema), {part.name: part for part in fields(schema)}
-    kept = {}
+    deviations = {}
     for key, value in values.items():
         part = parts[key]
         default = part.default if part.default_factory is MISSING else part.default_factory()
-        default = list(default) if isinstance(default, tuple) else default  # as a config of primitives has it
+        default = list(default) if isinstance(default, tuple) else default  # a config of primitives has lists
         if is_dataclass(hints[key]) and isinstance(value, Mapping):
-            kept[key] = _without_defaults(value, hints[key])
+            deviations[key] = _without_defaults(value, hints[key])
         elif default is MISSING or value != default:
-            kept[key] = value
-    return kept
+            deviations[key] = value
+    return deviations
 
 
 def one_line(error: BaseException) -> str:
-    """The message of Hydra, omegaconf or ours, without its line breaks and its class-name decoration."""
+    """The message of Hydra, omegaconf or ours, without line breaks and omegaconf's lists of keys and types."""
     if isinstance(error, UserError):
         return str(error)
     text = str(error)

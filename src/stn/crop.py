@@ -12,7 +12,7 @@ from stn.experiments import load_store
 
 
 def crop(cfg: DictConfig) -> None:
-    module = load_store(cfg.data.kind, cfg.data.name, "crop")  # loads torch: not before the config stands
+    module = load_store(cfg.data.kind, cfg.data.name, "crop")  # loads torch, so only after the config is checked
     about = module.store(cfg.data, Path(cfg.outputs) / "scratch")
     side = cfg.data.get("side")
     size = f"{side} pixels on the shorter side" if side else f"{cfg.data.canvas} pixels a side"

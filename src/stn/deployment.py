@@ -1,7 +1,7 @@
-"""A trained network outside of torch: as ONNX files, float32 and int8, run by onnxruntime, tested and timed.
+"""Exports a trained network to ONNX, in float32 and int8, and tests and times it under onnxruntime.
 
-The file holds the whole network: localisation, grid, sampler (ONNX has one, GridSample, in the frame of
-`stn.geometry.transforms`) and classifier. It takes images (B, C, H, W), any B, and gives what the network gives.
+A file holds the whole network: localisation, grid, sampler (ONNX's GridSample, in the frame of
+`stn.geometry.transforms`) and classifier. It takes images (B, C, H, W), for any B, and returns the network's output.
 """
 
 import io
@@ -32,7 +32,7 @@ from stn.training.run import load, quieten, read_result, scratch, title
 try:
     import onnx
     import onnxruntime
-    import onnxscript  # noqa: F401  torch's exporter is made of it
+    import onnxscript  # noqa: F401  torch's exporter imports it
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 except ModuleNotFoundError as error:
@@ -43,30 +43,30 @@ except ModuleNotFoundError as error:
 
 SCHEMA = 1
 FILES = {"float32": "float32.onnx", "int8": "int8.onnx"}
-REGRESSION = "regression.weight"  # how the name of a transformer's last layer's weights ends
+REGRESSION = "regression.weight"  # suffix of the name of the weights of a transformer's last layer
 Run = Callable[[np.ndarray], np.ndarray]
 
 
 def deploy(cfg: DictConfig) -> dict:
     """Export the network of `cfg.checkpoint`, or of the finished cell of `cfg`; test and time it on one thread.
 
-    Returns, and writes as JSON to `cfg.record` where there is one:
+    Returns these facts, and writes them as JSON to `cfg.record` if that is set:
         schema, data, model, tested (the name of the data set), config and trained (seed, date, errors) of the training,
-        n_test, parameters, calibration (images), versions and hardware (`provenance`), and
+        n_test, parameters, calibration (number of images), versions and hardware (`provenance`), and
         runs: for `torch`, `float32` and `int8` each `error` (%), `errors`, `agreement` (% of the test images with
         torch's answer), `latency` (ms for a single image: `median`, `low` and `high`, the 5th and 95th percentile, `n`)
-        and, of a file, `bytes`.
-    A network that cannot be exported, or whose float32 file does not give torch's scores, is a UserError.
+        and, for a file, `bytes`.
+    Raises UserError for a network that cannot be exported or whose float32 file does not give torch's scores.
     """
     quieten()
     torch.set_num_threads(1)
     learner, checkpoint = opened(cfg)
     config, network = learner.cfg, learner.network.eval().requires_grad_(False)
-    own = OmegaConf.merge(OmegaConf.structured(experiments.load(config.data.kind, "config").DATA), config.data)
-    data = cfg.data if "data" in _asked() else own
-    source, training = (experiments.load(config.data.kind, "data").source(each) for each in (data, own))
+    trained_data = OmegaConf.merge(OmegaConf.structured(experiments.load(config.data.kind, "config").DATA), config.data)
+    data = cfg.data if "data" in _asked() else trained_data
+    source, train_source = (experiments.load(config.data.kind, "data").source(part) for part in (data, trained_data))
     source.load("test")
-    training.load("train")
+    train_source.load("train")
     folder = checkpoint.parent if cfg.export.folder is None else Path(cfg.export.folder)
     paths = {name: folder / file for name, file in FILES.items()}
     example = source.batch("test", torch.arange(2), torch.device("cpu"))[0]
@@ -77,7 +77,7 @@ def deploy(cfg: DictConfig) -> dict:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         to_onnx(network, example, paths["float32"], cfg.export.opset)
-        to_int8(paths["float32"], paths["int8"], calibration(training, cfg))
+        to_int8(paths["float32"], paths["int8"], calibration(train_source, cfg))
     except OSError as error:
         raise UserError(f"cannot write {error.filename or folder}: {error.strerror}; set export.folder=...") from error
     runs = {"torch": eager(network), **{name: session(path) for name, path in paths.items()}}
@@ -114,9 +114,9 @@ def deploy(cfg: DictConfig) -> dict:
 
 
 def opened(cfg: DictConfig) -> tuple[Learner, Path]:
-    """The learner to export, and its checkpoint: `cfg.checkpoint`, or that of the cell's first seed, if it is finished.
+    """The learner to export and its checkpoint: `cfg.checkpoint`, or that of the cell's first seed.
 
-    A checkpoint that is not there, or not of the data set and network asked for, is a UserError.
+    Raises UserError if the checkpoint is missing, unfinished, or of another data set or network than requested.
     """
     if cfg.checkpoint is None:
         return _finished(cfg)
@@ -137,54 +137,51 @@ def opened(cfg: DictConfig) -> tuple[Learner, Path]:
 
 def _finished(cfg: DictConfig) -> tuple[Learner, Path]:
     seed, config = cfg.seeds[0], experiment(cfg)
-    own = scratch(cfg, seed)
-    # An older one will do: the code that names the folder may have changed where it changes no result.
-    folders = sorted(own.parent.glob(f"*-s{seed}"), key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for folder in (own, *folders):
+    current = scratch(cfg, seed)
+    # The folder's name changes with the code. Runs of older code with the same config will do too.
+    folders = sorted(current.parent.glob(f"*-s{seed}"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in (current, *folders):
         if read_result(folder) and (folder / "last.ckpt").is_file():
             learner = load(folder / "last.ckpt")
             if OmegaConf.to_container(learner.cfg) == config:
                 return learner, folder / "last.ckpt"
     raise UserError(
-        f"no checkpoint of {title(cfg, seed)} ({cfg.budget.name}) below {own.parent}: `{_training_of(cfg)}` trains it, "
-        "checkpoint=... names one elsewhere"
+        f"no checkpoint of {title(cfg, seed)} ({cfg.budget.name}) below {current.parent}: "
+        f"`{_training_of(cfg)}` trains it, checkpoint=... names one elsewhere"
     )
 
 
 def _training_of(cfg: DictConfig) -> str:
-    """The command that trains the cell of an export: that of its table, where the record is one of a table's."""
+    """The command that trains the exported cell: that of its table, if a table shows its record."""
     cell = Path(cfg.record or "").name.removesuffix("-export")
     commands = [table.make for table in experiments.find_tables().values() if cell in table.places]
     return f"{commands[0]} FRESH=1" if commands else "python -m stn.train ..."
 
 
 def to_onnx(network: nn.Module, images: Tensor, path: Path, opset: int) -> None:
-    """Write the network in float32, for any number of images shaped like these.
-
-    One that cannot be written so is a UserError.
-    """
+    """Write the network in float32, for batches of any size of images shaped like these; UserError if that fails."""
     try:
-        # Apart from torch.onnx.export, which would settle for a graph that takes this number of images only.
-        with redirect_stderr(io.StringIO()):  # where a failure would print the graph
+        # Traced separately, because torch.onnx.export would fall back to a graph with a fixed batch size.
+        with redirect_stderr(io.StringIO()):  # a failure would print the graph there
             traced = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         program = torch.onnx.export(
             traced,
             dynamo=True,
-            dynamic_shapes=({0: "batch"},),  # its name, no more
+            dynamic_shapes=({0: "batch"},),  # only names the axis
             input_names=["images"],
             output_names=["scores"],
             opset_version=opset,
             verbose=False,
         )
-    except Exception as error:  # whatever torch's exporter comes upon: it has no common type
+    except Exception as error:  # torch's exporter raises errors of many types
         raise UserError(f"this network cannot be exported to ONNX: {_cause(error)}") from error
-    assert program is not None  # with dynamo there is one
+    assert program is not None  # it is one with dynamo=True
     program.save(path)
     _slim(path)
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what an error of the exporter began with; its own are headings and advice, in colour."""
+    """The first line of the root cause of an exporter's error, whose own lines are coloured headings and advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
@@ -194,13 +191,13 @@ def _cause(error: BaseException) -> str:
 
 
 def to_int8(float32: Path, int8: Path, images: np.ndarray) -> None:
-    """Quantise a file of `to_onnx`: weights by channel, activations by their ranges on `images` (N, C, H, W).
+    """Quantise a file of `to_onnx`: weights per channel, activations by their ranges on `images` (N, C, H, W).
 
-    From the regression layer to the sampler all stays float32: 8 bits of theta are steps of a fifth of a pixel.
+    All nodes from the regression layer to the sampler stay float32: 8 bits would move theta in steps of 0.2 pixels.
     """
     prepared = int8.with_suffix(".part")
     level, root = logging.root.level, logging.getLogger()
-    root.setLevel(logging.ERROR)  # advice on preprocessing, which was done
+    root.setLevel(logging.ERROR)  # silences advice to preprocess, which is done here
     try:
         quant_pre_process(float32, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
@@ -210,12 +207,12 @@ def to_int8(float32: Path, int8: Path, images: np.ndarray) -> None:
             _Images(images),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=True,  # 7 bits of weights: with 8, processors without VNNI saturate, and answer otherwise
+            reduce_range=True,  # 7-bit weights: 8 bits saturate on processors without VNNI
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=["Conv", "Gemm", "MatMul", "MaxPool", "Relu"],
             nodes_to_exclude=sorted(sampling_nodes(graph)),
-            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # scores without ties
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # float scores do not tie
         )
     finally:
         root.setLevel(level)
@@ -224,10 +221,7 @@ def to_int8(float32: Path, int8: Path, images: np.ndarray) -> None:
 
 
 def _slim(path: Path) -> None:
-    """Take out of a file what nobody runs: shapes in between, and where in the source each node came from.
-
-    That is half of a small one.
-    """
+    """Remove intermediate shapes and source locations from a file: half the size of a small one."""
     model = onnx.load(path)
     model.graph.ClearField("value_info")
     for part in (*model.graph.node, *model.graph.initializer):
@@ -238,13 +232,13 @@ def _slim(path: Path) -> None:
 def sampling_nodes(graph) -> set[str]:
     """The names of the nodes of an ONNX graph from each regression layer to its sampler.
 
-    A learned kernel's sampler is no node of its own: there they lead to the pixels that it picks.
+    A learned kernel has no sampler node: its nodes are those up to the one that gathers its pixels.
     """
-    makers = {output: node for node in graph.node for output in node.output}
+    producers = {output: node for node in graph.node for output in node.output}
     names: set[str] = set()
     queue = [node.input[1] for node in graph.node if node.op_type in ("GridSample", "GatherElements")]
     while queue:
-        node = makers.get(queue.pop())
+        node = producers.get(queue.pop())
         if node is not None and node.name not in names:
             names.add(node.name)
             if not any(name.endswith(REGRESSION) for name in node.input):
@@ -272,7 +266,7 @@ def calibration(source, cfg: DictConfig) -> np.ndarray:
 
 
 def eager(network: nn.Module) -> Run:
-    """The network as torch runs it, without a graph."""
+    """The network run by torch, without a graph."""
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -282,7 +276,7 @@ def eager(network: nn.Module) -> Run:
 
 
 def session(path: Path) -> Run:
-    """A file as onnxruntime runs it, on one thread."""
+    """A file run by onnxruntime on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     runner = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -290,7 +284,7 @@ def session(path: Path) -> Run:
 
 
 def tested(runs: dict[str, Run], source, objective, batch: int) -> tuple[dict, dict]:
-    """On the test set, by name: the scores (n, ..., classes), and which images (n,) are right."""
+    """On the test set, by name of the run: the scores (n, ..., classes), and which images (n,) are right."""
     scores: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     right: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     for index in torch.arange(source.count("test")).split(batch):
@@ -306,7 +300,7 @@ def _joined(parts: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def latency(run: Run, image: np.ndarray, warm_up: int, n: int) -> dict:
-    """How long one image takes, in ms: `median`, `low` and `high` (5th and 95th percentile) of `n` runs."""
+    """The time for one image in ms: `median`, `low` and `high` (5th and 95th percentile) of `n` runs."""
     for _ in range(warm_up):
         run(image)
     times = []
@@ -319,9 +313,9 @@ def latency(run: Run, image: np.ndarray, warm_up: int, n: int) -> dict:
 
 
 def check_agreement(scores: dict[str, np.ndarray], tolerance: float) -> None:
-    """UserError if the scores "float32" differ from those of "torch" by more than `tolerance` of the largest."""
-    reach = float(np.abs(scores["torch"]).max())
-    worst = float(np.abs(scores["float32"] - scores["torch"]).max()) / (reach or 1.0)
+    """UserError if the scores "float32" differ from those of "torch" by more than `tolerance` times the largest."""
+    largest = float(np.abs(scores["torch"]).max())
+    worst = float(np.abs(scores["float32"] - scores["torch"]).max()) / (largest or 1.0)
     if not math.isfinite(worst) or worst > tolerance:
         raise UserError(
             f"the float32 file does not give torch's scores: they differ by up to {worst:.1e} of the largest, "
@@ -330,11 +324,11 @@ def check_agreement(scores: dict[str, np.ndarray], tolerance: float) -> None:
 
 
 def _trained(folder: Path) -> dict | None:
-    """Which training left the checkpoint in this folder, or None if it did not come to its end."""
-    files = read_result(folder)
-    if files is None:
+    """The training that left the checkpoint in this folder, or None if it is unfinished."""
+    finished = read_result(folder)
+    if finished is None:
         return None
-    result = files[0]
+    result = finished[0]
     return {"seed": result["seed"], "date": result["provenance"]["date"], "errors": result["errors"]}
 
 

@@ -9,7 +9,7 @@ from stn.experiments import load_store
 
 
 def distort(cfg: DictConfig) -> None:
-    module = load_store(cfg.data.kind, cfg.data.name, "distort")  # loads torch: not before the config stands
+    module = load_store(cfg.data.kind, cfg.data.name, "distort")  # loads torch, so only after the config is checked
     about = module.store(cfg.data, Path(cfg.outputs) / "scratch")
     for split, facts in about["sets"].items():
         redrawn = f", {facts['redrawn']} drawn again" if "redrawn" in facts else ""

@@ -1,10 +1,10 @@
-"""What a run gets from its machine and its shell: cores, folders to write to, an encoding for its output.
+"""Prepares the environment of a run: cores, writable folders, the encoding of its output.
 
-Front doors call `settle` before all else (`stn.front_door.guard` does), because libraries read HOME, TMPDIR and
-OMP_NUM_THREADS as they are loaded. What it sets is inherited by the processes that a front door starts.
+`stn.front_door.guard` calls `settle` first, because libraries read HOME, TMPDIR and OMP_NUM_THREADS when they are
+imported. Child processes inherit its settings.
 """
 
-# Path.is_dir and its like raise PermissionError below a folder that may not be entered.
+# Path.is_dir and similar methods raise PermissionError below a folder that may not be entered.
 # ruff: noqa: PTH112, PTH113, PTH117
 import codecs
 import getpass
@@ -21,10 +21,10 @@ from stn.errors import UserError
 
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 THREADS = "OMP_NUM_THREADS"
-THREADS_GIVEN = bool(os.environ.get(THREADS))  # by the user: nothing here has set it yet
+THREADS_GIVEN = bool(os.environ.get(THREADS))  # by the user, since no code has set it yet
 ROOT = Path(__file__).parents[2]
-HOME = Path("outputs/home")  # what stands in for a home that is missing or cannot be written to
-# Where libraries keep what they store: a variable, and the folder in HOME that is meant where it is not set.
+HOME = Path("outputs/home")  # replaces a home that is missing or not writable
+# The variables that name the cache folders of libraries, and the default of each, absolute or relative to HOME.
 CACHES = {
     "XDG_CACHE_HOME": ".cache",  # wandb, matplotlib, torch
     "XDG_DATA_HOME": ".local/share",  # wandb
@@ -32,7 +32,7 @@ CACHES = {
     "TRITON_HOME": "",
     "DVC_SITE_CACHE_DIR": "/var/tmp/dvc",
 }
-# One letter each for what stands in the columns of tables, so that they stay columns.
+# Marks in the columns of tables become one letter each, so that the columns stay aligned.
 ASCII = str.maketrans(
     {
         **{"↑": "^", "↓": "v", "≈": "~", "†": "*", "‡": "#", "–": "-", "—": "-", "−": "-", "×": "x", "÷": "/"},
@@ -45,12 +45,12 @@ ASCII = str.maketrans(
 def settle() -> None:
     """Make the environment of this process fit for a run.
 
-    - stdout and stderr never refuse a character: what their encoding lacks is written in ASCII.
-    - HOME is a folder, the user has a name, and the folders for temporary files and for caches can be written to: what
-      cannot is moved below `outputs/home`.
-    - torch and joblib keep no more than `cores` busy.
+    - Characters that the encoding of stdout or stderr lacks are written in ASCII.
+    - HOME is a folder, and the user has a name.
+    - The folders for temporary files and caches are writable: others are replaced by folders below `outputs/home`.
+    - torch and joblib use no more than `cores()`.
 
-    Raises UserError if the current folder was removed, or if there is no folder that can be written to.
+    Raises UserError if the current folder was removed, or if no folder is writable.
     """
     codecs.register_error("stn.ascii", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
@@ -62,16 +62,16 @@ def settle() -> None:
         raise UserError(f"the current folder was removed: run this in {ROOT}") from None
     _settle_temporary_files(here / HOME)
     _settle_home(here / HOME)
-    if cores() < _allowed():  # they see the affinity; torch sees no quota, and joblib none of a cgroup within another
+    if cores() < _allowed():  # both see the affinity, but torch sees no quota, and joblib none of nested cgroups
         share_cores(1)
         os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(cores()))
 
 
 def check_folder() -> None:
-    """UserError unless the current folder is that of a project, to which the paths of the configs are relative.
+    """UserError unless the current folder is a project's, because paths in configs are relative to it.
 
-    A project's folder is one with a `dvc.yaml`: also a copy's, that of the demo and those of DVC's experiments. With
-    STN_HERE=1 any folder will do: data, outputs and reports then belong to that.
+    A project's folder has a `dvc.yaml`, which copies, the demo and DVC's experiments have too. With STN_HERE=1 any
+    folder will do; data, outputs and reports are then kept there.
     """
     if os.environ.get("STN_HERE", "0") not in ("", "0") or os.path.isfile("dvc.yaml"):
         return
@@ -84,40 +84,39 @@ def check_folder() -> None:
 
 
 def cores() -> int:
-    """How many cores this process may keep busy, 1 or more.
+    """How many cores this process may use, at least 1.
 
-    Respects the affinity (taskset, cpusets, Slurm) and the CPU quota of the process's cgroup and of every one above it,
+    Respects the affinity (taskset, cpusets, Slurm) and the CPU quotas of the process's cgroup and its ancestors,
     version 1 or 2 (`docker run --cpus`, a pod's limit, systemd's CPUQuota). A quota of 1.5 cores counts as 2.
     """
     return min([_allowed(), *map(math.ceil, _quotas())])
 
 
 def share_cores(processes: int) -> None:
-    """Have torch use one of so many shares of the cores: here, if it is not loaded yet, and in processes started here.
+    """Let torch use the cores divided by `processes`: in child processes, and here if torch is not loaded yet.
 
-    The user's OMP_NUM_THREADS goes before.
+    The user's OMP_NUM_THREADS takes precedence.
     """
     if not THREADS_GIVEN:
         os.environ[THREADS] = str(max(1, cores() // processes))
 
 
 def silence_reducer() -> None:
-    """Have torch's C++ code, if it is not loaded yet here, and in processes started here, write of errors alone.
+    """Let torch's C++ code log errors only: in child processes, and here if torch is not loaded yet.
 
-    Where DDP is to look for parameters that a step did not use, it warns when one used all. In runs that explore there
-    are steps of both kinds, and there is no switch for that warning alone. The user's TORCH_CPP_LOG_LEVEL goes
-    before.
+    When DDP looks for unused parameters, it warns after a step that used all of them. Exploring runs have steps of both
+    kinds, and no switch silences that warning alone. The user's TORCH_CPP_LOG_LEVEL takes precedence.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _allowed() -> int:
-    """The cores of this process's affinity, or of the machine where there is no such thing."""
+    """The number of cores in this process's affinity, or of the machine if the system has no affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quotas() -> Iterator[float]:
-    """The CPU quotas, in cores, of this process's cgroups and of those that they are in."""
+    """The CPU quotas, in cores, of this process's cgroups and their ancestors."""
     for line in _read(MEMBERSHIP).splitlines():
         _, _, line = line.partition(":")
         controllers, _, path = line.partition(":")
@@ -128,7 +127,7 @@ def _quotas() -> Iterator[float]:
         else:
             continue
         inside = PurePosixPath(path.lstrip("/"))
-        for mount in mounts:  # in a container the path may be the host's, while what is mounted is the container's
+        for mount in mounts:  # in a container the path may be the host's, but the mount is the container's
             for folder in (inside, *inside.parents):
                 yield from _quota(mount / folder)
 
@@ -137,7 +136,7 @@ def _quota(cgroup: Path) -> Iterator[float]:
     """The CPU quota of a cgroup in cores, if it has one."""
     limit = _read(cgroup / "cpu.max").split()
     limit = limit or [_read(cgroup / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-    if len(limit) == 2 and all(number.isdigit() and int(number) > 0 for number in limit):  # none is `max`, or -1
+    if len(limit) == 2 and all(number.isdigit() and int(number) > 0 for number in limit):  # `max` and -1 mean no quota
         yield int(limit[0]) / int(limit[1])
 
 
@@ -149,7 +148,7 @@ def _read(path: Path) -> str:
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """The handler of characters that an encoding lacks, for `codecs.register_error`."""
+    """A handler for `codecs.register_error` that writes characters that the encoding lacks in ASCII."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(ASCII)
@@ -161,20 +160,20 @@ def _without_accent(letter: str) -> str:
 
 
 def _settle_temporary_files(base: Path) -> None:
-    named = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
-    folders = [folder.absolute() for folder in (*map(Path, (*named, "/tmp", "/var/tmp")), base / "tmp")]
+    settings = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
+    folders = [folder.absolute() for folder in (*map(Path, (*settings, "/tmp", "/var/tmp")), base / "tmp")]
     folder = next((folder for folder in folders if os.path.isdir(folder) and _writable(folder)), folders[-1])
     if not _writable(folder):
         raise UserError(f"no folder for temporary files can be written to: set TMPDIR to one ({folder} cannot be made)")
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["TMPDIR"] = str(folder)  # programs other than Python take it without a look
-    tempfile.tempdir = None  # what Python took before
+    os.environ["TMPDIR"] = str(folder)  # other programs use it unchecked
+    tempfile.tempdir = None  # forgets the folder that Python chose before
 
 
 def _settle_home(base: Path) -> None:
     try:
         getpass.getuser()
-    except (KeyError, OSError):  # who is not in the list of users, as after `docker run --user 1234`
+    except (KeyError, OSError):  # the user is not in passwd, as after `docker run --user 1234`
         os.environ["USER"] = str(os.getuid())
     if not _writable(base):
         base = Path(tempfile.gettempdir()) / f"stn-{os.getuid()}"
@@ -187,7 +186,7 @@ def _settle_home(base: Path) -> None:
 
 
 def _listed_home() -> str | None:
-    """This user's home by the list of users, if it is there."""
+    """This user's home according to passwd, if it exists."""
     try:
         home = pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:
@@ -196,7 +195,7 @@ def _listed_home() -> str | None:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether files can be written there, or the folder be made first."""
+    """Whether the folder is writable, or can be created."""
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user's eyes."""
+"""The exception for errors that the user can fix."""
 
 
 class UserError(Exception):

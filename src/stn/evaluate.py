@@ -1,6 +1,6 @@
 """Test a checkpoint on any data set: `python -m stn.evaluate checkpoint=outputs/runs/.../last.ckpt data=mnist_p`.
 
-Or a network that comes with the project: `python -m stn.evaluate weights=mnist_rts/st_cnn_tps`.
+It also tests a network that comes with the project: `python -m stn.evaluate weights=mnist_rts/st_cnn_tps`.
 """
 
 from omegaconf import DictConfig
@@ -12,7 +12,7 @@ from stn.errors import UserError
 def evaluate(cfg: DictConfig) -> None:
     card = _card(cfg.weights) if cfg.weights and not cfg.checkpoint else None
     from stn.report.statistics import wilson
-    from stn.training.run import test  # loads Lightning: ten seconds, which a misspelt key should not cost
+    from stn.training.run import test  # loads Lightning, ten seconds, so only after the config is checked
 
     config, data, correct = test(cfg)
     wrong, n = int((~correct).sum()), len(correct)
@@ -28,7 +28,7 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def _card(name: str) -> dict:
-    """The card of a network that comes with the project; UserError if there is none, or its record tells of another."""
+    """The card of a network that comes with the project; UserError if it is missing or its record is of another run."""
     from stn.weights import conflict, read
 
     try:

@@ -1,6 +1,6 @@
 """Export a network to ONNX, float32 and int8, test and time it: `python -m stn.export checkpoint=.../last.ckpt`.
 
-Without a checkpoint it is that of the finished cell: `python -m stn.export data=mnist_r model=st_cnn_tps budget=quick`.
+Without a checkpoint it exports the finished cell: `python -m stn.export data=mnist_r model=st_cnn_tps budget=quick`.
 """
 
 from omegaconf import DictConfig
@@ -14,7 +14,7 @@ NAMES = {"torch": "torch, eager", "float32": "ONNX float32", "int8": "ONNX int8"
 def export(cfg: DictConfig) -> None:
     if cfg.weights:
         raise UserError(f"weights={cfg.weights} is for stn.evaluate: give stn.export a checkpoint=")
-    from stn.deployment import deploy  # loads Lightning: ten seconds, which a misspelt key should not cost
+    from stn.deployment import deploy  # loads Lightning, ten seconds, so only after the config is checked
     from stn.report.statistics import wilson
 
     facts = deploy(cfg)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, wherever their writer is killed, and names for what they hold."""
+"""Writes files so that a killed writer leaves no part of one, and names contents by digests."""
 
 import hashlib
 import signal
@@ -13,7 +13,7 @@ from stn.errors import UserError
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path`, with its suffix, to write to; what is there at the end takes the place of `path`."""
+    """Yields a temporary path beside `path`, with the same suffix; the file written there then replaces `path`."""
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     with _removed(part):
         yield part
@@ -21,7 +21,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """`write` gets the file to write to; it takes the place of `path` when all is written. Raises OSError."""
+    """Calls `write` with a temporary file, which replaces `path` once it is complete. Raises OSError."""
     part = _beside(path)
     with _removed(part):
         with part.open("wb") as file:
@@ -30,10 +30,10 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
-    """Write these files in UTF-8. All are written before the first is moved into place, and no interrupt comes between.
+    """Write these files in UTF-8. All are complete before the first is moved into place; interrupts wait for the moves.
 
-    So files that belong together, such as those of a table, are of one run; a SIGKILL would have to meet the moves.
-    A UserError if one cannot be written.
+    So files that belong together, such as those of a table, are of one run, unless a SIGKILL hits the moves. Raises
+    UserError if a file cannot be written.
     """
     parts = {path: _beside(path) for path in texts}
     try:
@@ -52,29 +52,29 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 
 def digest(*parts: bytes | str) -> str:
-    """Twelve hexadecimal digits that stand for the parts."""
-    hashed = hashlib.blake2b(digest_size=6)
+    """The digest of the parts: twelve hexadecimal digits."""
+    hasher = hashlib.blake2b(digest_size=6)
     for part in parts:
         part = part.encode() if isinstance(part, str) else part
-        hashed.update(len(part).to_bytes(8, "little") + part)
-    return hashed.hexdigest()
+        hasher.update(len(part).to_bytes(8, "little") + part)
+    return hasher.hexdigest()
 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """An interrupt, or a request to end, waits until the end of this block. Other threads receive none anyway."""
+    """Delays SIGINT and SIGTERM until the end of this block. Only the main thread receives them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     received: list[int] = []
-    before = {
+    handlers = {
         number: signal.signal(number, lambda number, frame: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         for number in received:
             signal.raise_signal(number)
@@ -82,12 +82,12 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def _removed(*parts: Path) -> Iterator[None]:
-    """Leaves none of these files behind."""
+    """Removes these files at the end of this block."""
     try:
         yield
     finally:
         for part in parts:
-            with suppress(OSError):  # what went wrong is told already
+            with suppress(OSError):  # the error that matters was raised before
                 part.unlink(missing_ok=True)
 
 

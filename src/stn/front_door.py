@@ -1,4 +1,4 @@
-"""What every front door does round its work: settle the environment, and tell errors and interrupts in one line."""
+"""The frame of every front door: it prepares the environment, and reports errors and interrupts in one line."""
 
 import os
 import select
@@ -11,14 +11,14 @@ from stn.checkout import foreign_source
 from stn.environment import check_folder, settle
 from stn.errors import UserError
 
-HELP = {"-h", "--help", "--hydra-help", "--version"}  # what can be asked for in any folder
+HELP = {"-h", "--help", "--hydra-help", "--version"}  # these work in any folder
 
 
 @contextmanager
 def guard() -> Iterator[None]:
     """Prints a UserError as `error: ...` on stderr and exits with 2; an interrupt exits with 130.
 
-    The current folder must be a project's, and the code that runs must be that project's: else it is such an error too.
+    It exits with such an error too unless the current folder is a project's and the running code is that project's.
     """
     try:
         settle()
@@ -27,7 +27,7 @@ def guard() -> Iterator[None]:
             _refuse_foreign_code()
         yield
         if sys.stdout:
-            sys.stdout.flush()  # here, not at Python's end, where an error could not be caught
+            sys.stdout.flush()  # here, because an error at Python's exit could not be caught
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -37,15 +37,15 @@ def guard() -> Iterator[None]:
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
-        sys.exit(141)  # what a shell makes of SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        sys.exit(141)  # a shell's status for SIGPIPE
 
 
 def _reader_is_gone() -> bool:
-    """Whether stdout is a pipe from which nobody reads any more, as after `| head`."""
+    """Whether stdout is a pipe that nobody reads any more, as after `| head`."""
     try:
         stdout = sys.stdout.fileno()
-    except (AttributeError, OSError):  # there is none, or it is no file
+    except (AttributeError, OSError):  # there is no stdout, or it is no file
         return False
     reader = select.poll()
     reader.register(stdout, 0)

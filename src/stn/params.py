@@ -16,9 +16,9 @@ from stn.files import write_texts
 PARAMS = Path("params.yaml")
 KNOBS = ("budget", "seeds", "columns", "numbers", "birds")
 BUDGETS = ("smoke", "quick", "medium", "paper")
-DEMO = "demo"  # a budget of the embedded digits alone
-TABLES = tuple(find_tables())  # their numbers
-# The columns of Table 1; those that are no knob's are shown where all of their cells were run.
+DEMO = "demo"  # a budget for the embedded digits only
+TABLES = tuple(find_tables())  # the numbers of all tables
+# The columns of Table 1. One that `columns` does not choose is shown if all of its cells have records.
 COLUMNS = tuple(column.data for column in find_tables()[1].columns)
 NUMBERS = ("svhn", "svhn_strips")
 BIRDS = ("cub", "cub50")
@@ -49,20 +49,23 @@ def read_params() -> Params:
 
 
 def check(params: Params) -> Params:
-    """`params` if every knob means something; else a UserError that lists what would."""
+    """Return `params` if every knob is valid; otherwise raise a UserError that lists the valid values."""
     if params.budget not in BUDGETS and (params.budget, params.source) != (DEMO, "digits"):
         raise UserError(f"budget: no {params.budget!r}; there are {', '.join(BUDGETS)}")
     columns = [name.replace("mnist", params.source) for name in COLUMNS]
-    for knob, known in (("columns", columns), ("rows", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))):
+    for knob, choices in (
+        ("columns", columns),
+        ("rows", sorted(path.stem for path in (CONF / "model").glob("*.yaml"))),
+    ):
         values = getattr(params, knob)
         for value in values:
-            if value not in known:
-                raise UserError(f"{knob}: no {value!r}; there are {', '.join(known)}")
+            if value not in choices:
+                raise UserError(f"{knob}: no {value!r}; there are {', '.join(choices)}")
             if values.count(value) > 1:
                 raise UserError(f"{knob}: {value} is there twice")
-    for knob, known in (("numbers", NUMBERS), ("birds", BIRDS)):
-        if getattr(params, knob) not in known:
-            raise UserError(f"{knob}: no {getattr(params, knob)!r}; there are {', '.join(known)}")
+    for knob, choices in (("numbers", NUMBERS), ("birds", BIRDS)):
+        if getattr(params, knob) not in choices:
+            raise UserError(f"{knob}: no {getattr(params, knob)!r}; there are {', '.join(choices)}")
     if not re.fullmatch(r"\d+(,\d+)*", params.seeds):
         raise UserError(f"seeds: {params.seeds!r} is no list of integers such as 0,1,2")
     check_seeds([int(seed) for seed in params.seeds.split(",")])
@@ -70,7 +73,7 @@ def check(params: Params) -> Params:
 
 
 def write_params(**knobs: str) -> list[str]:
-    """Turn knobs in `params.yaml`, comments kept. Returns a line for each that changed."""
+    """Set knobs in `params.yaml`, keeping its comments. Returns a line for each change."""
     params = read_params()
     for knob, value in knobs.items():
         if knob not in KNOBS:

@@ -20,13 +20,13 @@ from stn.front_door import guard
 from stn.params import KNOBS, TABLES, Params, read_params, write_params
 from stn.stages import Stages, gpu_is_shared
 
-DVC = (sys.executable, "-m", "dvc")  # that of this Python, whatever `dvc` is on the path
+DVC = (sys.executable, "-m", "dvc")  # the dvc of this Python, not the one on PATH
 
 
 def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -> None:
-    """Fetch, distort or crop, train what is stale, `jobs` cells at a time, and write the table and its figures.
+    """Fetch, distort or crop, train stale cells, `jobs` at a time, and write the table and its figures.
 
-    With `oracle` the cells of Table 1 that are trained only when asked for are trained too: the true pose.
+    With `oracle` the on-demand cells of Table 1 are trained too: networks that are given the true pose.
     """
     params = read_params()
     cells = declared(params, table) + (on_demand(params, table) if oracle else [])
@@ -39,19 +39,19 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
             path.with_name(f"{path.stem}-export.json").unlink(missing_ok=True)
             shutil.rmtree(Path("outputs/runs") / params.budget / path.stem, ignore_errors=True)
     started = time.monotonic()
-    side_by_side = Stages(jobs)
+    runner = Stages(jobs)
     if not CELLS.exists():  # without it DVC cannot read dvc.yaml
         write()
-    outside = ["--force"] if os.environ.get("STN_EXPERIMENTS") else []  # DVC does not see what lies outside
-    _dvc("repro", "-q", *outside, "cells")
+    force = ["--force"] if os.environ.get("STN_EXPERIMENTS") else []  # DVC does not track code outside the project
+    _dvc("repro", "-q", *force, "cells")
     if stages := needed(params, table):
         _dvc("repro", "-q", *stages)
-    side_by_side.repro(sorted(records, key=_longest_first(before)))
+    runner.repro(sorted(records, key=_longest_first(before)))
     trained = [name for name, path in records.items() if _seconds_and_dates(path) != before[name]]
     exports = export_names(params, table)
     if exports:  # one after the other, since each is timed
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
-    if not side_by_side.repro([f"table{table}"], force=True):  # the table of an experiment outside of the project
+    if not runner.repro([f"table{table}"], force=True):  # a table from outside the project is no stage
         subprocess.run([sys.executable, "-m", "stn.table", "--table", str(table), "--figures"], check=True)
     minutes = (time.monotonic() - started) / 60
     print(f"{len(trained)} of {len(records)} cells trained here in {minutes:.1f} min", end="")
@@ -71,11 +71,11 @@ def _way_back() -> str:
 
 
 def needed(params: Params, table: int) -> list[str]:
-    """The stages of `dvc.yaml` that make what the table's cells need."""
-    known = json.loads(CELLS.read_text(encoding="utf-8"))
+    """The stages of `dvc.yaml` that the table's cells depend on."""
+    entries = json.loads(CELLS.read_text(encoding="utf-8"))
     cells = declared(params, table)
-    stored = [data for data in dict.fromkeys(cell.data for cell in cells) if data in known["stored"]]
-    weights = any(known["cells"][stage(params.budget, cell)]["reads"].endswith(".weights.npz") for cell in cells)
+    stored = [data for data in dict.fromkeys(cell.data for cell in cells) if data in entries["stored"]]
+    weights = any(entries["cells"][stage(params.budget, cell)]["reads"].endswith(".weights.npz") for cell in cells)
     return [*(f"store@{data}" for data in stored), *(["classifier"] if weights else [])]
 
 
@@ -85,24 +85,24 @@ def export_names(params: Params, table: int) -> list[str]:
 
 
 def demo(jobs: int) -> None:
-    """The same stages, on the embedded digits, in a workspace of their own: `outputs/demo`."""
+    """Run the same stages on the embedded digits, in the workspace `outputs/demo`."""
     root = CONF.parent
     work = root / "outputs" / "demo"
     shutil.rmtree(work, ignore_errors=True)
     workspace(work, root, (CONF / "demo.yaml").read_text(encoding="utf-8"))
     os.chdir(work)
-    os.environ["PYTHONPATH"] = str(work / "src")  # stages run the code beside them
+    os.environ["PYTHONPATH"] = str(work / "src")  # stages run the workspace's code
     sys.path.insert(0, os.environ["PYTHONPATH"])
     bring_up_to_date(1, jobs, fresh=False)
     print(f"table and pictures: {work.relative_to(root)}/reports")
 
 
 def workspace(work: Path, root: Path, params: str) -> None:
-    """A DVC workspace in the folder `work`: the project's stages, code and conf, and its own `params.yaml`."""
+    """Make a DVC workspace in `work`: the project's stages, code and conf, with its own `params.yaml`."""
     work.mkdir(parents=True, exist_ok=True)
     shutil.copy(root / "dvc.yaml", work)
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("conf", "src"):  # copies, because DVC does not follow links out of its folder
+    for name in ("conf", "src"):  # copied, because DVC does not follow links out of its folder
         shutil.copytree(root / name, work / name, ignore=ignore, dirs_exist_ok=True)
     (work / "params.yaml").write_text(params, encoding="utf-8")
     subprocess.run([*DVC, "init", "--no-scm", "--quiet", "--force"], cwd=work, check=True)
@@ -123,17 +123,17 @@ def _seconds_and_dates(path: Path) -> list | None:
 
 
 def _longest_first(before: dict[str, list | None]):
-    """A sorting key for the stages that train: what took long, by its last record, first; before all, what has none.
+    """A sorting key for training stages: those without a record first, then those whose last training took longest.
 
-    So no core idles at the end.
+    This order keeps all cores busy until the end.
     """
-    took = {name: sum(seconds for seconds, _ in runs) for name, runs in before.items() if runs}
-    return lambda name: -took.get(name, float("inf"))
+    durations = {name: sum(seconds for seconds, _ in runs) for name, runs in before.items() if runs}
+    return lambda name: -durations.get(name, float("inf"))
 
 
 def _places(path: Path) -> set[str]:
-    about = [seed["provenance"] for seed in json.loads(path.read_text(encoding="utf-8"))["seeds"]]
-    return {place["gpu"] or f"{place['cpu']} ({place['cores']} cores)" for place in about}
+    provenances = [seed["provenance"] for seed in json.loads(path.read_text(encoding="utf-8"))["seeds"]]
+    return {provenance["gpu"] or f"{provenance['cpu']} ({provenance['cores']} cores)" for provenance in provenances}
 
 
 def main() -> None:
@@ -150,15 +150,15 @@ def main() -> None:
     parser.add_argument("--oracle", action="store_true")
     args = parser.parse_args()
     path = os.environ.get("PATH", os.defpath)
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"  # python and dvc of this venv
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"  # the python and dvc of this environment
     with guard():
         trainer = os.environ.get("STN_TRAINER", "cpu")
-        known = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
-        if trainer not in known:
-            raise UserError(f"TRAINER={trainer}: no {trainer!r} in conf/trainer; there are {', '.join(known)}")
-        on_gpu = trainer in ("gpu", "ddp")  # its memory decides, which we do not know
-        usual = 1 if on_gpu else cores()
-        jobs = usual if args.jobs is None else args.jobs
+        trainers = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
+        if trainer not in trainers:
+            raise UserError(f"TRAINER={trainer}: no {trainer!r} in conf/trainer; there are {', '.join(trainers)}")
+        on_gpu = trainer in ("gpu", "ddp")  # the unknown memory of the GPU decides how many cells fit
+        default_jobs = 1 if on_gpu else cores()
+        jobs = default_jobs if args.jobs is None else args.jobs
         if not str(jobs).isdigit() or int(jobs) < 1:
             raise UserError(f"JOBS={jobs} is no number of cells to train side by side, such as 2")
         if args.table not in map(str, TABLES):

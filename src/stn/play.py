@@ -23,7 +23,7 @@ FOLDER = Path("outputs/play")
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves files and says nothing; a page that is built anew is loaded anew."""
+    """Serves files without a log and without caching, so that a rebuilt page is loaded again."""
 
     extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript"}  # noqa: RUF012
 
@@ -36,7 +36,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
-    """Serves `folder` on this machine alone, on a free port if none is given; `serve_forever` runs it."""
+    """A server of `folder` for this machine only, on a free port if `port` is 0; `serve_forever` runs it."""
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, directory=str(folder)))
     except (OSError, OverflowError) as error:
@@ -49,7 +49,8 @@ def serve(running: ThreadingHTTPServer, show: bool) -> None:
     with running:
         address = f"http://127.0.0.1:{running.server_port}/"
         print(f"{address} (Ctrl-C ends it)", flush=True)
-        if show and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):  # else it would be a text browser
+        # Without a desktop this would start a text browser.
+        if show and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             webbrowser.open(address)
         try:
             running.serve_forever()
@@ -71,8 +72,8 @@ def main() -> None:
         if not (args.port.isascii() and args.port.isdigit() and int(args.port) < 65536):
             raise UserError(f"PORT={args.port} is no port: give a number from 1024 to 65535, or none for a free one")
         data = _config(args.data)
-        running = None if args.build else server(FOLDER, int(args.port))  # a port that is taken is told at once
-        from stn.experiments.mnist.data import fetch  # these load Lightning, which a slip should not cost
+        running = None if args.build else server(FOLDER, int(args.port))  # first, so that a taken port fails early
+        from stn.experiments.mnist.data import fetch  # these load Lightning, so only after the arguments are checked
         from stn.playground import NETWORKS, build, fetch_runtime, find_networks
 
         networks = find_networks(args.data, args.budget)
@@ -90,7 +91,7 @@ def main() -> None:
 
 
 def _config(name: str) -> DictConfig:
-    """The config of a set of digits in poses."""
+    """The config of a data set of digits in poses; UserError for any other."""
     try:
         data = compose(f"data={name}", "model=cnn").data
     except (HydraException, OmegaConfBaseException) as error:

@@ -1,7 +1,7 @@
-"""The page on which the networks of RTS read what one draws: static files, which `python -m stn.play` serves.
+"""The page of `python -m stn.play`, on which networks trained on RTS read a digit that the visitor draws.
 
 `build` writes a folder of static files: the page (`web/`), a graph for each network, onnxruntime-web to run them, and
-`facts.json`. Frames as in `stn.geometry.transforms`; a pose is read as `stn.experiments.mnist.distortions.Pose` has it.
+`facts.json`. Frames are those of `stn.geometry.transforms`, poses those of `stn.experiments.mnist.distortions.Pose`.
 """
 
 import base64
@@ -35,10 +35,10 @@ from stn.weights import load as load_weights
 
 WEB = Path(__file__).parents[2] / "web"
 NETWORKS = {"cnn": "CNN", "st_cnn_affine": "Aff", "st_cnn_projective": "Proj", "st_cnn_tps": "TPS"}  # rows of Table 1
-SIDE = 31  # points a side of the lattice that a graph maps, from edge to edge of its output
-NINE = slice(6, 25, 9)  # which of them, in x and y, show the pose: -0.6, 0 and 0.6, as in the records of Table 1
-CALIBRATION = 1000  # validation digits, distorted anew, that say in which pose a network likes its digits
-SMALLEST = 1e-6  # share of the digit that a transformer shows
+SIDE = 31  # points a side of the lattice that a graph maps; it spans the output from edge to edge
+NINE = slice(6, 25, 9)  # indices, in x and y, of the points that give a pose: -0.6, 0, 0.6, as in Table 1's records
+CALIBRATION = 1000  # validation digits, distorted again, from which the canonical pose of a network is estimated
+SMALLEST = 1e-6  # the least share of the digit that a transformer must show
 OPSET = 20  # of ONNX, as in conf/export/onnx.yaml
 
 RUNTIME = "onnxruntime-web"
@@ -49,7 +49,7 @@ SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRM
 
 @dataclass
 class Trained:
-    """A network of the page: its row in Table 1, and what its training left. `run` holds steps, batch, error, ..."""
+    """A network of the page: its row in Table 1, and facts of its training: `run` holds steps, batch, error, ..."""
 
     model: str
     network: nn.Module
@@ -57,16 +57,16 @@ class Trained:
 
 
 def find_networks(data: str, budget: str | None = None) -> list[Trained]:
-    """The networks of `NETWORKS` that are trained: of each the one that saw the most images.
+    """For each of `NETWORKS` the trained network that saw the most images.
 
-    These are the finished runs below outputs/ and the networks that come with the project (`stn.load`); of two that saw
-    as many the run. `budget` leaves only those of it. A UserError if there is none, or a weight file is damaged.
+    Candidates are the finished runs below outputs/ and the networks that come with the project (`stn.load`); on a tie
+    the run is taken. `budget` selects one budget. Raises UserError if there is none or a weight file is damaged.
     """
     networks = []
     for model in NETWORKS:
         run, published = _longest_run(data, model, budget), _published(data, model, budget)
-        seen = [trained.run["steps"] * trained.run["batch"] if trained else 0 for trained in (run, published)]
-        trained = published if seen[1] > seen[0] else run
+        images_seen = [trained.run["steps"] * trained.run["batch"] if trained else 0 for trained in (run, published)]
+        trained = published if images_seen[1] > images_seen[0] else run
         if trained:
             networks.append(trained)
     if not networks:
@@ -80,7 +80,7 @@ def find_networks(data: str, budget: str | None = None) -> list[Trained]:
 
 
 def _longest_run(data: str, model: str, budget: str | None) -> Trained | None:
-    """Of the finished runs of a network that can still be loaded the one that saw the most images."""
+    """The finished run of a network that saw the most images, of those that can still be loaded."""
     finished = []
     for file in Path("outputs/runs").glob(f"{budget or '*'}/{data}-{model}/*/result.json"):
         if (file.parent / "last.ckpt").is_file():
@@ -89,14 +89,14 @@ def _longest_run(data: str, model: str, budget: str | None) -> Trained | None:
     for _, _, folder, result in sorted(finished, key=lambda run: run[:2], reverse=True):
         try:
             learner = load(folder / "last.ckpt")
-        except UserError:  # of older code: another will do
+        except UserError:  # a run of older code: try the next
             continue
         return _trained(model, learner.network, result, learner.cfg.budget)
     return None
 
 
 def _published(data: str, model: str, budget: str | None) -> Trained | None:
-    """The network that comes with the project, if it does; `budget` as in `find_networks`."""
+    """The network that comes with the project, if there is one at `budget` (None: at any)."""
     name = f"{data}/{model}"
     if name not in list_weights():
         return None
@@ -111,16 +111,16 @@ def _published(data: str, model: str, budget: str | None) -> Trained | None:
 
 
 def _trained(model: str, network: nn.Module, facts: Mapping[str, Any], budget: DictConfig) -> Trained:
-    """A network with what its result or its card says of it, `facts`."""
+    """A network with the `facts` from its result or its card."""
     run = {key: facts[key] for key in ("seed", "steps", "error", "errors", "n_test")}
     run |= {"budget": budget.name, "batch": budget.batch_size}
     return Trained(model, network.eval().requires_grad_(False), run)
 
 
 def build(folder: Path, data: DictConfig, networks: Sequence[Trained], runtime: Path) -> None:
-    """Write the page of these networks, and what it needs, to `folder`; what is there is replaced when all is written.
+    """Write the page of these networks to `folder`, which is replaced once all files are written.
 
-    `data` is the config of a set of distorted digits whose distortion is a pose, `runtime` the package of `RUNTIME`.
+    `data` is the config of a data set whose distortion is a pose, `runtime` the package of `RUNTIME`.
     """
     quieten()
     part = folder.with_name(f"{folder.name}.part")
@@ -162,8 +162,8 @@ def _first_of_each_class(digits: Digits) -> list[dict[str, Any]]:
 def watched(network: Any) -> nn.Module:
     """A `DigitNetwork` as the page runs it: images (B, 1, canvas, canvas) to scores (B, 10) or (scores, seen, grid).
 
-    Behind a transformer, `seen` (B, 1, side, side) is what the classifier sees, and `grid` (B, SIDE, SIDE, 2) are the
-    canvas points (x, y) that the transformer samples at a lattice of points of its output.
+    With a transformer, `seen` (B, 1, side, side) is the input of the classifier, and `grid` (B, SIDE, SIDE, 2) holds
+    the canvas points (x, y) that the transformer samples for the points of `lattice` in its output.
     """
 
     class Watched(torch.nn.Module):
@@ -185,7 +185,7 @@ def watched(network: Any) -> nn.Module:
 
 
 def lattice() -> Tensor:
-    """SIDE x SIDE points (SIDE * SIDE, 2) of the frame, row by row, those of its edges included."""
+    """SIDE x SIDE points (SIDE * SIDE, 2) that span the frame from edge to edge, row by row."""
     axis = torch.linspace(-1, 1, SIDE)
     return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
 
@@ -193,7 +193,7 @@ def lattice() -> Tensor:
 def export(network: Any, data: DictConfig, path: Path) -> dict[str, Any]:
     """Write the graph of `watched(network)`. Returns its size in `bytes` and how many `parameters` it has.
 
-    The network's weights are rounded to float16, here too, and stored so: half of the file. All arithmetic is float32.
+    Weights are stored in float16, which halves the file; `network` is rounded to match. All arithmetic is float32.
     """
     for parameter in network.parameters():
         parameter.data = parameter.data.half().float()
@@ -204,15 +204,15 @@ def export(network: Any, data: DictConfig, path: Path) -> dict[str, Any]:
 
 
 def _finish(path: Path, outputs: Sequence[str], weights: set[str]) -> None:
-    """Name the outputs of an ONNX file, and store `weights` in float16, each behind a cast that runs once, at start."""
-    import onnx  # there, if `stn.deployment` could be loaded
+    """Name the outputs of an ONNX file, and store `weights` in float16, each with a cast that runs once, at start."""
+    import onnx  # installed, because `stn.deployment` was imported
     from onnx import numpy_helper
 
     model = onnx.load(path)
     for output, name in zip(model.graph.output, outputs, strict=True):
         for node in model.graph.node:
             for names in (node.input, node.output):
-                names[:] = [name if each == output.name else each for each in names]
+                names[:] = [name if edge == output.name else edge for edge in names]
         output.name = name
     casts = []
     for tensor in model.graph.initializer:
@@ -228,17 +228,17 @@ def _finish(path: Path, outputs: Sequence[str], weights: set[str]) -> None:
 
 
 def calibrate(network: Any, data: DictConfig, digits: Digits) -> dict[str, Any]:
-    """In which pose a transformer likes its digits, and how well it finds the pose of others.
+    """The pose to which a transformer brings digits, and how well it finds the poses of digits.
 
-    `canonical` are the rows of the affine map (2, 3) from points of the transformer's output to those of the digit: the
-    median over `CALIBRATION` of the digits, each in a pose drawn as in training. `rms` is how far the pose found is
-    from the true one: angle in degrees, scale as a factor less 1, place in pixels of the canvas. Both are None without
-    a transformer. A UserError if it has collapsed.
+    `canonical` holds the rows of the affine map (2, 3) from points of the transformer's output to points of the digit:
+    the median over `CALIBRATION` digits in poses drawn as in training. `rms` is the error of the estimated pose: angle
+    in degrees, scale as a factor less 1, place in pixels of the canvas. Both are None without a transformer. Raises
+    UserError if the transformer has collapsed.
     """
     if network.transformer is None:
         return {"canonical": None, "rms": None}
     warp = distortion(data)
-    assert isinstance(warp, Pose)  # `build` takes no other
+    assert isinstance(warp, Pose)  # `build` requires it
     images = digits.images[:CALIBRATION]
     parameters = warp.draw(len(images), generator(data.seed, "play"))
     with torch.inference_mode():
@@ -259,18 +259,18 @@ def calibrate(network: Any, data: DictConfig, digits: Digits) -> dict[str, Any]:
 
 
 def fitted(points: Tensor) -> Tensor:
-    """The affine maps (n, 3, 3) that come nearest to mapping `_nine` points of the output to `points` (n, 9, 2)."""
+    """The affine maps (n, 3, 3) from the points `_nine` of the output to `points` (n, 9, 2), by least squares."""
     nine = _nine().to(points)
     mean = points.mean(1)
-    linear = (points - mean[:, None]).mT @ nine / nine.square().sum(0)  # the nine are a square about 0
+    linear = (points - mean[:, None]).mT @ nine / nine.square().sum(0)  # the nine form a square about 0
     return _square(torch.cat([linear, mean[..., None]], 2))
 
 
 def read_poses(maps: Tensor, canvas: int, digit: int) -> Tensor:
     """The poses (n, 5) of maps (n, 3, 3) from digit to canvas: angle, scale, x, y as `Pose` has them, and slant.
 
-    A map is slant first, then scale and angle: angle is where a level line of the digit points, the slant that of its
-    upright lines against it, in degrees, to the right.
+    A map slants first, then scales and rotates. The angle is the direction of the digit's horizontal lines, the slant
+    how far its vertical lines lean to the right of their normal; both are in degrees.
     """
     (a, b, x), (c, d, y) = (row.unbind(1) for row in maps[:, :2].unbind(1))
     determinant = a * d - b * c
@@ -289,7 +289,7 @@ def _square(rows: Tensor) -> Tensor:
 
 
 def fetch_runtime() -> Path:
-    """The package of onnxruntime-web, checked: from `$STN_DATA_MIRROR/web`, or from where npm gets its packages."""
+    """The package of onnxruntime-web, verified: from `$STN_DATA_MIRROR/web` or from npm's registry."""
     name = f"{RUNTIME}-{VERSION}.tgz"
     folder = Path("outputs/downloads/web")
     urls = () if _is_package(folder / name) else _addresses()
@@ -304,7 +304,7 @@ def _is_package(path: Path) -> bool:
 
 
 def _addresses() -> tuple[str, ...]:
-    """Where the package is, as npm and its settings have it; none if there is no npm, but a mirror."""
+    """The address of the package according to npm; none if npm fails but a mirror is set."""
     try:
         command = ["npm", "view", f"{RUNTIME}@{VERSION}", "dist.tarball"]
         return (subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=120).stdout.strip(),)
@@ -323,12 +323,12 @@ def _addresses() -> tuple[str, ...]:
 
 
 def _unpack(package: Path, folder: Path) -> None:
-    """The runtime's module, and its WebAssembly packed: a third of the bytes, whatever server the page is put on."""
+    """Write the runtime's module, and its WebAssembly gzipped: a third of the bytes, whatever the server supports."""
     with tarfile.open(package) as archive:
 
         def read(name: str) -> bytes:
             file = archive.extractfile(f"package/dist/{name}")
-            assert file is not None  # the checksum says what is in it
+            assert file is not None  # the verified package has it
             return file.read()
 
         (folder / "onnxruntime.js").write_bytes(read("ort.wasm.bundle.min.mjs"))

@@ -1,6 +1,6 @@
 """Train a classifier that other networks build on: `python -m stn.pretrain data=mnist_ts model=cnn budget=quick`.
 
-A run like any other, which leaves its record, and beside it `<record>.weights.npz`: the first seed's classifier.
+An ordinary run that leaves its record and, beside it, the first seed's classifier: `<record>.weights.npz`.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from stn.files import write_whole
 
 
 def pretrain(cfg: DictConfig) -> None:
-    from stn.training.run import load, scratch, train  # loads Lightning: not before the config stands
+    from stn.training.run import load, scratch, train  # loads Lightning, so only after the config is checked
 
     if cfg.data.kind != "mnist" or cfg.model.transformation is not None:
         raise UserError(f"{cfg.data.name}/{cfg.model.name} is no digit classifier: such is data=mnist_ts model=cnn")

@@ -1,7 +1,7 @@
-"""The weights of finished runs, written to `reports/weights` for others to use: what `python -m stn.publish` does.
+"""Writes the weights of finished runs to `reports/weights` for others to use: `python -m stn.publish`.
 
-A run's weights are written only if its record tells of that run, and if they give the record's error again on the
-stored test set: as float16 if they do so within one image in a thousand, else as float32.
+A run's weights are written only if its record is of that run, and if they reproduce the record's error on the stored
+test set within one image in a thousand: in float16 if that suffices, else in float32.
 """
 
 import os
@@ -30,8 +30,8 @@ from stn.training.record import read_result
 from stn.training.run import answers, load, quieten
 from stn.weights import CLONE, SCHEMA, SUFFIX, read_card, write
 
-MODELS = ("cnn", "st_cnn_affine", "st_cnn_projective", "st_cnn_tps")  # of Table 1, on its first four columns
-TOLERATED = 1000  # test images, by one of which the errors of stored weights may differ from their record's
+MODELS = ("cnn", "st_cnn_affine", "st_cnn_projective", "st_cnn_tps")  # rows of Table 1, for its first four columns
+TOLERATED = 1000  # the errors of stored weights may differ from the record's by one in this many test images
 PAGE = Path("docs/weights.md")
 EXAMPLE = "reports/results/quick/mnist/mnist_r-cnn.json"
 LICENCE = "MIT"
@@ -50,10 +50,10 @@ class Run(NamedTuple):
 
 
 def publish(paths: Sequence[Path], outputs: Path) -> None:
-    """Write the weights of the runs of these records, or without any of those that the project publishes.
+    """Write the weights of the runs of these records; without `paths`, those that the project publishes.
 
-    Says what was written and, of the latter, what is missing and why. UserError, one line, if a record that was named
-    has no run whose weights can be written, or if there is nothing to write.
+    Prints what was written and, without `paths`, what is missing and why. Raises UserError if the weights of one of
+    `paths` cannot be written, or if there is nothing to write.
     """
     quieten()
     if paths:
@@ -71,10 +71,10 @@ def publish(paths: Sequence[Path], outputs: Path) -> None:
 
 
 def _write_all(outputs: Path) -> None:
-    """The weights of the project at the budget of which most runs are here, and of several such budgets the longest."""
+    """Write the project's weights at the budget with the most runs here; on a tie, at the longest such budget."""
     cells = [Cell(data, model) for data in COLUMNS[:4] for model in MODELS]
     choices = [_find_all(budget, cells, outputs) for budget in reversed(BUDGETS[1:])]
-    runs, missing = max(choices, key=lambda choice: len(choice[0]))  # the first of those that are alike
+    runs, missing = max(choices, key=lambda choice: len(choice[0]))  # on a tie the first
     if not runs:
         command = f"{find_tables()[1].make} FRESH=1"
         raise UserError(f"no run below {outputs}/runs whose record is in reports/results: `{command}` trains them")
@@ -97,7 +97,7 @@ def _write_all(outputs: Path) -> None:
 
 
 def _find_all(budget: str, cells: Sequence[Cell], outputs: Path) -> tuple[list[Run], list[str]]:
-    """The runs of these cells at a budget, and of the others why they have none."""
+    """The runs of these cells at a budget, and why the other cells have none."""
     runs, missing = [], []
     for cell in cells:
         try:
@@ -108,8 +108,8 @@ def _find_all(budget: str, cells: Sequence[Cell], outputs: Path) -> tuple[list[R
 
 
 def read_record(path: Path) -> Record:
-    """The record of a table's cell; UserError if it is missing, damaged, no table's, or of another project."""
-    path = Path(os.path.relpath(path))  # as its card will name it
+    """The record of a table's cell; UserError if it is missing, damaged, of no table, or outside this folder."""
+    path = Path(os.path.relpath(path))  # as in its card
     if ".." in path.parts:
         raise UserError(f"{path} is not in this folder: run this where the record is")
     tables = [table for table in find_tables().values() if path.stem in table.places]
@@ -121,9 +121,9 @@ def read_record(path: Path) -> Record:
 
 
 def find_run(record: Record, outputs: Path) -> Run:
-    """The finished run of which a record tells: of its first seed, config and result alike, image by image.
+    """The finished run of a record's first seed, with the record's config and its result on every test image.
 
-    UserError if there is none below `outputs`, or if those that are there say something else.
+    Raises UserError if there is no run of the record below `outputs`, or if all of them differ from it.
     """
     seed, place = record.seeds[0], outputs / "runs" / record.budget
     reasons = []
@@ -153,13 +153,14 @@ def find_run(record: Record, outputs: Path) -> Run:
 
 
 def _write(run: Run) -> str:
-    """Write the weights of a run, with their card. Returns the line that says so."""
+    """Write the weights of a run and their card. Returns a line that reports it."""
     record, seed = run.record, run.record.seeds[0]
     raw = Path(record.config["data"]["raw"]).name
     if raw not in DATA_LICENCES:
         raise UserError(f"{record.path}: no licence is known under which weights learned from {raw} may be published")
     learner = load(run.folder / "last.ckpt")
-    state = {key: value.numpy().copy() for key, value in learner.network.state_dict().items()}  # it will be rounded
+    # Copied, because the network gets rounded weights.
+    state = {key: value.numpy().copy() for key, value in learner.network.state_dict().items()}
     dtype, tensors, errors = _stored(state, learner, run)
     card = {
         "schema": SCHEMA,
@@ -193,7 +194,7 @@ def _write(run: Run) -> str:
 
 
 def _stored(state: dict[str, np.ndarray], learner: Learner, run: Run) -> tuple[str, dict[str, np.ndarray], int]:
-    """The type to store weights as, the tensors, and the errors that they make on the stored test set."""
+    """The type in which to store weights, the tensors, and the errors that they make on the stored test set."""
     seed, groups = run.record.seeds[0], typed(run.record.config)
     trainer = OmegaConf.create({"accelerator": "cpu"})
     for dtype in ("float16", "float32"):
@@ -213,7 +214,7 @@ def _stored(state: dict[str, np.ndarray], learner: Learner, run: Run) -> tuple[s
 
 
 def name_of(record: Record) -> str:
-    """What `stn.load` calls the network of a record: `<data>/<model>`, with settings if it has some."""
+    """The name of a record's network for `stn.load`: `<data>/<model>`, with its settings if it has any."""
     return f"{record.data}/{record.path.stem.removeprefix(f'{record.data}-')}"
 
 

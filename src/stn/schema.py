@@ -1,7 +1,7 @@
-"""The schema of `conf/`: which keys a config has, and what each may hold.
+"""The schema of `conf/`: the keys of a config and their types.
 
-The dataclasses turn a misspelt key or a value of the wrong kind, in a file as well as on the command line, into one
-line that names it. Numbers live in `conf/`; a key that was added later has a default, so that older records stay valid.
+With it a misspelt key or a value of the wrong type, in a file or on the command line, ends in one line that names it.
+Values live in `conf/`; only keys that were added later have defaults here, so that older records stay valid.
 """
 
 from collections.abc import Mapping
@@ -29,14 +29,14 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
-class Gradient(StrEnum):  # so that a default is what a config of primitives says
+class Gradient(StrEnum):  # a StrEnum, so that a default equals the string in a config of primitives
     smoothed = "smoothed"
     pathwise = "pathwise"
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """What all data sets have; `stn.experiments.<kind>.config` says what those of a kind add to it."""
+    """The keys of all data sets; `stn.experiments.<kind>.config` adds those of a kind."""
 
     name: str
     kind: str
@@ -50,14 +50,14 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """What all networks have; `stn.experiments.<kind>.config` says what those of a kind add to it."""
+    """The keys of all networks; `stn.experiments.<kind>.config` adds those of a kind."""
 
     name: str
 
 
 @dataclass(kw_only=True)
 class LocalisationConfig:
-    """What most localisation networks have: `filters` of their convolutions, `features` of their last hidden layer."""
+    """The keys of most localisation networks: `filters` of their convolutions, `features` of the last hidden layer."""
 
     filters: int
     features: int
@@ -65,13 +65,14 @@ class LocalisationConfig:
 
 @dataclass
 class BudgetConfig:
-    """`conf/budget`, and what networks with transformers may be trained by before the plain steps.
+    """The keys of `conf/budget`, and those of the exploration before the plain steps of networks with transformers.
 
-    In the first steps, `random_share` of all, windows stand at random places, so that what reads them learns to read
-    any. In the next, `explore_share` of all, theta has noise on it, in the units of theta, whose deviation goes from
-    the first value of `noise` to the second. With the gradient "smoothed" a batch is half as many images, each seen
-    twice, the localisation networks learn from the smoothed loss (`stn.nn.exploration`), and `pull` holds theta near
-    its start; with "pathwise" they learn through the pixels, as without exploration. After that they stay as they are.
+    In the first steps, a share `random_share`, windows stand at random places, so that the classifier learns to read
+    all places. In the next, a share `explore_share`, noise is added to theta; its standard deviation, in the units of
+    theta, goes from the first value of `noise` to the second. With the gradient "smoothed" each batch has half as many
+    images, each shown twice; the localisation networks learn from the smoothed loss (`stn.nn.exploration`), and `pull`
+    holds theta near its start. With "pathwise" they learn through the pixels, as without exploration. In the remaining
+    steps they do not learn.
     """
 
     name: str
@@ -132,7 +133,7 @@ class ExportConfig:
 
 @dataclass
 class RunConfig:
-    """What `stn.train` and the other front doors of a cell take. `name` is made of the command line."""
+    """The keys of `stn.train` and the other front doors of a cell. `name` is derived from the command line."""
 
     name: str
     data: DataConfig
@@ -152,7 +153,7 @@ class RunConfig:
 
 
 def typed(config: Mapping) -> dict[str, DictConfig]:
-    """The groups of an `experiment` of any age under their schemas: with defaults of younger keys, choices as enums."""
+    """The groups of an `experiment` of any age under their schemas: newer keys at their defaults, choices as enums."""
     kind = load(config["data"]["kind"], "config")
     schemas = {"data": kind.DATA, "model": kind.MODEL, "budget": BudgetConfig}
     return {
@@ -162,5 +163,5 @@ def typed(config: Mapping) -> dict[str, DictConfig]:
 
 
 def filled(config: Mapping) -> dict:
-    """An `experiment` of any age with the defaults of the keys that it does not have yet."""
+    """An `experiment` of any age, with keys that are newer than it at their defaults."""
     return {group: OmegaConf.to_container(values, enum_to_str=True) for group, values in typed(config).items()}

@@ -1,6 +1,6 @@
-"""Run stages of `dvc.yaml` side by side, as `dvc repro --single-item` runs them one by one.
+"""Runs stages of `dvc.yaml` in parallel, as `dvc repro --single-item` runs them one by one.
 
-`python -m stn.stages repro ...` is `dvc repro ...` that a kill, at any moment, leaves fit for the next run.
+`python -m stn.stages repro ...` is `dvc repro ...` that can be killed at any moment without harm to the next run.
 """
 
 import json
@@ -28,25 +28,25 @@ from stn.environment import share_cores
 from stn.errors import UserError
 from stn.front_door import guard
 
-# What every cell loads, and takes five seconds over.
+# Every cell imports these, which takes five seconds.
 LOADED = ("stn.training.run", "wandb", "wandb.sdk.launch")
 SHORT = ("/tmp", "/var/tmp", "/dev/shm")
-LONGEST = 103 - len("/pymp-12345678/listener-12345678")  # bytes: macOS takes 103 for the path of a socket, Linux 107
-ALONE = 0.5  # seconds after which a process notices that the one that began it is gone
+LONGEST = 103 - len("/pymp-12345678/listener-12345678")  # bytes: a socket's path has at most 103 on macOS, 107 on Linux
+ALONE = 0.5  # seconds after which a process notices that its parent is gone
 ENTERED = 600  # seconds: how long a finished stage may wait for its entry in `dvc.lock`
 
 
 class Stages:
     """The stages of the `dvc.yaml` of this folder.
 
-    DVC says which are stale, and keeps `dvc.lock`. But a process of its own for each would spend five seconds on
-    imports and six on that file, a quarter of a short cell's time. So stages are forks of one process that has loaded
-    all, and are entered together: at the end, and every ten minutes. That process would not see an edit of what a stage
-    depends on, so there the stage ends in an error.
+    DVC decides which are stale, and keeps `dvc.lock`. But a process of DVC for each stage would spend five seconds on
+    imports and six on that file, a quarter of a short cell's time. So stages are forks of one process that has imported
+    everything, and they are entered in `dvc.lock` together: at the end, and every ten minutes. A fork does not see
+    later edits of the code and configs that its stage depends on, so after such an edit the stage ends in an error.
     """
 
     def __init__(self, jobs: int):
-        """Side by side: `jobs` stages. Begins to load, in the background, what they need."""
+        """Prepare to run `jobs` stages at a time. Their imports start in the background."""
         self.jobs = jobs
         self.telling = threading.Lock()
         self.state: dict[str, tuple[int, int]] = {}
@@ -55,24 +55,24 @@ class Stages:
             share_cores(jobs)
         self.forks = multiprocessing.get_context("forkserver")
         self.forks.set_forkserver_preload(list(LOADED))
-        self.interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # would cut the loading short, with a traceback
+        self.interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # would end the imports with a traceback
         with _short_temporary_folder():
             forkserver.ensure_running()
         signal.signal(signal.SIGINT, self.interrupt)
 
     def repro(self, names: list[str], force: bool = False) -> bool:
-        """Run these stages, none of which needs another, in this order: those that are stale, or all.
+        """Run the stale ones of these independent stages, or all with `force`, in this order.
 
-        A stage that fails costs no other; the UserError of the first is raised at the end. What is finished is entered
-        in `dvc.lock`, after an interrupt too. Returns whether `dvc.yaml` has any of these stages.
+        A stage that fails does not stop the others; the first UserError is raised at the end. Finished stages are
+        entered in `dvc.lock`, also after an interrupt. Returns whether `dvc.yaml` has any of these stages.
         """
-        from dvc.repo import Repo, lock_repo  # half a second, which a wrong knob should not cost
+        from dvc.repo import Repo, lock_repo  # half a second, so only after the knobs are checked
 
         logging.getLogger("dvc").setLevel(logging.ERROR)  # as `dvc -q`
         survive_kills()
-        with _told_by_dvc(), Repo(_wait_for_lock=True) as repo:  # as `dvc --wait-for-lock`
+        with _translate_errors(), Repo(_wait_for_lock=True) as repo:  # as `dvc --wait-for-lock`
             stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in set(names)}
-            known = bool(stages)
+            are_declared = bool(stages)
             if not force:
                 with lock_repo(repo):  # `repo.status` would read dvc.yaml anew for each
                     stages = {name: stage for name, stage in stages.items() if stage.status()}
@@ -90,14 +90,14 @@ class Stages:
                         _enter(repo, results)
                         results, start = [], time.monotonic()
             finally:
-                pool.shutdown(cancel_futures=True)  # after an interrupt, which those running have had too
+                pool.shutdown(cancel_futures=True)  # after an interrupt, which the running stages received too
                 _enter(repo, results)
         if errors:
             raise errors[0]
-        return known
+        return are_declared
 
     def _run(self, stage, files: dict[str, tuple[int, int]]):
-        """Run one stage, unless code or configs are no longer what `files` stands for; returns it."""
+        """Run one stage and return it. UserError if it fails, or if its code or config differs from `files`."""
         if not self._changed(stage, files):
             process = self.forks.Process(target=run_module, args=(stage.cmd, self.interrupt is signal.SIG_IGN))
             process.start()
@@ -111,30 +111,33 @@ class Stages:
         return stage
 
     def _changed(self, stage, files: dict[str, tuple[int, int]]) -> bool:
-        """Whether what decides a cell's result has changed since `cells.json` was written.
+        """Whether the code or config of a cell has changed since `cells.json` was written.
 
-        Tables decide no result, so of their stages it is never true.
+        Always False for the stages of tables, which decide no result.
         """
-        now = _files()
-        if now == files or not stage.addressing.startswith("cell@"):
+        file_state = _files()
+        if file_state == files or not stage.addressing.startswith("cell@"):
             return False
         with self.telling:
-            if now != self.state:  # computed once for each state of the files: it takes seconds
+            if file_state != self.state:  # computed once for each state of the files: it takes seconds
                 command = [sys.executable, "-m", "stn.cells", "--print"]
                 answer = subprocess.run(command, capture_output=True, encoding="utf-8")
-                self.state, self.cells = now, json.loads(answer.stdout)["cells"] if answer.returncode == 0 else {}
+                self.state, self.cells = (
+                    file_state,
+                    json.loads(answer.stdout)["cells"] if answer.returncode == 0 else {},
+                )
         key = stage.addressing.partition("@")[2]
         return self.cells.get(key) != json.loads(Path("cells.json").read_text(encoding="utf-8"))["cells"][key]
 
 
 @contextmanager
 def _short_temporary_folder():
-    """Has Python choose a folder for temporary files in which the path of a socket fits into what the kernel takes."""
+    """Makes Python choose a temporary folder in which the path of a socket is short enough for the kernel."""
     default = tempfile.gettempdir()
-    fitting = (
+    folders = (
         folder for folder in (default, *SHORT) if len(os.fsencode(folder)) <= LONGEST and os.access(folder, os.W_OK)
     )
-    tempfile.tempdir = next(fitting, None)
+    tempfile.tempdir = next(folders, None)
     if tempfile.tempdir is None:
         raise UserError(f"TMPDIR={default} is too long for a socket: set it to a folder of {LONGEST} bytes or fewer")
     try:
@@ -144,18 +147,18 @@ def _short_temporary_folder():
 
 
 def gpu_is_shared() -> bool:
-    """Whether NVIDIA's MPS runs here, under which kernels of several processes share a GPU; else they take turns."""
+    """Whether NVIDIA's MPS runs here, with which several processes use a GPU at once; without it they take turns."""
     return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
 def _files() -> dict[str, tuple[int, int]]:
-    """When each file of code and configs was last written, in nanoseconds, and its size."""
+    """The modification time, in nanoseconds, and the size of each file of code and configs."""
     files = [*Path("src").rglob("*.py"), *Path("conf").rglob("*.yaml")]
     return {str(file): (file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()}
 
 
 def _enter(repo, stages: list) -> None:
-    """The stages in `dvc.lock`, at once: `dvc commit` would write that long file anew for each."""
+    """Enter the stages in `dvc.lock` at once; `dvc commit` would rewrite that long file for each."""
     if stages:
         from dvc.repo import lock_repo
 
@@ -167,8 +170,8 @@ def _enter(repo, stages: list) -> None:
 
 
 @contextmanager
-def _told_by_dvc():
-    """What DVC has to say, as a UserError."""
+def _translate_errors():
+    """Raises errors of DVC as UserError."""
     from dvc.exceptions import DvcException
 
     try:
@@ -178,9 +181,9 @@ def _told_by_dvc():
 
 
 def survive_kills() -> None:
-    """Have DVC leave its files, wherever it is killed, so that its next run can read them.
+    """Make DVC leave its files readable for its next run, whenever it is killed.
 
-    It would write `dvc.lock` in place, for seconds: now it writes it aside, and moves it in when it is whole.
+    DVC writes `dvc.lock` in place, which takes seconds. Here it writes a copy, and moves it into place when complete.
     """
     from dvc import dvcfile
 
@@ -202,16 +205,16 @@ def survive_kills() -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Take away what a killed DVC left behind, unless one runs here.
+    """Remove what a killed DVC left behind, unless a DVC runs here.
 
-    That is its list of who reads and writes what, which may be cut short, or name processes whose numbers others bear;
-    and files by which it tries how to link, beside those that it links: part of a folder, they would change it.
+    These are its list of readers and writers, which may be truncated or name processes whose ids are in use again, and
+    the files with which it tests links. The latter lie beside the linked files, and would count as part of a folder.
     """
     import psutil
     import zc.lockfile
 
     def is_gone(process: dict) -> bool:
-        """Whether a process has ended; one that began since bears its number."""
+        """Whether a process has ended; a later process may have its id."""
         try:
             owner = psutil.Process(int(process["pid"]))
             return owner.create_time() > changed or owner.status() == psutil.STATUS_ZOMBIE
@@ -221,7 +224,7 @@ def clear_leftovers(folder: Path) -> None:
     rwlock = folder / "rwlock"
     try:
         guard = zc.lockfile.LockFile(f"{rwlock}.lock")
-    except (OSError, zc.lockfile.LockError):  # no folder yet; or another DVC is at it, and so alive
+    except (OSError, zc.lockfile.LockError):  # no folder yet, or a running DVC holds the lock
         return
     try:
         changed = rwlock.stat().st_mtime
@@ -243,14 +246,14 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process, and those it began, when the one that began it is gone; else it would meet the next run."""
+    """End this process and its children when its parent is gone; otherwise it would collide with the next run."""
     import psutil
 
     parent, here = os.getppid(), psutil.Process()
 
     def watch() -> None:
         creator = multiprocessing.parent_process()
-        if creator:  # for this fork; what it is forked from ends last
+        if creator:  # in a fork: its parent, the fork server, ends last
             creator.join()
         while not creator and os.getppid() == parent:
             time.sleep(ALONE)
@@ -262,7 +265,7 @@ def end_with_parent() -> None:
 
 
 def run_module(command: str, deaf: bool) -> None:
-    """Run `python -m <module> <arguments>` in this process; `deaf` to interrupts, or not."""
+    """Run `python -m <module> <arguments>` in this process, which ignores interrupts if it is `deaf`."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.default_int_handler)
     _, _, module, *arguments = shlex.split(command)

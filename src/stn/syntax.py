@@ -1,4 +1,4 @@
-"""Modules as syntax trees, without what decides no result: formatting, comments, docstrings, annotations."""
+"""Modules as syntax trees, without what changes no result: formatting, comments, docstrings, annotations."""
 
 import ast
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import cast
 
-# Decorators that register nothing. A definition under another one counts wherever its module is imported.
+# Decorators that register nothing. A definition under any other counts wherever its module is imported.
 PLAIN_DECORATORS = {
     *("dataclass", "contextmanager", "cache", "lru_cache", "rank_zero_only"),
     *("inference_mode", "no_grad", "once_differentiable", "jit"),
@@ -15,7 +15,7 @@ PLAIN_DECORATORS = {
 
 @dataclass
 class Statement:
-    """One statement at the top of a module, but an import. `imported` are full names by those bound inside it."""
+    """A statement at the top of a module, other than an import. `imported` are the full names of its inner imports."""
 
     tree: ast.stmt
     first: int  # line
@@ -27,7 +27,7 @@ class Statement:
 @dataclass
 class Module:
     statements: list[Statement] = field(default_factory=list)
-    defined: dict[str, list[int]] = field(default_factory=dict)  # by name: the places of the statements that bind it
+    defined: dict[str, list[int]] = field(default_factory=dict)  # by name: indices of the statements that bind it
     imported: dict[str, str] = field(default_factory=dict)  # by name: "torch.nn", "stn.geometry.sampling.bilinear"
     stars: list[str] = field(default_factory=list)  # modules all of whose names are imported
 
@@ -57,17 +57,17 @@ def parse(name: str, source: str, is_package: bool) -> Module:
                     names, stars = _imports(inner, package)
                     imported |= names
                     module.stars += stars
-            if not isinstance(tree, Definition):  # at the top, if under `try` or `if`
+            if not isinstance(tree, Definition):  # under `try` or `if` they bind names of the module
                 module.imported |= imported
-            for bound in _bound(tree):
-                module.defined.setdefault(bound, []).append(len(module.statements))
+            for identifier in _bound(tree):
+                module.defined.setdefault(identifier, []).append(len(module.statements))
             _clean(tree)
             module.statements.append(Statement(tree, first, tree.end_lineno or first, acts, imported))
     return module
 
 
 def _imports(tree: Import, package: str) -> tuple[dict[str, str], list[str]]:
-    """The full names that an import binds, by the names that they get, and the modules of which it takes all."""
+    """The full names that an import binds, by their local names, and the modules of star imports."""
     if isinstance(tree, ast.Import):
         return {alias.asname or alias.name.split(".")[0]: _imported(alias) for alias in tree.names}, []
     origin = tree.module or ""
@@ -83,12 +83,12 @@ def _imported(alias: ast.alias) -> str:
 
 
 def _is_left_out(tree: ast.stmt) -> bool:
-    """`if __name__ == "__main__":`."""
+    """Whether a statement is `if __name__ == "__main__":`."""
     return isinstance(tree, ast.If) and _names(tree.test) == {"__name__"}
 
 
 def _is_for_types(tree: ast.stmt) -> bool:
-    """`if TYPE_CHECKING:` without an `else`, which is never run: also in a class, whose attributes it declares."""
+    """Whether a statement is `if TYPE_CHECKING:` without an `else`, which never runs, in a module or a class."""
     return isinstance(tree, ast.If) and _names(tree.test) == {"TYPE_CHECKING"} and not tree.orelse
 
 
@@ -97,7 +97,7 @@ def _names(tree: ast.AST) -> set[str]:
 
 
 def _bound(tree: ast.AST) -> Iterator[str]:
-    """The names that a statement at the top of a module binds, but for its imports."""
+    """The names that a statement at the top of a module binds, without imports."""
     if isinstance(tree, Definition):
         yield tree.name
         return
@@ -121,7 +121,7 @@ def _acts(tree: ast.stmt) -> bool:
 
 
 def _calls(tree: ast.AST) -> bool:
-    """Whether an expression calls something now, not in a function that it makes."""
+    """Whether evaluating an expression calls something; a lambda calls nothing yet."""
     if isinstance(tree, ast.Lambda):
         return False
     return isinstance(tree, ast.Call) or any(_calls(inner) for inner in ast.iter_child_nodes(tree))
@@ -136,10 +136,10 @@ def _body(tree: ast.Module | Definition) -> list[ast.stmt]:
 
 
 def _clean(tree: ast.AST, local: bool = False) -> None:
-    """Take out of a tree what does not count; `local` within a function.
+    """Remove from a tree what does not count; `local` is true within a function.
 
-    Imports in functions go because the meaning of their names is written beside the tree. The annotations of classes
-    stay, since they make the fields of dataclasses, and those of decorated functions, which the decorator may read.
+    Imports in functions go because the digest holds the meanings of their names. Annotations in classes stay because
+    they define the fields of dataclasses, those of decorated functions because the decorator may read them.
     """
     if isinstance(tree, Definition):
         tree.body = _body(tree)
@@ -156,13 +156,13 @@ def _clean(tree: ast.AST, local: bool = False) -> None:
     if local and hasattr(tree, "body") and isinstance(tree.body, list):
         tree.body = [node for node in tree.body if not isinstance(node, Import)]
     if local and isinstance(tree, ast.AnnAssign):
-        tree.annotation = None  # type: ignore[assignment]  # no more a tree that Python takes
+        tree.annotation = None  # type: ignore[assignment]  # Python would not accept this tree
     for inner in ast.iter_child_nodes(tree):
         _clean(inner, local)
 
 
 def _fields(tree: ast.AST) -> Iterator[tuple[str, object]]:
-    """The fields that count. Empty ones do not, so that those that newer Pythons add change nothing."""
+    """The fields that count. Empty fields do not, so that fields that newer Pythons add change nothing."""
     for name in tree._fields:
         value = getattr(tree, name, None)
         if name not in ("ctx", "kind", "type_comment", "simple") and value is not None and value != []:
@@ -176,7 +176,7 @@ def dump(tree: object) -> str:
     if isinstance(tree, ast.AST):
         if isinstance(tree, ast.AnnAssign) and tree.value is not None and tree.annotation is None:
             tree = ast.Assign([tree.target], tree.value)
-        if isinstance(tree, ast.JoinedStr):  # Python 3.12 cuts their text otherwise than 3.11
+        if isinstance(tree, ast.JoinedStr):  # Python 3.12 and 3.11 split their text differently
             return f"JoinedStr({dump(_merged(tree.values))})"
         return f"{type(tree).__name__}({','.join(f'{name}={dump(value)}' for name, value in _fields(tree))})"
     if isinstance(tree, list):
@@ -185,7 +185,7 @@ def dump(tree: object) -> str:
 
 
 def _merged(values: list[ast.expr]) -> list[ast.expr]:
-    """The parts of an f-string, each stretch of text as one."""
+    """The parts of an f-string, with adjacent texts merged."""
     parts: list[ast.expr] = []
     for value in values:
         if isinstance(value, ast.Constant) and parts and isinstance(parts[-1], ast.Constant):
@@ -196,7 +196,7 @@ def _merged(values: list[ast.expr]) -> list[ast.expr]:
 
 
 def name_chains(tree: ast.AST) -> Iterator[tuple[str, ...]]:
-    """Every name that a tree uses, with the attributes asked of it: `F.relu` is ("F", "relu")."""
+    """Every name that a tree uses, with the attributes read from it: `F.relu` is ("F", "relu")."""
     attributes, root = [], tree
     while isinstance(root, ast.Attribute):
         attributes.append(root.attr)

@@ -29,7 +29,7 @@ from stn.report.records import Record
 from stn.report.weights import cards
 
 REPORTS = Path("reports")
-COMPARED = tuple(budget for budget in BUDGETS if budget != "smoke")  # those that a table shows side by side
+COMPARED = tuple(budget for budget in BUDGETS if budget != "smoke")  # the budgets that a table compares
 
 
 def numbered(text: str) -> int:
@@ -46,7 +46,7 @@ def records(number: int) -> list[Record]:
 
 
 def others(number: int) -> list[list[Record]]:
-    """The records of the same cells at the other budgets whose numbers mean something, as far as they are there."""
+    """The existing records of the same cells at each other budget in `COMPARED`."""
     params = read_params()
     return [
         _load(number, replace(params, budget=budget), all_there=False) for budget in COMPARED if budget != params.budget
@@ -56,23 +56,24 @@ def others(number: int) -> list[list[Record]]:
 def _load(number: int, params: Params, all_there: bool = True, checked: bool = True) -> list[Record]:
     """The records of a table at a budget.
 
-    Those that must be there are an error where they are missing, unless only those that are there are wanted. If
-    `checked`, each is held against the config that its cell has now, which takes a while.
+    If `all_there`, a missing required record is a UserError; otherwise only existing records are loaded. If `checked`,
+    each record's config is compared with its cell's present config, which is slow.
     """
     required, optional = shown(params, number)
     paths = {record_path(params.budget, cell): cell for cell in (*required, *optional)}
-    here = {path: cell for path, cell in paths.items() if path.exists()}
-    configs = {path: experiment(config(params.budget, cell)) for path, cell in here.items()} if checked else {}
+    present_cells = {path: cell for path, cell in paths.items() if path.exists()}
+    configs = {path: experiment(config(params.budget, cell)) for path, cell in present_cells.items()} if checked else {}
     if not all_there:
-        return tables.load(number, here, (), configs, filled)
+        return tables.load(number, present_cells, (), configs, filled)
     required = [record_path(params.budget, cell) for cell in required]
     return tables.load(number, required, [path for path in paths if path not in required], configs, filled)
 
 
 def longest_first(number: int, budgets: Sequence[list[Record]]) -> Sequence[list[Record]]:
-    """What pages show: the budgets whose numbers mean something, if any, the longest that is whole first.
+    """The budgets that pages show, the longest complete one first; `smoke` is shown only if there is no other.
 
-    A budget is whole if each cell is there that the pipeline trains unasked; of Table 1, those of R, RTS, P and E.
+    A budget is complete if all cells that the pipeline trains by default have records; in Table 1, those of R, RTS, P
+    and E.
     """
     candidates = [results for results in budgets if results and results[0].budget in COMPARED]
     if len(candidates) > 1:
@@ -86,9 +87,9 @@ def longest_first(number: int, budgets: Sequence[list[Record]]) -> Sequence[list
 
 
 def written(number: int, budgets: list[list[Record]]) -> dict[Path, str]:
-    """What each of the table's files should hold: the first of `budgets`, and beside it the others.
+    """The expected text of each of the table's files: the first of `budgets`, with the others beside it.
 
-    If the pages lead with another budget, that has files of its own.
+    If the pages lead with another budget, that budget has files of its own.
     """
     first_records, *rest_records = budgets
     texts = _files(f"table{number}", number, first_records, rest_records if _means_something(first_records) else [])
@@ -115,11 +116,10 @@ def _means_something(results: list[Record]) -> bool:
 
 
 def pages(budgets: Mapping[int, Sequence[list[Record]]]) -> dict[Path, str]:
-    """README.md and the pages of docs/ as they should be: blocks of these tables, and all blocks of several tables.
+    """The expected texts of README.md, of the pages of docs/ and of the cards of trained networks.
 
-    With them the cards of the trained networks.
-
-    Nothing in a folder without such pages, as that of the demo. Records of other tables are taken as they are there.
+    Renews the blocks of these tables, and those that do not belong to a single table. A folder without such pages, as
+    that of the demo, gives none. The records of other tables are not checked against their configs.
     """
 
     @cache
@@ -134,7 +134,7 @@ def pages(budgets: Mapping[int, Sequence[list[Record]]]) -> dict[Path, str]:
 
 
 def _unchecked(number: int) -> list[list[Record]]:
-    """The records of a table at each budget, as far as they are there, not held against their configs: that is slow."""
+    """The existing records of a table at each budget. Their configs are not checked, which would be slow."""
     params = read_params()
     budgets = dict.fromkeys((params.budget, *COMPARED))
     return [_load(number, replace(params, budget=budget), all_there=False, checked=False) for budget in budgets]
@@ -144,9 +144,9 @@ def schedules() -> dict[str, dict]:
     """The settings of each budget in `conf/budget`."""
     settings = {path.stem: cast(DictConfig, OmegaConf.load(path)) for path in sorted((CONF / "budget").glob("*.yaml"))}
     configs = {}
-    for name, own in settings.items():
-        bases = [settings[base] for base in own.get("defaults", ()) if base in settings]
-        configs[name] = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*bases, own)))
+    for name, values in settings.items():
+        bases = [settings[base] for base in values.get("defaults", ()) if base in settings]
+        configs[name] = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*bases, values)))
     return configs
 
 
@@ -173,9 +173,9 @@ def send(number: int, budgets: Sequence[list[Record]]) -> None:
 
 
 def check(numbers: tuple[int, ...]) -> None:
-    """UserError that names the files of these tables that are not what the records say.
+    """UserError that names the files of these tables that do not agree with the records.
 
-    A table without records and without files, which nobody began, is left alone.
+    A table without records and without files is skipped.
     """
     texts: dict[Path, str] = {}
     displays: dict[int, Sequence[list[Record]]] = {}
@@ -188,8 +188,8 @@ def check(numbers: tuple[int, ...]) -> None:
                 displays[number] = budgets
     stale = tables.stale(texts | pages(displays))
     if stale:
-        again = " and ".join(f"`python -m stn.table --table {number}`" for number in numbers)
-        raise UserError(f"not what the records say: {', '.join(map(str, stale))}; run {again}")
+        commands = " and ".join(f"`python -m stn.table --table {number}`" for number in numbers)
+        raise UserError(f"not what the records say: {', '.join(map(str, stale))}; run {commands}")
 
 
 def main() -> None:
@@ -211,7 +211,7 @@ def main() -> None:
             texts = written(number, budgets)
             paths = {REPORTS / f"table{number}-{budget}{path.suffix}" for budget in COMPARED for path in texts}
             write_texts(texts | pages({number: budgets}))
-            for path in paths - set(texts):  # of a budget that the pages led with
+            for path in paths - set(texts):  # of a budget that no longer leads
                 path.unlink(missing_ok=True)
         if args.figures and not args.show:
             draw(number, budgets[0])

@@ -1,8 +1,7 @@
-"""What wandb, or a CSV file, is told of runs and tables. Nothing here changes a number.
+"""Logs runs and tables to wandb or to CSV files. Nothing here changes a number.
 
-In wandb each seed is a run, and the seeds of a cell with the same settings and the same code are a group. A run that is
-resumed goes on under its id, which is in its scratch folder: so several folders that it left offline are one run when
-`wandb sync` sends them.
+In wandb each seed is a run, and the seeds of a cell with the same settings and the same code are a group. A resumed run
+keeps its id, which is stored in its scratch folder, so that `wandb sync` merges its offline folders into one run.
 """
 
 import json
@@ -23,15 +22,15 @@ from stn.errors import UserError
 from stn.files import write_texts
 
 ID = "wandb.json"  # in a scratch folder
-NAME, TAG = 128, 64  # the most characters that wandb takes
-HEADER = 7  # bytes of a file of wandb's that holds nothing yet
+NAME, TAG = 128, 64  # the most characters that wandb allows
+HEADER = 7  # bytes of an empty file of wandb
 
 
 class StepLogger(WandbLogger):
-    """A `WandbLogger` whose rows are numbered by the steps of the training, also after an interruption.
+    """A `WandbLogger` whose rows are numbered by training steps, also after an interruption.
 
-    So what a resumed run logs again has the number that it had, and a validation after n steps has n; Lightning says
-    n - 1. All curves are on this axis, `trainer/global_step`, as `WandbLogger` defines it.
+    A step that a resumed run repeats has the same number as before. A validation after n steps has number n, where
+    Lightning has n - 1. All curves use this axis, `trainer/global_step`, as `WandbLogger` defines it.
     """
 
     @rank_zero_only
@@ -42,7 +41,7 @@ class StepLogger(WandbLogger):
 
 
 def make_logger(cfg: DictConfig, cell: str, seed: int, folder: Path) -> Logger | bool:
-    """The logger of a seed of the cell titled `cell`, whose scratch is `folder`; False for logger=none."""
+    """The logger of a seed of the cell titled `cell`, whose scratch folder is `folder`; False for logger=none."""
     name = f"{cell}/s{seed}"
     if cfg.logger.name == "wandb":
         _wandb("or choose logger=csv")
@@ -55,29 +54,29 @@ def make_logger(cfg: DictConfig, cell: str, seed: int, folder: Path) -> Logger |
             group=f"{cfg.budget.name}/{cell}/{settings}"[-NAME:],
             job_type="train",
             tags=[tag[:TAG] for tag in (cfg.data.kind, cfg.data.name, cfg.model.name, cfg.budget.name)],
-            save_dir=Path(cfg.outputs).resolve(),  # wandb's service may be of an earlier folder
+            save_dir=Path(cfg.outputs).resolve(),  # wandb's service may run in an earlier folder
             config={**experiment(cfg), "seed": seed},
         )
-        logger._wandb_init.pop("anonymous", None)  # lightning passes it, wandb warns that it means nothing
+        logger._wandb_init.pop("anonymous", None)  # Lightning passes it, but wandb warns that it has no effect
         return logger
     return CSVLogger(cfg.outputs, name=f"csv/{name.replace('/', '-')}") if cfg.logger.name == "csv" else False
 
 
 @rank_zero_only
 def run_id(folder: Path, outputs: Path) -> str:
-    """The id of the run whose scratch is `folder`: the same until the folder is removed, as by fresh=true."""
+    """The id of the run whose scratch folder is `folder`; it lasts until the folder is removed, as by fresh=true."""
     path = folder / ID
     if not path.exists():
         write_texts({path: json.dumps({"id": secrets.token_hex(6)})})
     name = json.loads(path.read_text(encoding="utf-8"))["id"]
     for file in (outputs / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"):
-        if file.stat().st_size <= HEADER:  # of a run that was killed early: `wandb sync` would stop there
+        if file.stat().st_size <= HEADER:  # a run that was killed early: `wandb sync` would stop at it
             shutil.rmtree(file.parent)
     return name
 
 
 def finish_run(logger: Any, result: Mapping[str, Any], parameters: int) -> None:
-    """Give the wandb run of a finished seed its summary, and end it. Other loggers are left alone."""
+    """Write the summary of a finished seed's wandb run, and end the run. Other loggers are left alone."""
     if not isinstance(logger, WandbLogger):
         return
     summary = {"test/error": result["error"], "parameters": parameters}
@@ -89,7 +88,7 @@ def finish_run(logger: Any, result: Mapping[str, Any], parameters: int) -> None:
 
 
 def log_table(name: str, rows: Sequence[Mapping[str, Any]], outputs: Path) -> None:
-    """Send a table to wandb as a `wandb.Table`, in a run of its own with that name, and say where the run is."""
+    """Send a table to wandb as a `wandb.Table`, in a separate run of that name, and print where the run is."""
     wandb = _wandb("or leave out --wandb")
     outputs.mkdir(parents=True, exist_ok=True)
     project = OmegaConf.load(CONF / "logger/wandb.yaml").project

@@ -9,13 +9,13 @@ from stn.errors import UserError
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Train a cell. Returns the last validation error in percent, mean over seeds: what a sweeper makes small."""
+    """Train a cell. Returns the last validation error in percent, mean over seeds, which a sweeper minimises."""
     if cfg.weights:
         raise UserError(f"weights={cfg.weights} is for stn.evaluate: a training starts from its seed")
     search = HydraConfig.get().runtime.choices.get("search")
     if search and HydraConfig.get().mode != RunMode.MULTIRUN:
         raise UserError(f"search={search} tries several settings: `python -m stn.train -m search={search} ...`")
-    from stn.training.run import train  # loads Lightning: ten seconds, which a misspelt key should not cost
+    from stn.training.run import train  # loads Lightning, ten seconds, so only after the config is checked
 
     errors = [result["validation"][-1][1] for result in train(cfg) if result["validation"]]
     return sum(errors) / len(errors) if errors else None
