@@ -1,9 +1,9 @@
-"""Blocks of steps: many in one call from Lightning, and on a GPU each the replay of one captured step.
+"""Blocks of steps: Lightning calls once for many steps, and on a GPU each step is the replay of a captured one.
 
-The same training as that of the plain `Learner`, which is the reference: the same batches, rates and sums, and either
-goes on where the other stopped. On a small network Lightning's own work and the launch of each kernel take a GPU's host
-longer than the GPU takes for the sums: here the first is done once a block, the second once a run. On a CPU nothing is
-captured, and the weights are those of the plain learner bit for bit.
+The training is that of the plain `Learner`, the reference: the same batches, rates and arithmetic, and each resumes
+the other's checkpoints. On a small network Lightning's overhead and the kernel launches take the host longer than the
+arithmetic takes the GPU. Blocks pay the overhead once a block, and the launches once a run. On a CPU nothing is
+captured, and the weights equal those of the plain learner bit for bit.
 """
 
 import math
@@ -21,21 +21,21 @@ from stn.training.learner import Learner
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-WARM_UP = 3  # steps made, and undone, before one is captured: what is made at first use is there by then
+WARM_UP = 3  # steps made and undone before the capture, so that objects created at first use exist
 
 
 class BlockLearner(Learner):
-    """A `Learner` whose batch is a block: images (K, B, ...) and labels (K, B) of K steps, one after the other.
+    """A `Learner` whose batch is a block: images (K, B, ...) and labels (K, B) of K successive steps.
 
-    A block ends where a stretch ends, so validations and checkpoints find it between two. Losses are looked at when the
-    next block is under way: then those of the last have come from the GPU while it went on.
+    A block ends at a validation at the latest, so validations and checkpoints fall between blocks. The losses of block
+    n are read during block n + 1, so the host never waits for the GPU.
     """
 
     def __init__(self, experiment: dict, log_every: int = 50):
         super().__init__(experiment, log_every)
         self.automatic_optimization = False
         self._captured: Captured | None = None
-        self._made: Made | None = None  # the block whose losses are still to be looked at
+        self._unread: Made | None = None  # the block whose losses are not read yet
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -44,24 +44,24 @@ class BlockLearner(Learner):
         for _ in range(len(labels)):
             rates.append([group["lr"] for group in optimiser.param_groups])
             schedule.step()
-        with torch.autocast(self.device.type, enabled=False):  # Lightning's is round all of this; see `_step`
+        with torch.autocast(self.device.type, enabled=False):  # ends Lightning's autocast; see `_step`
             if self.device.type == "cuda":
                 self._captured = self._captured or self._capture(optimiser, images, labels)
                 losses = self._captured(images, labels, rates)
             else:
-                losses = torch.stack([self._step(*one) for one in zip(images, labels, rates, strict=True)])
+                losses = torch.stack([self._step(*step) for step in zip(images, labels, rates, strict=True)])
         for group, rate in zip(optimiser.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate
         self._count(len(labels))
-        before, self._made = self._made, Made(first, rates, losses)
-        self._look(before)
+        previous, self._unread = self._unread, Made(first, rates, losses)
+        self._log_losses(previous)
 
     def _step(self, images: Tensor, labels: Tensor, rates: Sequence[float | Tensor]) -> Tensor:
         """One step at the `rates` of the optimiser's groups. Returns its loss."""
         optimiser = self.optimizers(use_pl_optimizer=False)
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate
-        with self.trainer.precision_plugin.forward_context():  # backward in float32, as Lightning has it
+        with self.trainer.precision_plugin.forward_context():  # no autocast in the backward pass, as in Lightning
             loss = self.objective.loss(self.network(images), labels) / len(labels)
         optimiser.zero_grad()
         loss.backward()
@@ -78,50 +78,50 @@ class BlockLearner(Learner):
             ) from error
 
     def _count(self, steps: int) -> None:
-        """Tell Lightning how many steps a block was."""
+        """Add the steps of a block to Lightning's counters."""
         loop = self.trainer.fit_loop.epoch_loop
         progress = loop.manual_optimization.optim_step_progress
         for counter in (progress.total, progress.current):
             counter.ready += steps
             counter.completed += steps
-        loop._batches_that_stepped = self.global_step - 1  # where loggers are; it adds the last one itself
+        loop._batches_that_stepped = self.global_step - 1  # the step of loggers; Lightning adds the last one
 
-    def _look(self, made: "Made | None") -> None:
-        """Log the losses of a block that are due; one that is not finite is a UserError."""
-        if made is None:
+    def _log_losses(self, block: "Made | None") -> None:
+        """Log the losses of a block that are due; UserError if a loss is not finite."""
+        if block is None:
             return
-        for step, (loss, rates) in enumerate(zip(made.losses(), made.rates, strict=True), made.first):
+        for step, (loss, rates) in enumerate(zip(block.losses(), block.rates, strict=True), block.first):
             if not math.isfinite(loss):
                 raise self.diverged(loss, step)
             if step % self.log_every == 0:
-                found = {"train/loss": loss, "train/learning_rate": rates[0], "epoch": self.current_epoch}
+                metrics = {"train/loss": loss, "train/learning_rate": rates[0], "epoch": self.current_epoch}
                 for logger in self.trainer.loggers:
-                    logger.log_metrics(found, step)
+                    logger.log_metrics(metrics, step)
 
-    def _look_at_last(self) -> None:
-        made, self._made = self._made, None
-        self._look(made)
+    def _log_last_block(self) -> None:
+        block, self._unread = self._unread, None
+        self._log_losses(block)
 
     def configure_optimizers(self) -> "OptimizerLRScheduler":
-        found: Any = super().configure_optimizers()
-        return {**found, "lr_scheduler": found["lr_scheduler"]["scheduler"]}  # type: ignore[return-value]  # stepped here, so when is not Lightning's
+        setup: Any = super().configure_optimizers()
+        return {**setup, "lr_scheduler": setup["lr_scheduler"]["scheduler"]}  # type: ignore[return-value]  # stepped here, not by Lightning
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._captured = self._made = None  # of an earlier fit, whose weights lay elsewhere
+        self._captured = self._unread = None  # the weights of an earlier fit lay elsewhere
 
     def on_validation_epoch_start(self) -> None:
-        self._look_at_last()
+        self._log_last_block()
         super().on_validation_epoch_start()
 
     def on_train_end(self) -> None:
-        self._look_at_last()
+        self._log_last_block()
         self._captured = None
         super().on_train_end()
 
 
 class Made:
-    """What is known of a block: its first step, the learning rates of its steps and groups, and soon its losses."""
+    """The facts of a block: its first step, the learning rates by step and group, and its losses, once they arrive."""
 
     def __init__(self, first: int, rates: list[list[float]], losses: Tensor):
         self.first, self.rates = first, rates
@@ -132,25 +132,25 @@ class Made:
             self._arrived.record()
 
     def losses(self) -> list[float]:
-        """Of its steps; waits for this block, not for those after it."""
+        """The loss of each step. Waits for this block, not for later ones."""
         if self._arrived:
             self._arrived.synchronize()
         return self._losses.tolist()
 
 
 class Captured:
-    """One step as a CUDA graph, which each replay makes on the next batch of a block.
+    """One step as a CUDA graph; each replay makes it on the next batch of a block.
 
-    The block lies in buffers of its own, and a counter on the GPU says which batch is next: so K steps are K replays,
-    and the host has nothing else to do. Making one leaves weights and optimiser as they were.
+    The block is copied into fixed buffers, and a counter on the GPU selects the next batch: so K steps are K replays,
+    and the host has nothing else to do. Construction does not change weights and optimiser.
 
     Args:
-        step: makes a step of images, labels and rates of the optimiser's groups, and returns its loss.
+        step: makes a step from images, labels and the rates of the optimiser's groups, and returns its loss.
         block: the largest number of steps of a block.
-        images, labels: a block; all have the shape and type of its batches.
+        images, labels: an example of a block; all blocks have batches of this shape and type.
 
     Raises:
-        RuntimeError: the step does what cannot be captured, such as waiting for the GPU.
+        RuntimeError: the step cannot be captured, for example because it waits for the GPU.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Captured:
                 for _ in range(WARM_UP):
                     self.place.zero_()
                     self._next()
-            optimiser.zero_grad()  # gradients are to lie in the graph's memory
+            optimiser.zero_grad()  # new gradients will lie in the graph's memory
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, stream=stream):
                 self._next()
@@ -190,7 +190,7 @@ class Captured:
         self.place += 1
 
     def __call__(self, images: Tensor, labels: Tensor, rates: list[list[float]]) -> Tensor:
-        """Make the steps of a block. Returns their losses, in memory that the next block takes."""
+        """Make the steps of a block. Returns their losses, in memory that the next block overwrites."""
         n = len(labels)
         self.images[:n], self.labels[:n] = images, labels
         self.rates[:n].copy_(torch.tensor(rates).pin_memory(), non_blocking=True)
@@ -202,39 +202,39 @@ class Captured:
 
 @dataclass
 class _Restored:
-    """Puts weights, buffers and the optimiser's state back as they were; state that was not there becomes zero.
+    """Restores weights, buffers and the optimiser's state at the end; state that is new becomes zero.
 
-    Zero is what Adam's state starts from, and with zero momentum SGD's first step is its gradient.
+    Adam's state starts from zero, and with zero momentum SGD's first step is its gradient.
     """
 
     network: nn.Module
     optimiser: Optimizer
 
     def _tensors(self) -> list[Tensor]:
-        state = [value for some in self.optimiser.state.values() for value in some.values()]
+        state = [value for entry in self.optimiser.state.values() for value in entry.values()]
         return [*self.network.parameters(), *self.network.buffers(), *filter(torch.is_tensor, state)]
 
     def __enter__(self) -> None:
-        self.kept = {id(tensor): tensor.detach().clone() for tensor in self._tensors()}
+        self.copies = {id(tensor): tensor.detach().clone() for tensor in self._tensors()}
 
     @torch.no_grad()
     def __exit__(self, *_) -> None:
         for tensor in self._tensors():
-            tensor.copy_(self.kept[id(tensor)]) if id(tensor) in self.kept else tensor.zero_()
+            tensor.copy_(self.copies[id(tensor)]) if id(tensor) in self.copies else tensor.zero_()
 
 
 @dataclass
 class _Capturable:
-    """Lets the optimiser be captured meanwhile. Its groups are as before afterwards, rates of the host's included."""
+    """Lets the optimiser be captured in this block, then restores its groups, including rates that are floats."""
 
     optimiser: Optimizer
 
     def __enter__(self) -> None:
         self.groups = [dict(group) for group in self.optimiser.param_groups]
         for group in self.optimiser.param_groups:
-            group["capturable"] = True  # of Adam; SGD always is
+            group["capturable"] = True  # Adam needs this; SGD can always be captured
 
     def __exit__(self, *_) -> None:
-        for group, before in zip(self.optimiser.param_groups, self.groups, strict=True):
+        for group, saved in zip(self.optimiser.param_groups, self.groups, strict=True):
             group.clear()
-            group.update(before)
+            group.update(saved)

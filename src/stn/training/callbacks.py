@@ -1,4 +1,4 @@
-"""What one watches while a run goes on: progress, and pictures of what the transformer does."""
+"""Callbacks that show a run's progress, and pictures and traces of what the transformer does."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ProgressBar(Callback):
-    """A bar in a terminal; elsewhere a plain line after each validation, with the time that is left."""
+    """A bar in a terminal; elsewhere a plain line after each validation, with the remaining time."""
 
     def __init__(self, name: str):
         self.name = name
@@ -61,7 +61,7 @@ class ProgressBar(Callback):
 class Pictures(Callback):
     """At each validation, sends wandb a strip of validation images above what the classifier sees of them.
 
-    Images of three channels are shown in their colours, the channels of others one below the other.
+    Images of three channels are shown in colour; the channels of others are stacked.
     """
 
     def __init__(self, n: int):
@@ -76,18 +76,18 @@ class Pictures(Callback):
         images, _ = _data(trainer).examples(self.n)
         with torch.inference_mode():
             outputs = network.seen(images)
-            images = getattr(images, "images", images)  # where a batch holds more than these
+            images = getattr(images, "images", images)  # a batch may hold more than images
             if hasattr(network, "projected"):
                 images = network.projected(images)
-            elif images.ndim > 4:  # several windows an image: the first, as in what is seen
+            elif images.ndim > 4:  # several windows an image: the first, as in `outputs`
                 images = images[:, 0]
         outputs = torch.nn.functional.interpolate(outputs, size=images.shape[2:], mode="nearest")
         strip = torch.cat([self._strip(images), self._strip(outputs)]).cpu().numpy()
-        strip = strip - min(strip.min(), 0)  # of images whose mean is subtracted
+        strip = strip - min(strip.min(), 0)  # images without their mean have negative values
         image = wandb.Image((strip * 255).clip(0, 255).astype("uint8"), caption="above: input, below: seen")
-        run: Any = trainer.logger
+        logger: Any = trainer.logger
         step = trainer.global_step  # numbers the row: see `stn.tracking.StepLogger`
-        run.experiment.log({"transformer": image, "trainer/global_step": step}, step=step)
+        logger.experiment.log({"transformer": image, "trainer/global_step": step}, step=step)
 
     @staticmethod
     def _strip(images: torch.Tensor) -> torch.Tensor:
@@ -99,11 +99,10 @@ class Pictures(Callback):
 
 
 class Trace(Callback):
-    """Keeps theta of the first n validation images, at the start and at each validation: how windows move in training.
+    """Records theta of the first n validation images at the start and at each validation: how windows move.
 
-    Of a network without a transformer it keeps nothing.
-
-    Its state is in the checkpoints, so the trace of a resumed run is whole.
+    Records nothing for a network without a transformer. Its state is in the checkpoints, so the trace of a resumed run
+    is complete.
     """
 
     def __init__(self, n: int):
@@ -113,17 +112,17 @@ class Trace(Callback):
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         if not trainer.global_step:
-            self._look(trainer, learner)
+            self._record(trainer, learner)
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._look(trainer, learner)
+            self._record(trainer, learner)
 
-    def _look(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+    def _record(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         images, _ = _data(trainer).examples(self.n)
         network = _ours(learner).network
         training = network.training
-        network.eval()  # to look is not to learn: batch normalisation keeps statistics
+        network.eval()  # else batch normalisation would update its statistics
         with torch.no_grad():
             theta = network.thetas(images).get("theta")
         network.train(training)
@@ -149,5 +148,5 @@ def _ours(learner: L.LightningModule) -> "Learner":
 
 
 def _data(trainer: L.Trainer) -> "DataModule":
-    """Which Lightning puts there without telling its type."""
+    """The data module of a trainer, which Lightning leaves untyped."""
     return cast("DataModule", trainer.datamodule)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""How any data set of the project reaches a run: one LightningDataModule."""
+"""The LightningDataModule of all data sets of the project."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,10 +16,10 @@ from stn.experiments import load
 class DataModule(L.LightningDataModule):
     """Batches of a source, for one seed. A batch leaves the loader as indices and becomes images on the device.
 
-    The training batch of step t is a function of (seed, t) alone: which images, and how they are distorted or
-    augmented. So a resumed run sees what an uninterrupted one would have seen. With several processes each takes its
-    slice of the global batch, and may take it in `parts`, one after the other, before it makes its step. With a `block`
-    of more than one step, a training batch is that of so many, or of those left to the next validation, at once.
+    The training batch of step t is a function of (seed, t) alone: its images and how they are distorted or augmented.
+    So a resumed run sees the batches of an uninterrupted one. With several processes each takes its slice of the global
+    batch, and may take it in successive `parts` before it makes its step. If `block` is greater than 1, a training
+    batch holds that many steps, or those that are left to the next validation.
 
     Attributes:
         source: the experiment's `source(data)`, see `stn.experiments.base.DataSource`.
@@ -35,9 +35,9 @@ class DataModule(L.LightningDataModule):
 
     @property
     def images_per_step(self) -> int:
-        """Images that one step feeds the network, over all processes and parts: `batch_size` picks of the source.
+        """Images of one step, over all processes and parts: those of `batch_size` picks of the source.
 
-        An image is what the network takes at once: of additions a pair of digits, in three dimensions a volume.
+        An image is one input of the network: a pair of digits in addition, a volume in three dimensions.
         """
         return self.budget.batch_size * self.source.images_per_pick
 
@@ -46,10 +46,10 @@ class DataModule(L.LightningDataModule):
             self.source.load(split)
 
     def train_dataloader(self) -> DataLoader:
-        """The batches up to the next validation; the trainer asks again for each such stretch."""
+        """The batches up to the next validation; the trainer asks again after each validation."""
         step, stretch = self.trainer.global_step, self.budget.validate_every
         last = min(step - step % stretch + stretch, self.budget.steps)
-        if self.block > 1:  # pinned, so that the host need not wait till a GPU takes them
+        if self.block > 1:  # pinned, so that the host need not wait for copies to a GPU
             pinned = self.trainer.strategy.root_device.type == "cuda"
             return DataLoader(_Blocks(self, step, last), batch_size=None, pin_memory=pinned)  # type: ignore[arg-type]  # see `_Steps`
         return DataLoader(_Steps(self, step, last), batch_size=None)  # type: ignore[arg-type]
@@ -64,7 +64,7 @@ class DataModule(L.LightningDataModule):
         return DataLoader(_Chunks(split, self.source.count(split), self.source.chunk), batch_size=None)  # type: ignore[arg-type]
 
     def picks(self, step: int) -> Tensor:
-        """Which training images make up the global batch of a step: epochs in a fresh order, the rest left over."""
+        """The indices (B,) of a step's global batch. Each epoch has a new order and drops its incomplete batch."""
         n, size = self.source.count("train"), self.budget.batch_size
         if size > n:
             return torch.randint(n, (size,), generator=generator(self.seed, "picks", step))
@@ -89,18 +89,18 @@ class DataModule(L.LightningDataModule):
     def draws(self, purpose: str, step: int, k: int = 0) -> torch.Generator:
         """Random numbers for the k-th part of a step's batch on this process, on its device.
 
-        They are those of the same images where one process takes its batch in as many parts as all have here together.
+        A single process that takes its batch in as many parts as all processes here draws the same numbers.
         """
         place = f"{purpose}/0/{self.trainer.global_rank + k * self.trainer.world_size}"
         return generator(self.seed, place, step, device=self.trainer.strategy.root_device)
 
     def part(self, k: int = 0) -> slice:
-        """Which images of a global batch are the k-th part that this process takes."""
+        """The slice of a global batch that is the k-th part of this process."""
         trainer = self.trainer
         return slice(trainer.global_rank + k * trainer.world_size, None, trainer.world_size * self.parts)
 
     def examples(self, n: int) -> tuple[Tensor, Tensor]:
-        """The first n validation images and labels, as the model gets them."""
+        """The first n validation images and labels, as the network gets them."""
         return self.on_after_batch_transfer(("validation", 0, torch.arange(n)), 0)
 
 
@@ -108,37 +108,37 @@ class DataModule(L.LightningDataModule):
 class _Steps:
     """The picks of steps first ... last - 1, as a data set whose items are whole batches, or their parts in turn."""
 
-    feed: DataModule
+    data: DataModule
     first: int
     last: int
 
     def __len__(self) -> int:
-        return (self.last - self.first) * self.feed.parts
+        return (self.last - self.first) * self.data.parts
 
     def __getitem__(self, i: int) -> tuple[str, int, Tensor, int]:
         if i >= len(self):
             raise IndexError(i)
-        step, k = divmod(i, self.feed.parts)
-        return "train", self.first + step, self.feed.picks(self.first + step)[self.feed.part(k)], k
+        step, k = divmod(i, self.data.parts)
+        return "train", self.first + step, self.data.picks(self.first + step)[self.data.part(k)], k
 
 
 @dataclass
 class _Blocks:
-    """The picks (K, B) of steps first ... last - 1, as a data set whose items are blocks, K at most `feed.block`."""
+    """The picks (K, B) of steps first ... last - 1, as a data set whose items are blocks, K at most `data.block`."""
 
-    feed: DataModule
+    data: DataModule
     first: int
     last: int
 
     def __len__(self) -> int:
-        return -(-(self.last - self.first) // self.feed.block)
+        return -(-(self.last - self.first) // self.data.block)
 
     def __getitem__(self, i: int) -> tuple[str, int, Tensor]:
         if i >= len(self):
             raise IndexError(i)
-        first = self.first + i * self.feed.block
-        steps = range(first, min(first + self.feed.block, self.last))
-        return "train", first, torch.stack([self.feed.picks(step) for step in steps])
+        first = self.first + i * self.data.block
+        steps = range(first, min(first + self.data.block, self.last))
+        return "train", first, torch.stack([self.data.picks(step) for step in steps])
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The one LightningModule: any network of the project, its loss, its optimiser, its test."""
+"""The LightningModule of all networks of the project: loss, optimiser, validation and test."""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def build_network(cfg: DictConfig) -> "NetworkModule":
-    """The network that the model and data configs describe, by the `network(model, data)` of the experiment."""
+    """The network that the model and data configs describe, built by the experiment's `network(model, data)`."""
     return load(cfg.data.kind, "networks").network(cfg.model, cfg.data)
 
 
@@ -32,7 +32,7 @@ class Learner(L.LightningModule):
     """Trains and tests the network of one experiment.
 
     The network is a `stn.experiments.base.Network`. Where labels have several positions, the loss is the sum over them,
-    and an image counts as right when all of them are.
+    and an image is right if all of them are.
 
     Args:
         experiment: the config groups data, model and budget as primitives (`stn.config.experiment`), so that a
@@ -40,12 +40,12 @@ class Learner(L.LightningModule):
     """
 
     if TYPE_CHECKING:
-        _mean: Tensor  # the loss of a batch taken in parts, so far
+        _mean: Tensor  # loss of the current batch over its parts so far
         _wrong: float
         _loss: float
 
-        def optimizers(self, use_pl_optimizer: bool = True) -> Any: ...  # the only one, as it is or in Lightning's wrap
-        def lr_schedulers(self) -> LRScheduler: ...  # likewise
+        def optimizers(self, use_pl_optimizer: bool = True) -> Any: ...  # the only one, plain or wrapped by Lightning
+        def lr_schedulers(self) -> LRScheduler: ...  # the only one
 
     def __init__(self, experiment: dict, log_every: int = 50):
         super().__init__()
@@ -54,18 +54,18 @@ class Learner(L.LightningModule):
         self.log_every = log_every
         self.network = build_network(self.cfg)
         for parameter in self.network.parameters():
-            if parameter.ndim == 4:  # of convolutions of images; torch's own way stops at those of volumes
+            if parameter.ndim == 4:  # of 2-D convolutions; `to(memory_format=...)` fails for 3-D ones
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.objective = getattr(self.network, "objective", Classification)
-        everywhere = [module for module in self.network.modules() if isinstance(module, SpatialTransformer)]
-        transformers = list(getattr(self.network, "explored", everywhere))
-        explores = self.cfg.budget.explore_share and transformers  # a control whose windows are fixed has none
+        all_transformers = [module for module in self.network.modules() if isinstance(module, SpatialTransformer)]
+        transformers = list(getattr(self.network, "explored", all_transformers))
+        explores = self.cfg.budget.explore_share and transformers  # a control with fixed windows has none
         self.exploration = Exploration(*transformers, network=self.network) if explores else None
         self.validation: list[list[float]] = []  # [step, error in percent, loss]
-        self.seconds = 0.0  # of training, over all interruptions
+        self.seconds = 0.0  # of training, summed over interruptions
         self.tested: dict[str, list[Tensor]] = {}
-        self.weights: str | None = None  # which pretrained ones it started from
-        self._generator: Tensor | None = None  # its state at the last checkpoint, resumed from or not
+        self.weights: str | None = None  # the pretrained weights that it started from
+        self._generator: Tensor | None = None  # state of torch's generator at the last checkpoint
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
@@ -74,8 +74,8 @@ class Learner(L.LightningModule):
         images, labels = batch
         step, parts = self.global_step, self.trainer.accumulate_grad_batches
         loss = self._loss_of(images, labels, step, batch_idx % parts)
-        self._mean = loss.detach() / parts + (self._mean if batch_idx % parts else 0)  # of a batch taken in parts
-        # Looking at the loss makes a GPU wait, so there it is looked at only when it is logged. A NaN stays one.
+        self._mean = loss.detach() / parts + (self._mean if batch_idx % parts else 0)  # over the parts of a batch
+        # Reading the loss waits for the GPU, so there it is read only when it is logged. A NaN persists until then.
         if loss.device.type == "cpu" or step % self.log_every == 0:
             if not torch.isfinite(loss):
                 raise self.diverged(loss.item(), step)
@@ -85,21 +85,21 @@ class Learner(L.LightningModule):
         return loss
 
     def _loss_of(self, images: Tensor, labels: Tensor, step: int, part: int) -> Tensor:
-        """The mean loss of a training batch, as `stn.schema.BudgetConfig` says for that step."""
+        """The mean loss of a training batch, with the exploration of that step (`stn.schema.BudgetConfig`)."""
         budget, n = self.cfg.budget, len(labels)
-        scattered = round(budget.random_share * budget.steps)
-        explored = scattered + round(budget.explore_share * budget.steps)
-        if step < scattered:
+        scatter_end = round(budget.random_share * budget.steps)
+        explore_end = scatter_end + round(budget.explore_share * budget.steps)
+        if step < scatter_end:
             draws = self.trainer.datamodule.draws("places", step, part)  # type: ignore[attr-defined]
             return self.objective.loss(self.network.at_random_places(images, draws), labels) / n
         if self.exploration is None:
             return self.objective.loss(self.network(images), labels) / n
-        if step >= explored:
+        if step >= explore_end:
             with self.exploration.held():
                 return self.objective.loss(self.network(images), labels) / n
         draws = self.trainer.datamodule.draws("exploration", step, part)  # type: ignore[attr-defined]
         first, last = budget.noise
-        sigma = first + (last - first) * (step - scattered) / (explored - scattered)
+        sigma = first + (last - first) * (step - scatter_end) / (explore_end - scatter_end)
         if budget.gradient == "pathwise":
             with self.exploration.jitter(sigma, draws):
                 return self.objective.loss(self.network(images), labels) / n
@@ -111,7 +111,7 @@ class Learner(L.LightningModule):
         return pairs.loss(losses)
 
     def diverged(self, loss: float, step: int) -> UserError:
-        """What is raised when the loss of a step is not finite."""
+        """The error to raise when the loss of a step is not finite."""
         return UserError(
             f"the loss is {loss} at step {step} of {self.cfg.data.name}/{self.cfg.model.name}: "
             f"lower budget.learning_rate (now {self.cfg.budget.learning_rate}), "
@@ -140,10 +140,10 @@ class Learner(L.LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         right = self.objective.right(self.network(images), labels)
-        found = {"correct": right.all(1), **self.network.thetas(images)}
+        outputs = {"correct": right.all(1), **self.network.thetas(images)}
         if right.shape[1] > 1:
-            found["positions"] = right
-        for name, value in found.items():
+            outputs["positions"] = right
+        for name, value in outputs.items():
             self.tested.setdefault(name, []).append(value.cpu())
 
     def test_result(self) -> dict[str, np.ndarray]:
@@ -153,11 +153,11 @@ class Learner(L.LightningModule):
     def configure_optimizers(self) -> "OptimizerLRScheduler":
         budget = self.cfg.budget
         factors = {"body": 1, "localisation": budget.localisation_rate, "head": self.cfg.model.get("head_rate", 1)}
-        # Parameters by factor, and then as torch takes them; 1 is first, because its rate is the one that is logged.
+        # Parameters by factor, then as torch takes them; factor 1 is first, because the first group's rate is logged.
         groups: Any = {1: []}
         for name, parameters in self.network.parameter_groups().items():
             groups.setdefault(factors[name], []).extend(parameters)
-        groups = [{"params": some, "lr": factor * budget.learning_rate} for factor, some in groups.items() if some]
+        groups = [{"params": group, "lr": factor * budget.learning_rate} for factor, group in groups.items() if group]
         if budget.optimiser == "sgd":
             optimiser = torch.optim.SGD(groups, momentum=budget.momentum, weight_decay=budget.weight_decay, fused=True)
         else:
@@ -167,7 +167,7 @@ class Learner(L.LightningModule):
             schedule = torch.optim.lr_scheduler.OneCycleLR(
                 optimiser,
                 max_lr=[group["lr"] for group in groups],
-                total_steps=budget.steps + 1,  # Lightning asks once more after the last step
+                total_steps=budget.steps + 1,  # Lightning steps it once more after the last step
                 pct_start=budget.warm_up,
                 cycle_momentum=False,
             )
@@ -179,10 +179,10 @@ class Learner(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._mark = time.monotonic()
-        self.on_train_epoch_start()  # Lightning first ends the epoch that a resumed run left, and saves it again
+        self.on_train_epoch_start()  # before Lightning ends the epoch that a resumed run left, and saves it again
 
     def on_train_epoch_start(self) -> None:
-        if self._generator is not None:  # since then loaders have drawn from it: otherwise in a resumed run
+        if self._generator is not None:  # loaders have drawn from it, and differently in a resumed run
             torch.set_rng_state(self._generator.cpu())
 
     def on_train_end(self) -> None:
@@ -200,15 +200,16 @@ class Learner(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.validation, self.seconds = checkpoint["validation"], checkpoint["seconds"]
         self.weights, self._generator = checkpoint.get("weights"), checkpoint.get("generator")
-        if "loops" not in checkpoint:  # the weights alone: nothing to go on from
+        if "loops" not in checkpoint:  # only weights, no training to resume
             return
-        loops = checkpoint["loops"]["fit_loop"]  # steps that Lightning made and those of blocks are counted apart
+        loops = checkpoint["loops"]["fit_loop"]  # Lightning counts its own steps and those of blocks separately
         plain = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
         blocks = loops["epoch_loop.manual_optimization.optim_step_progress"]
         for counter in (plain, blocks):
             counter["total"] |= {"ready": checkpoint["global_step"], "completed": checkpoint["global_step"]}
-        batches = loops["epoch_loop.batch_progress"]  # the next stretch may be of another length: then this would mix
-        batches["current"] = dict.fromkeys(batches["current"], 0)  # the two, and validate at other steps
+        # The next stretch may have another length, so it must not start from the old count of batches.
+        batches = loops["epoch_loop.batch_progress"]
+        batches["current"] = dict.fromkeys(batches["current"], 0)
 
 
 class Classification:
@@ -227,14 +228,14 @@ class Classification:
 
     @staticmethod
     def right(scores: Tensor, labels: Tensor) -> Tensor:
-        """(B, positions) bool: which are right."""
+        """(B, positions) bool: which positions are right."""
         return (scores.argmax(-1) == labels).view(len(labels), -1)
 
 
 def new_learner(cfg: DictConfig, kind: type[Learner] = Learner) -> Learner:
-    """An untrained learner, with pretrained weights if the model is to start from them; seed the generators before.
+    """An untrained learner, with pretrained weights if the model starts from them. Seed the generators first.
 
-    A checkpoint holds all weights, so a `Learner` made to load one needs no others.
+    A `Learner` that loads a checkpoint needs no pretrained weights, because a checkpoint holds all weights.
     """
     learner = kind(experiment(cfg), cfg.logger.every)
     if cfg.model.get("pretrained"):

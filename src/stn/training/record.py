@@ -1,23 +1,23 @@
-"""What a cell leaves behind: a JSON that explains itself and a small NPZ. The report reads nothing else.
+"""The record of a cell: a self-contained JSON and a small NPZ. The report reads nothing else.
 
 `<record>.json`
     schema, budget, data, model, metric, complete, part: what was run.
     parameters, multiply_adds (of convolutions and matrix products, one image), n_test.
     config: the groups data, model and budget, resolved.
-    seeds: for each its error (%), errors, n_test, steps, images_seen (what these steps fed the network: an image is a
-        pair of digits in addition, a volume in three dimensions, and in co-localisation those of all ten classes
-        count), seconds of training, validation [[step, error %, loss], ...] and provenance (when, on what, with which
-        versions, and `weights`: from which pretrained ones, if from any).
+    seeds: for each its error (%), errors, n_test, steps, images_seen (inputs of the network in these steps: an image is
+        a pair of digits in addition and a volume in three dimensions; in co-localisation the images of all ten classes
+        count), seconds of training, validation [[step, error %, loss], ...] and provenance (date, machine, versions,
+        and `weights`: the pretrained weights that it started from, if any).
     pose_names: columns of the NPZ's poses.
-    code: which code trained it: its `digest` (`stn.codebase`) and `commit`, with "+changes" where files differed from
-        it; null where that is not known, and without a digest there is a `note` that says why. It is the first seed's:
-        a record's seeds have one digest.
-    adopted: later code that is shown to give the same numbers, oldest first: its `commit` and `digest`, and on what
+    code: the code that trained it: its `digest` (`stn.codebase`) and `commit`, with "+changes" if files differed from
+        the commit. Unknown values are null; without a digest, `note` says why. All seeds have one digest; the commit
+        is the first seed's.
+    adopted: later code that is shown to give the same numbers, oldest first: its `commit`, its `digest` and the
         `evidence`.
 `<record>.npz`
-    correct_s<seed>: (n_test,) bool, which test image was right.
-    Behind a transformer, of the first seed: theta (n_test, P) float16 of every test image, and what `evidence` of the
-    data set adds: example images with their grids, true and found poses.
+    correct_s<seed>: (n_test,) bool, which test images were right.
+    With a transformer, for the first seed: theta (n_test, P) float16 of every test image, and what the data source's
+    `evidence` adds: example images with their grids, true and estimated poses.
 """
 
 import json
@@ -47,7 +47,7 @@ def write_cell(
     results: list[dict],
     arrays: dict,
 ) -> None:
-    """Write `<record>.json` and `<record>.npz`; each appears whole or not at all. `shape` is that of one image."""
+    """Write `<record>.json` and `<record>.npz`, each atomically. `shape` is that of one image."""
     facts = {
         "schema": SCHEMA,
         "budget": cfg.budget.name,
@@ -77,13 +77,13 @@ def write_cell(
 
 
 def write_result(folder: Path, result: dict, arrays: dict) -> None:
-    """What one finished seed leaves in its scratch folder; the JSON comes last and says that it is finished."""
+    """Write the result of a finished seed to its scratch folder. The JSON comes last and marks the seed as finished."""
     write_whole(folder / "result.npz", lambda file: np.savez_compressed(file, **arrays))
     write_whole(folder / "result.json", lambda file: file.write(json.dumps(result).encode()))
 
 
 def read_result(folder: Path) -> tuple[dict, dict] | None:
-    """What `write_result` left, or None if the seed is not finished."""
+    """The result and arrays of `write_result`, or None if the seed is not finished."""
     if not (folder / "result.json").exists():
         return None
     with np.load(folder / "result.npz") as arrays:
@@ -91,7 +91,7 @@ def read_result(folder: Path) -> tuple[dict, dict] | None:
 
 
 def provenance(precision: str, weights: str | None = None) -> dict:
-    """Where and with what a seed is trained, and from which pretrained weights, if from any."""
+    """The date, machine and versions of a training, and the pretrained weights that it started from, if any."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(),
@@ -109,7 +109,7 @@ def multiply_adds(network: torch.nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds of convolutions and matrix products for one image of that shape; sampling itself is not counted."""
     image = torch.zeros(1, *shape, device=next(network.parameters()).device)
     with torch.inference_mode():
-        network(image)  # what is worked out once, as a spline's constants, is there by then, also in a resumed run
+        network(image)  # constants that are computed once, as a spline's, must not be counted
         with FlopCounterMode(display=False) as counter:
             network(image)
     return counter.get_total_flops() // 2

@@ -37,15 +37,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def train(cfg: DictConfig) -> list[dict]:
-    """Train what is not yet trained of `cfg.seeds`, then write the cell's record. Returns the result of each seed."""
+    """Train the unfinished seeds of `cfg.seeds`, then write the cell's record. Returns the result of each seed."""
     quieten()
     keep_memory()
     parts = cfg.trainer.accumulate
-    together = parts * cfg.trainer.devices * cfg.trainer.num_nodes
-    if parts > 1 and cfg.budget.batch_size % together:  # parts of unequal size would not weigh alike
+    total_parts = parts * cfg.trainer.devices * cfg.trainer.num_nodes
+    if parts > 1 and cfg.budget.batch_size % total_parts:  # parts of unequal size would have unequal weights
         raise UserError(
-            f"budget.batch_size={cfg.budget.batch_size} is no multiple of {together}, trainer.accumulate={parts} parts "
-            f"on each device: choose another trainer.accumulate"
+            f"budget.batch_size={cfg.budget.batch_size} is no multiple of {total_parts}, trainer.accumulate={parts} "
+            f"parts on each device: choose another trainer.accumulate"
         )
     results, arrays = [], {}
     for seed in cfg.seeds:
@@ -60,7 +60,7 @@ def train(cfg: DictConfig) -> list[dict]:
         result, evidence = finished
         results.append(result)
         arrays[f"correct_s{seed}"] = evidence.pop("correct")
-        if len(results) == 1:  # the rest is large and shows the same for every seed
+        if len(results) == 1:  # the other arrays are large, and much the same for every seed
             arrays.update(evidence)
     _write(cfg, results, arrays)
     return results
@@ -70,7 +70,7 @@ def train(cfg: DictConfig) -> list[dict]:
 def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
     names = arrays.pop("pose_names", [])
     settings = digest(json.dumps([experiment(cfg), list(cfg.seeds)], sort_keys=True))
-    name = f"{cfg.data.name}-{cfg.model.name}-{settings}"  # so that a run with other settings leaves it alone
+    name = f"{cfg.data.name}-{cfg.model.name}-{settings}"  # a run with other settings writes another file
     record = Path(cfg.record or Path(cfg.outputs) / "results" / cfg.budget.name / name)
     network, shape = build_network(cfg).eval(), DataModule(cfg.data, cfg.budget, seed=0).source.shape
     write_cell(record, cfg, network, shape, results, {**arrays, "pose_names": [str(name) for name in names]})
@@ -81,30 +81,30 @@ def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
 def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     """Train one seed, from its last checkpoint if there is one, and test it. Returns its result and arrays."""
     L.seed_everything(seed, verbose=False)
-    code = {"digest": training_digest(cfg.data.kind), "commit": commit()}  # now: a long run may outlast it
-    feed = DataModule(cfg.data, cfg.budget, seed, cfg.trainer.accumulate, block(cfg))
-    feed.setup()  # a missing data set is told before anything is set up
+    code = {"digest": training_digest(cfg.data.kind), "commit": commit()}  # now: it may change during a long run
+    data_module = DataModule(cfg.data, cfg.budget, seed, cfg.trainer.accumulate, block(cfg))
+    data_module.setup()  # first, so that a missing data set fails early
     last = folder / "last.ckpt"
-    if last.exists() and not zipfile.is_zipfile(last):  # its list of contents, which comes last, is missing
+    if last.exists() and not zipfile.is_zipfile(last):  # a zip file's list of contents comes last
         print(f"{title(cfg, seed)}: {last} is cut short, so it is trained from the start")
         last.unlink(missing_ok=True)
-    kind = BlockLearner if feed.block > 1 else Learner
+    kind = BlockLearner if data_module.block > 1 else Learner
     learner = kind(experiment(cfg), cfg.logger.every) if last.exists() else new_learner(cfg, kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; set outputs=... elsewhere") from error
     logger = make_logger(cfg, title(cfg), seed, folder)
-    traces = [Trace(feed.source.traced)] if hasattr(feed.source, "traced") else []
+    traces = [Trace(data_module.source.traced)] if hasattr(data_module.source, "traced") else []
     trainer = make_trainer(cfg, seed, folder, logger, traces)
     try:
-        trainer.fit(learner, feed, ckpt_path=last if last.exists() else None, weights_only=True)
-    except SystemExit as end:  # how Lightning answers an interrupt
-        raise KeyboardInterrupt from end
-    trainer.test(learner, feed, verbose=False)
+        trainer.fit(learner, data_module, ckpt_path=last if last.exists() else None, weights_only=True)
+    except SystemExit as error:  # Lightning turns an interrupt into this
+        raise KeyboardInterrupt from error
+    trainer.test(learner, data_module, verbose=False)
     arrays = learner.test_result()
-    learner.to(trainer.strategy.root_device).eval()  # Lightning leaves it on the CPU, and as it was in training
-    arrays |= feed.source.evidence(learner.network, arrays)
+    learner.to(trainer.strategy.root_device).eval()  # Lightning leaves it on the CPU and in training mode
+    arrays |= data_module.source.evidence(learner.network, arrays)
     for trace in traces:
         arrays |= trace.arrays()
     arrays |= {name: value.astype("float16") for name, value in arrays.items() if name.startswith("theta")}
@@ -116,7 +116,7 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
         "errors": wrong,
         "n_test": n,
         "steps": trainer.global_step,
-        "images_seen": trainer.global_step * feed.images_per_step,
+        "images_seen": trainer.global_step * data_module.images_per_step,
         "seconds": round(learner.seconds, 1),
         "validation": learner.validation,
         "provenance": provenance(str(trainer.precision), learner.weights),
@@ -129,7 +129,7 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
 
 
 def load(path: Path) -> Learner:
-    """The learner of a checkpoint; a missing, damaged or foreign file is a UserError."""
+    """The learner of a checkpoint; UserError for a missing, damaged or foreign file."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; finished runs keep theirs below outputs/runs")
     try:
@@ -155,8 +155,8 @@ def load_published(name: str) -> Learner:
 def test(cfg: DictConfig) -> tuple[DictConfig, DictConfig, np.ndarray]:
     """Test the network of `cfg.checkpoint`, or of `cfg.weights`.
 
-    It is tested on the data set, and at the precision of the budget, with which it was trained, unless the command line
-    names others. Returns its own config, the data config, and which images (n,) are right.
+    The data set and the budget, which gives the precision, are those of its training unless the command line names
+    others. Returns the network's config, the data config, and which images (n,) are right.
     """
     quieten()
     name = cfg.checkpoint or cfg.weights
@@ -167,25 +167,25 @@ def test(cfg: DictConfig) -> tuple[DictConfig, DictConfig, np.ndarray]:
     if cfg.checkpoint and cfg.weights:
         raise UserError(f"checkpoint={cfg.checkpoint} and weights={cfg.weights}: give one of the two")
     learner = load(Path(name)) if cfg.checkpoint else load_published(name)
-    made = learner.cfg
-    asked = {override.split("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
-    if "model" in asked and cfg.model.name != made.model.name:
-        raise UserError(f"{name} is a checkpoint of {made.model.name}, not of {cfg.model.name}: drop model=")
-    groups = typed(made)
+    trained_cfg = learner.cfg
+    keys = {override.split("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
+    if "model" in keys and cfg.model.name != trained_cfg.model.name:
+        raise UserError(f"{name} is a checkpoint of {trained_cfg.model.name}, not of {cfg.model.name}: drop model=")
+    groups = typed(trained_cfg)
     for group in ("data", "budget"):
-        if group in asked:
+        if group in keys:
             groups[group] = cfg[group]
             continue
-        for key in (key for key in asked if key.startswith(f"{group}.")):
+        for key in (key for key in keys if key.startswith(f"{group}.")):
             OmegaConf.update(groups[group], key.removeprefix(f"{group}."), OmegaConf.select(cfg, key))
     data = groups["data"]
     for key in ("kind", "canvas"):
-        if data[key] != made.data[key]:
+        if data[key] != trained_cfg.data[key]:
             raise UserError(
-                f"{name} was trained on {made.data.name} ({key} {made.data[key]}); "
+                f"{name} was trained on {trained_cfg.data.name} ({key} {trained_cfg.data[key]}); "
                 f"data={data.name} has {key} {data[key]}"
             )
-    return made, data, answers(learner, data, groups["budget"], cfg.trainer)
+    return trained_cfg, data, answers(learner, data, groups["budget"], cfg.trainer)
 
 
 def answers(learner: Learner, data: DictConfig, budget: DictConfig, trainer: DictConfig) -> np.ndarray:
@@ -204,7 +204,7 @@ def answers(learner: Learner, data: DictConfig, budget: DictConfig, trainer: Dic
 
 
 def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger, more: Sequence[Callback] = ()) -> L.Trainer:
-    """The Lightning trainer of one seed; without a folder it leaves no checkpoint."""
+    """The Lightning trainer of one seed; without a folder it writes no checkpoint."""
     callbacks = [ProgressBar(title(cfg, seed)), *more]
     if folder:
         callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
@@ -223,7 +223,7 @@ def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger, more: 
         accumulate_grad_batches=cfg.trainer.accumulate,
         reload_dataloaders_every_n_epochs=1,  # an "epoch" is the stretch to the next validation
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the data set takes its process's slice itself
+        use_distributed_sampler=False,  # `DataModule` takes the slice of each process
         log_every_n_steps=1,  # the learner decides when to log
         callbacks=callbacks,
         plugins=[WholeCheckpoints()],
@@ -231,23 +231,23 @@ def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger, more: 
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=folder is not None,
-        benchmark=cfg.trainer.accelerator == "gpu",  # shapes stay the same, so cuDNN may try its ways once
+        benchmark=cfg.trainer.accelerator == "gpu",  # shapes are constant, so cuDNN chooses algorithms once
         detect_anomaly=cfg.debug.detect_anomaly,
         profiler=cfg.debug.profiler,
     )
 
 
 def _strategy(cfg: DictConfig) -> str:
-    """`trainer.strategy`; while localisation networks wait for their turn, DDP must not wait for their gradients."""
+    """`trainer.strategy`; for exploring runs under DDP, the variant that tolerates parameters without a gradient."""
     waits = cfg.budget.random_share or cfg.budget.explore_share
     return "ddp_find_unused_parameters_true" if cfg.trainer.strategy == "ddp" and waits else str(cfg.trainer.strategy)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are moved into place when they are whole.
+    """Moves checkpoints into place when they are complete.
 
-    Lightning writes them to the folder for temporary files. Where that is another file system its move is a copy, and
-    a kill would leave half of one.
+    Lightning writes them to the folder for temporary files. If that is on another file system, its move is a copy, and
+    a kill can leave half a file.
     """
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
@@ -256,16 +256,16 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def block(cfg: DictConfig) -> int:
-    """Steps of a block, `trainer.block`, where they can be made together: else 1, which is the plain learner.
+    """Steps of a block: `trainer.block` if the run allows blocks, else 1, which means the plain learner.
 
-    The data source must be able to (`stn.experiments.base.DataSource`). Several processes, or parts of a batch, would
-    have to meet within a step, and the search for a NaN looks at every kernel's result.
+    The data source must support blocks (`stn.experiments.base.DataSource`). Several processes, or parts of a batch,
+    would have to synchronise within a step, and the search for a NaN checks the result of every operation.
     """
-    alone = cfg.trainer.strategy == "auto" and cfg.trainer.devices * cfg.trainer.num_nodes == 1
-    possible = getattr(load_module(cfg.data.kind, "data"), "IN_BLOCKS", False)
-    plain = cfg.trainer.accumulate == 1 and not cfg.debug.detect_anomaly
-    plain = plain and not (cfg.budget.random_share or cfg.budget.explore_share)
-    return cfg.trainer.block if alone and possible and plain else 1
+    is_single = cfg.trainer.strategy == "auto" and cfg.trainer.devices * cfg.trainer.num_nodes == 1
+    is_supported = getattr(load_module(cfg.data.kind, "data"), "IN_BLOCKS", False)
+    is_plain = cfg.trainer.accumulate == 1 and not cfg.debug.detect_anomaly
+    is_plain = is_plain and not (cfg.budget.random_share or cfg.budget.explore_share)
+    return cfg.trainer.block if is_single and is_supported and is_plain else 1
 
 
 def precision(cfg: DictConfig) -> Literal["32-true", "bf16-mixed"]:
@@ -280,7 +280,7 @@ def precision(cfg: DictConfig) -> Literal["32-true", "bf16-mixed"]:
 
 
 def scratch(cfg: DictConfig, seed: int) -> Path:
-    """Where a seed's checkpoints lie: named by all that decides its result, so that it is never taken for another."""
+    """The folder of a seed's checkpoints. All that decides the result is in its name, so no other run uses it."""
     key = digest(json.dumps(experiment(cfg), sort_keys=True), training_digest(cfg.data.kind))
     return Path(cfg.outputs) / "runs" / cfg.budget.name / cfg.name / f"{key}-s{seed}"
 
@@ -292,9 +292,9 @@ def title(cfg: DictConfig, seed: int | None = None) -> str:
 
 
 def keep_memory() -> None:
-    """Have glibc keep the memory of large tensors for the next step, rather than give it back to the kernel.
+    """Make glibc keep the memory of large tensors for the next step instead of returning it to the kernel.
 
-    Else each step gets its feature maps anew, page by page: a quarter of the time of a step of Table 1's CNN.
+    Otherwise each step gets new pages for its feature maps: a quarter of the time of a step of Table 1's CNN.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -305,20 +305,20 @@ def keep_memory() -> None:
 
 
 def quieten() -> None:
-    """Silence what a user cannot act on, each for its reason."""
+    """Silence messages that a user cannot act on; each has its reason beside it."""
     for name in (
         "lightning.pytorch.utilities.rank_zero",  # GPU and TPU inventories, tips, "max_steps reached"
-        "lightning.fabric.utilities.distributed",  # each process says that it is there
+        "lightning.fabric.utilities.distributed",  # each process announces itself
         "lightning.fabric.utilities.seed",
         "lightning.pytorch",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",  # batches are index picks: there is no work for a worker
-        ".*Checkpoint directory .* exists and is not empty.*",  # resuming is meant
+        ".*Checkpoint directory .* exists and is not empty.*",  # resuming is intended
         ".*The `srun` command is available.*",  # clusters go through submitit
-        ".*lr_scheduler.step.*before.*optimizer.step.*",  # first step: mixed precision; the rates of a block
-        ".*checkpoint that ended before the epoch ended.*",  # Lightning takes blocks for steps: it ended with one
+        ".*lr_scheduler.step.*before.*optimizer.step.*",  # first step of mixed precision; a block's rates are set first
+        ".*checkpoint that ended before the epoch ended.*",  # Lightning counts blocks as steps; the epoch did end
         ".*You are using a CUDA device .* that has Tensor Cores.*",  # precision is the budget's choice
         ".*when logging on epoch level in distributed setting.*",  # each process validates on all images
         ".*Trying to infer the `batch_size`.*",  # errors are counted, not averaged over batches
