@@ -1,4 +1,4 @@
-"""Tables inside pages such as the README: blocks between two markers, and whether files are what they should be."""
+"""Blocks of tables between two markers in pages such as the README, and which files are stale."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from stn.errors import UserError
 
 
 def readme_block(markdown: str) -> str:
-    """What the README shows of a table's Markdown: caption, grid and marks, without the title and the sections."""
+    """The part of a table's Markdown that the README shows: caption, grid and marks, without title and sections."""
     return markdown.partition("\n## ")[0].partition("\n")[2].strip()
 
 
@@ -21,7 +21,7 @@ def replace_block(text: str, name: str, block: str) -> str:
 
 
 def stale(expected: Mapping[Path, str]) -> list[Path]:
-    """Those of the files whose text is not the expected one, or that are absent."""
+    """The files that are absent or do not have the expected text."""
     return [path for path, text in expected.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
 
 

@@ -1,4 +1,4 @@
-"""The same table at several budgets."""
+"""Compares a table at several budgets."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from stn.report.table import Grid, Table
 def build_budgets(
     budgets: Sequence[Sequence[Record]], table: Table, bold: str, with_paper: bool
 ) -> tuple[list[str], Grid] | None:
-    """What is said of several budgets, of all and of each, and the grid of them; None where there is only one.
+    """A paragraph on all budgets, one on each, and a grid; None if fewer than two budgets have records.
 
-    The grid has a line for each row of the table and budget, as far as they are run, `with_paper` one of the paper's
-    numbers too. The first budget is the one that the rest of the table is about; of the others the summary stands here.
+    The grid has a line for each row and budget with records and, if `with_paper`, one for the paper's numbers. The
+    first budget is that of the table's other parts, so only the other budgets are summarised here.
     """
     main, *_ = budgets
     budgets = sorted(filter(None, budgets), key=lambda records: max(seed.steps for seed in records[0].seeds))

@@ -13,28 +13,28 @@ from stn.report.table import Column, Row, Table
 
 
 def describe_measure(table: Table, records: Sequence[Record]) -> str:
-    """What is measured, at which budget, and what stands in for the paper's data."""
+    """What is measured, at which budget, and what replaces the paper's data."""
     return f"{_measure(table)}, budget `{records[0].budget}`{_describe_parts(table, records)}."
 
 
 def describe_remarks(table: Table, records: Sequence[Record]) -> str:
-    """What the table itself adds."""
+    """The remarks of the table itself."""
     return " ".join(filter(None, (remark(table, records) for remark in table.remarks)))
 
 
 def describe_cells(table: Table, records: Sequence[Record]) -> str:
-    """Training and test of each cell."""
+    """How each cell is trained and tested."""
     tested = format_span(record.n_test for record in _cells(table, records))
     return f"Each cell: {describe_training(table, records)}, {tested} test {table.images}."
 
 
 def describe_provenance(table: Table, records: Sequence[Record]) -> str:
-    """Where and with what the cells were trained."""
+    """The machines and versions that trained the cells."""
     return describe_machines(table, records)
 
 
 def describe_intervals(table: Table, records: Sequence[Record]) -> str:
-    """What the intervals are of."""
+    """How the intervals are computed."""
     text = []
     if any(len(record.seeds) > 1 for record in records):
         text.append("Intervals are at 95 %, Student's over seeds.")
@@ -45,7 +45,7 @@ def describe_intervals(table: Table, records: Sequence[Record]) -> str:
     return " ".join(text)
 
 
-# The sentences of every caption, in this order. Each is a function of the table and its records, and may be "".
+# The sentences of every caption, in this order: functions of the table and its records, which may return "".
 SENTENCES: tuple[Callable[[Table, Sequence[Record]], str], ...] = (
     describe_measure,
     describe_remarks,
@@ -57,14 +57,14 @@ SENTENCES: tuple[Callable[[Table, Sequence[Record]], str], ...] = (
 
 
 def caption(table: Table, records: Sequence[Record]) -> str:
-    """One paragraph of Markdown, all of it from the records."""
+    """One paragraph of Markdown, made from the records only."""
     if not records:
         return f"{_measure(table)}. No cell is trained yet: `{table.make}` trains them."
     return " ".join(filter(None, (sentence(table, records) for sentence in SENTENCES)))
 
 
 def describe_training(table: Table, records: Sequence[Record]) -> str:
-    """Steps, images a step, seeds."""
+    """Steps, images per step, seeds."""
     seeds = [seed for record in records for seed in record.seeds]
     sizes = {round(seed.images_seen / seed.steps) for seed in seeds if seed.steps}
     batches = f"{format_span(sizes)} {table.images}"
@@ -77,8 +77,8 @@ def describe_training(table: Table, records: Sequence[Record]) -> str:
 
 
 def describe_machines(table: Table, records: Sequence[Record]) -> str:
-    """A sentence: machines, versions, and how long in all."""
-    where: Counter[str] = Counter()
+    """A sentence on machines, versions and the total training time."""
+    machines: Counter[str] = Counter()
     versions: Counter[str] = Counter()
     for record in _cells(table, records):
         provenance = record.seeds[0].provenance
@@ -87,18 +87,19 @@ def describe_machines(table: Table, records: Sequence[Record]) -> str:
         else:
             cores = provenance.get("cores")
             machine = f"{provenance.get('cpu') or 'unknown processor'}{f' with {cores} cores' if cores else ''}"
-        where[f"{machine} ({provenance.get('precision', 'unknown precision')})"] += 1
+        machines[f"{machine} ({provenance.get('precision', 'unknown precision')})"] += 1
         names = (("python", "Python"), ("torch", "torch"), ("stn", "stn"))
         versions[", ".join(f"{label} {provenance[key]}" for key, label in names if provenance.get(key))] += 1
-    trained = {record.path: record for record in records}.values()  # rows of one record share its training
-    seconds = sum(seed.seconds for record in trained for seed in record.seeds)
+    cells = {record.path: record for record in records}.values()  # rows may share a record, and so its training
+    seconds = sum(seed.seconds for record in cells for seed in record.seeds)
     return (
-        f"Trained on {format_counts(where)}; {format_counts(versions)}; {_format_duration(seconds)} of training in all."
+        f"Trained on {format_counts(machines)}; {format_counts(versions)}; "
+        f"{_format_duration(seconds)} of training in all."
     )
 
 
 def legend(table: Table, matrix: Matrix) -> str:
-    """Explains the marks and words that are there, and no others."""
+    """Explains the marks and words that occur in the matrix."""
     verdicts = {value.verdict for value in matrix.values.values()}
     against = {value.against for value in matrix.values.values()}
     text = []
@@ -120,20 +121,20 @@ def legend(table: Table, matrix: Matrix) -> str:
 
 
 def format_span(values: Iterable[float]) -> str:
-    """The least and the greatest of the values, such as "2,000 to 4,000"."""
+    """The smallest and the largest value, such as "2,000 to 4,000"."""
     values = sorted(set(values)) or [0]
     return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
 
 
 def format_counts(counts: Counter[str]) -> str:
-    """The names, each with how many cells it is of if there are several."""
+    """The names; if there are several, each with its number of cells."""
     if len(counts) == 1:
         return next(iter(counts))
     return " and ".join(f"{name} ({n} cell{'s' * (n > 1)})" for name, n in sorted(counts.items()))
 
 
 def _cells(table: Table, records: Sequence[Record]) -> list[Record]:
-    """The records without those over the images of other rows."""
+    """The records without means over other rows."""
     return [record for record in records if not table.is_mean(record.row)]
 
 
@@ -142,7 +143,7 @@ def _measure(table: Table) -> str:
 
 
 def _describe_parts(table: Table, records: Sequence[Record]) -> str:
-    """What stands in for the paper's data, column by column unless it is the same in all."""
+    """What replaces the paper's data, by column unless it is the same in all columns."""
     parts: dict[str, list[Column]] = {}
     for column in table.columns:
         for part in sorted({record.part or "" for record in records if record.column is column}):
@@ -151,12 +152,14 @@ def _describe_parts(table: Table, records: Sequence[Record]) -> str:
         return ""
     if len(parts) == 1:
         return f", on {next(iter(parts))}: not comparable with the paper"
-    named = [f"; {', '.join(column.label for column in columns)} on {part}" for part, columns in parts.items() if part]
-    return f"{''.join(named)}: not comparable with the paper"
+    clauses = [
+        f"; {', '.join(column.label for column in columns)} on {part}" for part, columns in parts.items() if part
+    ]
+    return f"{''.join(clauses)}: not comparable with the paper"
 
 
 def _describe_baselines(table: Table) -> str:
-    """Which kinds of networks are to beat which row; the first word of a label is the kind of its network."""
+    """Which kinds of networks compete with which baseline; the first word of a label is the kind of network."""
     kinds: dict[str, dict[str, None]] = {}
     for row in table.rows:
         if row.baseline:

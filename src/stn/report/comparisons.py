@@ -1,4 +1,4 @@
-"""What records say against the paper, and against each other on the same test images."""
+"""Compares records with the paper, and with each other on the same test images."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ NOT_BEATEN, NOT_CLEARLY = "†", "‡"
 class Value:
     """A record as its table prints it: `ours`, the mean over seeds, with its 95 % interval, against the `paper`.
 
-    `mark` is the verdict as a sign, `against` says if the row does not (clearly) beat its baseline.
+    `mark` is the sign of the verdict; `against` is a sign if the row does not (clearly) beat its baseline.
     """
 
     record: Record
@@ -33,17 +33,17 @@ class Value:
 
     @property
     def seconds(self) -> float:
-        """Of training, all seeds."""
+        """Training time of all seeds."""
         return sum(seed.seconds for seed in self.record.seeds)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A record against another one of its column: an exact McNemar test for each seed that they have in common.
+    """A record compared with another of its column, by an exact McNemar test for each common seed.
 
-    `ours` and `theirs` are the values that the table prints. `tests` are (p, n01, n10): n01 images that only the record
-    has right, n10 only the other; `p` is the largest of them. `beats` compares the mean errors; `sure` says that every
-    common seed agrees, with p < 0.05.
+    `ours` and `theirs` are the values that the table prints. Each of `tests` is (p, n01, n10): only the record has n01
+    images right, only the other has n10. `p` is the largest of the tests. `beats` compares the mean errors; `sure` is
+    true if all tests agree with it at p < 0.05.
     """
 
     record: Record
@@ -65,17 +65,17 @@ class Comparison:
 
     @property
     def clear(self) -> bool:
-        """Whether the record is better, by a difference that is significant."""
+        """Whether the record is significantly better."""
         return self.beats and self.sure
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Rows held against others: a section of comparisons, and what the summary says of them.
+    """Comparisons of rows with other rows: a section of the report, and sentences of the summary.
 
-    `opponents` gives the rows that a row is held against. `head` names, in the section, the other's value and the own
-    one, the images that only the other and only the own network has right, and the question whether the own one is
-    better. With `names_both` the section names both rows. `tell` makes the sentences of the summary.
+    `opponents` gives the rows with which a row is compared. `head` names five columns of the section: the opponent's
+    value, the row's value, the images that only the opponent has right, those that only the row has right, and whether
+    the row is better. With `names_both` the section names both rows. `tell` makes the sentences of the summary.
     """
 
     title: str
@@ -86,25 +86,25 @@ class Contest:
 
 
 def measure(table: Table, records: Sequence[Record]) -> list[Value]:
-    """What the table prints for each of its records."""
+    """The values that the table prints for its records."""
     better, worse = table.arrows
     marks = {"better": better, "within": "≈", "worse": worse}
-    against = {comparison.record: comparison for comparison in compare(table, records, find_baseline)}
+    baselines = {comparison.record: comparison for comparison in compare(table, records, find_baseline)}
     values = []
     for record in records:
         paper, (low, high) = record.row.paper.get(record.column), interval(record.seeds)
         comparable = record.part is None
-        judged = verdict(low, high, None if paper is None else table.turned(paper), comparable=comparable)
-        comparison = against.get(record)
-        beaten = "" if not comparison or comparison.clear else NOT_CLEARLY if comparison.beats else NOT_BEATEN
+        outcome = verdict(low, high, None if paper is None else table.turned(paper), comparable=comparable)
+        comparison = baselines.get(record)
+        sign = "" if not comparison or comparison.clear else NOT_CLEARLY if comparison.beats else NOT_BEATEN
         low, high = sorted(map(table.turned, (low, high)))
         value = table.turned(record.error)
-        values.append(Value(record, paper, value, low, high, judged, marks.get(judged, ""), beaten))
+        values.append(Value(record, paper, value, low, high, outcome, marks.get(outcome, ""), sign))
     return values
 
 
 def compare(table: Table, records: Sequence[Record], opponents: Callable[[Row], Iterable[Row]]) -> list[Comparison]:
-    """Each record against those of its opponents in the same column, as far as they are there."""
+    """Each record compared with the existing records of its opponents in the same column."""
     places = {(record.row, record.column): record for record in records}
     pairs = (
         (record, places[opponent, record.column])
@@ -116,7 +116,7 @@ def compare(table: Table, records: Sequence[Record], opponents: Callable[[Row], 
 
 
 def compare_pair(table: Table, record: Record, opponent: Record) -> Comparison:
-    """Two records of the same test images; UserError if they are not."""
+    """Compare two records; UserError if they are not of the same test images."""
     if record.n_test != opponent.n_test:
         raise UserError(f"{record.path} and {opponent.path}: not the same test images, train both again")
     names = [seed.array for seed in record.seeds if seed.array in opponent.arrays]
@@ -128,37 +128,37 @@ def compare_pair(table: Table, record: Record, opponent: Record) -> Comparison:
 
 
 def order_steps(table: Table, records: Sequence[Record]) -> list[list[Comparison]]:
-    """The steps of the paper's orders from worst to best: a list for each order and column with all of its rows."""
-    wholes = []
+    """The steps of the paper's orders, worst to best: a list for each order and column with records of all its rows."""
+    chains = []
     for order in table.orders:
         steps = compare(table, records, partial(_find_before, order))
         columns = ([step for step in steps if step.column is column] for column in table.columns)
-        wholes += [whole for whole in columns if whole and len(whole) == len(order) - 1]
-    return wholes
+        chains += [chain for chain in columns if chain and len(chain) == len(order) - 1]
+    return chains
 
 
 def _find_before(order: Sequence[Row], row: Row) -> list[Row]:
-    """The row after which a row comes in an order, if any."""
+    """The row before a row in an order, if any."""
     return [before for before, after in pairwise(order) if after == row]
 
 
 def find_baseline(row: Row) -> list[Row]:
-    """The row that a row is to beat, if any."""
+    """The baseline of a row, if any."""
     return [row.baseline] if row.baseline else []
 
 
 def find_control(row: Row) -> list[Row]:
-    """What a row is when its windows may not move, if that is in its table."""
+    """The control of a row, the same network with fixed windows, if any."""
     return [row.control] if row.control else []
 
 
 def find_plain_baseline(row: Row) -> list[Row]:
-    """The baseline without transformer of a row with one."""
+    """The baseline of a row with a transformer, if the baseline has none."""
     return [row.baseline] if row.transformer and row.baseline and not row.baseline.transformer else []
 
 
 def count_wins(subject: str) -> Callable[[Table, Sequence[Comparison]], list[str]]:
-    """Tells in how many cells the subject, such as "An ST network beats its baseline", holds, and where it does not."""
+    """A `tell` that says in how many cells the subject, such as "An ST network beats its baseline", holds."""
 
     def tell(table: Table, comparisons: Sequence[Comparison]) -> list[str]:
         if not comparisons:
@@ -176,7 +176,7 @@ def count_wins(subject: str) -> Callable[[Table, Sequence[Comparison]], list[str
 
 
 def tell_each(table: Table, comparisons: Sequence[Comparison]) -> list[str]:
-    """Tells for each comparison whether the record is better than the other."""
+    """A `tell` that says for each comparison whether the record is better than the other."""
     lines = []
     for cell in comparisons:
         beats = "beats" if cell.beats else "does not beat"
@@ -186,7 +186,7 @@ def tell_each(table: Table, comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def format_p(p: float) -> str:
-    """A p value; nan is one of no seed in common."""
+    """A p value as text; nan means that there is no common seed."""
     if math.isnan(p):
         return "no common seed"
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}" if p > 1e-300 else "< 1e-300"

@@ -15,9 +15,9 @@ COLUMNS = (
 
 
 def render_csv(table: Table, records: Sequence[Record]) -> str:
-    """`paper` is empty where it has no value, `ours` is the mean over seeds, `seconds` of training are their sum.
+    """`paper` is empty where the paper has no value, `ours` is the mean over seeds, `seconds` the sum over seeds.
 
-    Cited rows have no line: a line is a measurement.
+    Cited rows have no line, because a line is a measurement.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

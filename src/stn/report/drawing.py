@@ -1,6 +1,6 @@
-"""What figures are drawn with: sheets laid out in inches, images, sampling grids, colours.
+"""Tools for figures: sheets laid out in inches, images, sampling grids, colours.
 
-Same records, same bytes: the style is set here, whatever the user's matplotlib is told, and PNGs carry no metadata.
+The same records give the same bytes: the user's settings of matplotlib do not count, and PNGs carry no metadata.
 """
 
 import io
@@ -26,12 +26,12 @@ from stn.report.table import Column, Row, Table
 
 INK, GREY, PALE = "#222222", "#767676", "#D9D9D9"
 WRONG = "#B0125B"
-# Okabe and Ito: told apart by colour-blind readers. Rows take these in turn, see `assign_colours`.
+# Okabe and Ito's colours, which colour-blind readers can distinguish. For rows, see `assign_colours`.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STRONG = ("#F0442E", "#35B8FF", "#FFD500", "#E27BD0")  # seen on any photo
-LETTER, LINE = 0.066, 0.18  # inches: a letter of a text, and from one line to the next
-SHADES, FRAME, PAUSE = 32, 160, 3000  # of an animation: its colours; how long frames and the last one stay, in ms
-WHITE = 240  # of an animation: a colour whose parts are all above this is taken for white
+STRONG = ("#F0442E", "#35B8FF", "#FFD500", "#E27BD0")  # visible on any photo
+LETTER, LINE = 0.066, 0.18  # inches: the width of a letter, the distance of lines
+SHADES, FRAME, PAUSE = 32, 160, 3000  # of an animation: number of colours; ms of a frame and of the last frame
+WHITE = 240  # of an animation: a colour whose channels are all above this becomes white
 STYLE: dict[Any, Any] = {  # matplotlib types its keys one by one
     "font.family": "DejaVu Sans",  # ships inside matplotlib
     "font.size": 9,
@@ -58,8 +58,8 @@ STYLE: dict[Any, Any] = {  # matplotlib types its keys one by one
 class Sheet:
     """A white figure laid out in inches from its upper left corner; `open_sheet` makes one.
 
-    With `photos` it is written with fewer dots and all colours, otherwise with 256 colours. Where photos are many, only
-    every `step`-th of a channel's 256 values is used, with 5 a third less to store.
+    With `photos` it is written at a lower resolution and in all colours, otherwise in 256 colours. Channels are rounded
+    to multiples of `step`: with 5, a sheet of many photos takes a third less space.
     """
 
     def __init__(self, width: float, height: float, photos: bool = False, step: int = 1) -> None:
@@ -77,7 +77,7 @@ class Sheet:
         )
 
     def tile(self, x: float, y: float, wide: float, tall: float, unit: float) -> Axes:
-        """Such axes for an image, unseen, in whose middle the frame [-1, 1] measures two units."""
+        """Invisible axes for an image, with the frame [-1, 1] in the middle, two `unit` inches wide."""
         axes = self.axes(x, y, wide, tall)
         axes.set_axis_off()
         axes.set(xlim=(-wide / 2 / unit, wide / 2 / unit), ylim=(tall / 2 / unit, -tall / 2 / unit))
@@ -91,11 +91,11 @@ class Sheet:
         return Image.open(buffer).convert("RGB")
 
     def save(self, path: Path) -> None:
-        """Writes a PNG small enough for git; UserError if that cannot be."""
+        """Writes a PNG small enough for git; UserError if it cannot be written."""
         image = self.render(120 if self.photos else 160)
         image = image.point([round(value / self.step) * self.step for value in range(256)] * 3)
         if not self.photos:
-            image = image.quantize(256, dither=Image.Dither.NONE)  # which nobody tells from all
+            image = image.quantize(256, dither=Image.Dither.NONE)  # looks like all colours
         _write(path, lambda: image.save(path, optimize=True))
 
 
@@ -103,19 +103,21 @@ class Animation:
     """Frames, all of one size, that are written as an animated GIF."""
 
     def __init__(self, frames: Sequence[Image.Image], shades: int = SHADES) -> None:
-        colours = frames[-1].quantize(shades, dither=Image.Dither.NONE)  # of all frames: small, and nothing flickers
+        colours = frames[-1].quantize(
+            shades, dither=Image.Dither.NONE
+        )  # of all frames, for a small file without flicker
         palette = np.array(colours.getpalette() or []).reshape(-1, 3)
-        palette[palette.min(1) > WHITE] = 255  # the paper is white, not the mean of what is nearly so
+        palette[palette.min(1) > WHITE] = 255  # white paper, not a mean of near-whites
         colours.putpalette(palette.ravel().tolist())
         self.frames = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
 
     def save(self, path: Path) -> None:
-        """Writes the GIF; UserError if that cannot be."""
-        lasts = [FRAME] * (len(self.frames) - 1) + [PAUSE]
+        """Writes the GIF; UserError if it cannot be written."""
+        durations = [FRAME] * (len(self.frames) - 1) + [PAUSE]
         first, *rest = self.frames
         _write(
             path,
-            lambda: first.save(path, save_all=True, append_images=rest, duration=lasts, loop=0, optimize=True),
+            lambda: first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, optimize=True),
         )
 
 
@@ -159,7 +161,7 @@ class Selection:
 
 
 def select(table: Table, records: Sequence[Record], predicate: Callable[[Row], bool]) -> Selection:
-    """The records of the wanted rows; UserError if there is none."""
+    """The records of the rows that `predicate` selects; UserError if there is none."""
     places = {(record.row, record.column): record for record in records if predicate(record.row)}
     if not places:
         raise UserError(f"no record to draw of a network with a transformer: `{table.make}` trains the cells")
@@ -168,22 +170,22 @@ def select(table: Table, records: Sequence[Record], predicate: Callable[[Row], b
 
 
 def assign_colours(rows: Iterable[Row]) -> dict[Row, str]:
-    """A colour for each row: its own if it has one, else the next of the palette, from the start again at its end."""
+    """A colour for each row: its own if it has one, else the next of the palette, which repeats."""
     rows = list(rows)
-    own = {row.colour for row in rows}
-    rest = cycle([colour for colour in PALETTE if colour not in own] or PALETTE)
-    return {row: row.colour or next(rest) for row in rows}
+    fixed_colours = {row.colour for row in rows}
+    colours = cycle([colour for colour in PALETTE if colour not in fixed_colours] or PALETTE)
+    return {row: row.colour or next(colours) for row in rows}
 
 
 def describe_source(records: Iterable[Record], subject: str, images: str) -> str:
-    """What a figure shows: of which networks, at which budget, of which first seeds, and of which `images`."""
+    """The source of a figure: the networks (`subject`), the budget, the first seeds and the `images`."""
     records = list(records)
     seeds = sorted({record.seeds[0].seed for record in records})
     return f"{subject}budget {records[0].budget}, seed {', '.join(map(str, seeds))}; {images}"
 
 
 def describe_part(record: Record) -> str:
-    """What stands in for the paper's data, to be added to a source; "" if nothing does."""
+    """What replaces the paper's data, to be added to a source; "" if nothing does."""
     return f"; {record.part}" if record.part else ""
 
 
@@ -196,7 +198,7 @@ def name_seeds(records: Sequence[Record]) -> str:
 
 
 def draw_image(axes: Axes, image: np.ndarray, frame: str, strength: float = 1.0) -> None:
-    """A grey image (H, W) as ink on paper, a colour photo (H, W, 3) as it is; on the frame [-1, 1]."""
+    """Draw a grey image (H, W) as ink on paper, or a colour photo (H, W, 3) as it is, on the frame [-1, 1]."""
     limits = axes.get_xlim(), axes.get_ylim()
     pixels = 255 - image.astype(float) * strength if image.ndim == 2 else image
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(-1, 1, 1, -1))
@@ -205,27 +207,27 @@ def draw_image(axes: Axes, image: np.ndarray, frame: str, strength: float = 1.0)
 
 
 def draw_grid(axes: Axes, grid: np.ndarray, colour: str, cells: int = 7) -> None:
-    """The grid (h, w, 2) as `cells` cells each way, its outline stronger; the grid's points are pixel centres."""
+    """Draw a grid (h, w, 2) of pixel centres as `cells` x `cells` cells with a stronger outline."""
     grid = grid.astype(float)
     for axis in (0, 1):  # half a pixel outwards, to the target's outer edge
         ends = [np.take(grid, [i, j], axis) for i, j in ((0, 1), (-1, -2))]
-        first, last = (np.take(e, [0], axis) * 1.5 - np.take(e, [1], axis) * 0.5 for e in ends)
+        first, last = (np.take(end, [0], axis) * 1.5 - np.take(end, [1], axis) * 0.5 for end in ends)
         grid = np.concatenate([first, grid, last], axis)
     lines, outline = [], []
     for axis in (0, 1):
         n = grid.shape[axis] - 2
-        at = np.clip(np.linspace(-0.5, n - 0.5, cells + 1), -0.5, n - 0.5)
+        positions = np.clip(np.linspace(-0.5, n - 0.5, cells + 1), -0.5, n - 0.5)
         knots = np.concatenate([[-0.5], np.arange(n), [n - 0.5]])
         rows = np.moveaxis(grid, axis, 0).reshape(n + 2, -1)
-        picked = np.stack([np.interp(at, knots, value) for value in rows.T], -1).reshape(cells + 1, -1, 2)
-        lines += list(picked[1:-1])
-        outline += [picked[0], picked[-1]]
+        points = np.stack([np.interp(positions, knots, value) for value in rows.T], -1).reshape(cells + 1, -1, 2)
+        lines += list(points[1:-1])
+        outline += [points[0], points[-1]]
     axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.55, alpha=0.85))
     axes.add_collection(LineCollection(outline, colors=colour, linewidths=1.3, capstyle="round"))
 
 
 def line_style(colour: str, strong: bool = False) -> dict[str, Any]:
-    """The outline of a patch that is seen on any photo: on a dark edge."""
+    """The style of an outline with a dark edge, visible on any photo."""
     width = 1.9 if strong else 1.1
     edge = [Stroke(linewidth=width + 1.1, foreground=INK, alpha=0.75), Normal()]
     return {"fill": False, "edgecolor": colour, "linewidth": width, "joinstyle": "miter", "path_effects": edge}

@@ -1,4 +1,4 @@
-"""What a table's caption says of the code that trained its cells."""
+"""The sentence of a table's caption on the code that trained its cells."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from stn.report.table import Table
 
 
 def describe_evidence(table: Table, records: Sequence[Record]) -> str:
-    """A sentence if some cells were trained by code that is not shown to give the numbers of the code here."""
-    cells = {record.path: record for record in records}.values()  # rows of one record share its training
+    """A sentence if some cells were trained by code that is not shown to give the numbers of the present code."""
+    cells = {record.path: record for record in records}.values()  # rows may share a record
     foreign = [
         cell
         for cell in cells

@@ -13,7 +13,7 @@ SIGNS = {"↓": "downarrow", "≈": "approx", "↑": "uparrow", "±": "pm", "≥
 
 
 def render_latex(table: Table, records: Sequence[Record]) -> str:
-    """Caption, grid and legend. A column that nobody trained is left out, unless it shows a cited row."""
+    """Caption, grid and legend. A column without records is left out, unless it shows a cited row."""
     matrix = build_matrix(table, records)
     heads = {place[1] for place in matrix.values} | {column for row in table.rows if row.cited for column in row.paper}
     matrix = replace(matrix, columns=[column for column in matrix.columns if column in heads])

@@ -1,4 +1,4 @@
-"""A table as Markdown: caption and grid, which pages take over, then a section for each thing measured."""
+"""A table as Markdown: the caption and grid that pages show, then sections with details."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ ORDER_HEAD = ("step before", "this step", "before", "this", "is a step up")
 
 
 def render_markdown(table: Table, records: Sequence[Record], alternatives: Sequence[Sequence[Record]] = ()) -> str:
-    """The whole report. `others` are the records of the same cells at other budgets, as far as they are there."""
+    """The whole report. `alternatives` are the existing records of the same cells at other budgets."""
     matrix = build_matrix(table, records)
     text = [
         f"# Table {table.number}: {table.title}",
@@ -74,10 +74,10 @@ def _format_count(counts: Mapping[Row, int], row: Row) -> str:
 
 
 def _contests(table: Table, records: Sequence[Record]) -> list[Section]:
-    """Who beats whom on the same images: a section for each contest, and one for the paper's orders."""
+    """Comparisons on the same images: a section for each contest, and one for the paper's orders."""
     contests = [(contest, compare(table, records, contest.opponents)) for contest in table.contests]
     order = Contest("The paper's order", ORDER_HEAD, lambda row: ())
-    contests.append((order, [step for whole in order_steps(table, records) for step in whole]))
+    contests.append((order, [step for steps in order_steps(table, records) for step in steps]))
     sections: list[Section] = []
     for contest, comparisons in contests:
         if comparisons:
@@ -128,7 +128,7 @@ def _every_cell(table: Table, matrix: Matrix) -> Section | None:
     head = ["row", "column", "paper", "ours", "95 % interval", "n seeds", "n test", "parameters"]
     head += ["multiply-adds, M", "minutes", "verdict"]
     align = "llrrrrrrrrl"
-    if table.is_all_ours:  # nothing to hold them against
+    if table.is_all_ours:  # no values of the paper to compare with
         indices = [i for i, name in enumerate(head) if name not in ("paper", "verdict")]
         head, *body = ([line[i] for i in indices] for line in (head, *body))
         align = "".join(align[i] for i in indices)

@@ -1,4 +1,4 @@
-"""The main grid of a table, as all formats show it: which rows and columns, and what stands at each place."""
+"""The main grid of a table, as all formats show it: its rows and columns, and the text at each place."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from stn.report.table import Column, Row, Table
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows and columns to show, the values there are, and the counts of parameters by the columns that share them."""
+    """Rows and columns to show, their values, and the numbers of parameters by the columns that share them."""
 
     rows: Sequence[Row]
     columns: Sequence[Column]
@@ -25,22 +25,22 @@ class Matrix:
 
 
 def build_matrix(table: Table, records: Sequence[Record]) -> Matrix:
-    """What nobody trained is part of it too, unless all records are stand-ins in the paper's own columns."""
+    """Includes untrained rows and columns, unless all records are stand-ins in the paper's own columns."""
     values = {(value.record.row, value.record.column): value for value in measure(table, records)}
-    whole = not records or any(record.part is None or table.is_ours(record.column) for record in records)
+    shows_all = not records or any(record.part is None or table.is_ours(record.column) for record in records)
     rows = [
         row
         for row in table.rows
-        if row.cited or any(place[0] is row for place in values) or (whole and not row.shown_where_run)
+        if row.cited or any(place[0] is row for place in values) or (shows_all and not row.shown_where_run)
     ]
-    columns = [column for column in table.columns if whole or any(place[1] is column for place in values)]
+    columns = [column for column in table.columns if shows_all or any(place[1] is column for place in values)]
     groups: list[tuple[list[Column], dict[Row, int]]] = []
-    for column in () if table.shares_records else columns:  # rows of one record share its network
+    for column in () if table.shares_records else columns:  # rows of one record have one network
         counts = {row: values[row, column].record.parameters for row in rows if (row, column) in values}
-        for names, known in groups:
-            if counts and all(known.get(row, n) == n for row, n in counts.items()):
-                names.append(column)
-                known.update(counts)
+        for group_columns, group_counts in groups:
+            if counts and all(group_counts.get(row, n) == n for row, n in counts.items()):
+                group_columns.append(column)
+                group_counts.update(counts)
                 break
         else:
             if counts:
@@ -49,7 +49,7 @@ def build_matrix(table: Table, records: Sequence[Record]) -> Matrix:
 
 
 def describe_absence(table: Table, row: Row, column: Column) -> str:
-    """What stands where there is no record: the place is cited, could have been run, or is no cell of the table."""
+    """The text of a place without a record: it is cited, could have been run, or is no cell of the table."""
     if row.cited:
         return "cited" if column in row.paper else "–"
     if not row.cells(column):
@@ -58,14 +58,14 @@ def describe_absence(table: Table, row: Row, column: Column) -> str:
 
 
 def format_place(table: Table, row: Row, column: Column, value: Value | None, bold: str) -> str:
-    """One place of the grid: ours in `bold`, such as "**{}**", the paper's in brackets, marks."""
+    """The text of a place: our value in `bold`, such as "**{}**", the paper's in brackets, marks."""
     paper = row.paper.get(column)
     citation = "" if paper is None else f"({paper:.1f})"
     return format_value(value, bold, citation) if value else join(describe_absence(table, row, column), citation)
 
 
 def format_value(value: Value, bold: str, citation: str = "") -> str:
-    """Ours in `bold`, `theirs` after it, marks."""
+    """Our value in `bold`, the `citation` after it, marks."""
     return join(bold.format(f"{value.ours:.2f}"), citation, f"{value.mark}{value.against}")
 
 

@@ -18,7 +18,7 @@ def render_metrics(table: Table, budgets: Sequence[Sequence[Record]]) -> str:
 
 
 def render_curves(records: Sequence[Record]) -> str:
-    """The validation error of each cell's first seed as CSV, along its training."""
+    """The validation curve of each cell's first seed as CSV."""
     lines = ["cell,step,error"]
     for path, record in {record.path: record for record in records}.items():
         lines += [f"{path.stem},{step},{error}" for step, error, *_ in record.seeds[0].validation]

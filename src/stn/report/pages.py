@@ -1,6 +1,6 @@
 """Generated blocks of README.md and of the pages in docs/: from `<!-- NAME:begin -->` to `<!-- NAME:end -->`.
 
-A page asks for a block by its name, so a page changes without a change here:
+A page chooses its blocks by name:
 
     index                  a line for each experiment, as its page describes it (see `Experiment`)
     results                Table 1 at its leading budget, with one line of caption, for the front page
@@ -11,11 +11,11 @@ A page asks for a block by its name, so a page changes without a change here:
     table3/SECTION         a section of that report, by its heading in lower case with hyphens
     table1@quick           caption, matrix and marks at another budget than the leading one
     table1@quick/SECTION   a section of that report
-    bench/training-cpu     what reports/bench says of the record training-cpu.json
+    bench/training-cpu     the section of reports/bench on the record training-cpu.json
     trials/<name>          the table reports/trials/<name>.csv
     weights                the trained networks in reports/weights
 
-The leading budget is the longest at which the table is whole.
+The leading budget is the longest at which the table is complete.
 """
 
 import csv
@@ -46,22 +46,22 @@ PURPOSES = {
     "medium": "A night on a laptop: `quick` with five times the steps.",
     "paper": "The paper's own schedule. Use a GPU.",
 }
-MEANT = ("↓", "↑", "≈", "†", "‡")  # marks whose meaning the front page tells
-ABSENT = "The records here do not give this part"  # how a page says so, where a block would stand
+MEANT = ("↓", "↑", "≈", "†", "‡")  # marks that the front page explains
+ABSENT = "The records here do not give this part"  # what a page shows instead of such a block
 OURS, PLAIN_LOOP = "ours", "plain PyTorch loop"  # contestants, as the records of `make bench` call them
 
 
 class NoRecords(UserError):
-    """A block is of records that are not here: of another budget, or of cells that `params.yaml` leaves out."""
+    """The records of a block are not here: they are of another budget, or of cells that `params.yaml` leaves out."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of a table.
+    """The records of a table.
 
     Attributes:
         budgets: the records at each budget that has any, the leading budget first. One empty list if there are none.
-        stem: what the files of the leading budget are called, such as "table1-paper".
+        stem: the name of the files of the leading budget, such as "table1-paper".
     """
 
     budgets: Sequence[Sequence[Record]]
@@ -74,7 +74,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Sources:
-    """What blocks are made from.
+    """The sources of blocks.
 
     Attributes:
         report: the report of a table, by its number.
@@ -96,16 +96,16 @@ class Sources:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A line of the index. The experiment's page says it: `<!-- index: {"title": "...", "table": 1, ...} -->`.
+    """A line of the index, as the experiment's page has it: `<!-- index: {"title": "...", "table": 1, ...} -->`.
 
     Attributes:
-        title: what the line is called.
+        title: the title of the line.
         table: the number of its table.
-        columns: the columns that it is about. If some of them are on the paper's data, the others are left out.
-        rows: the rows that it is about; all if empty.
-        without: rows that do not compete, such as a network that is told the true pose.
-        stand_in: what the data is called where it is not the paper's: "part of the data", "derived data".
-        measure: what its numbers are; the table's own word if empty.
+        columns: the columns that it covers. If some of them are on the paper's data, the others are left out.
+        rows: the rows that it covers; all if empty.
+        without: rows that do not compete, such as a network that is given the true pose.
+        stand_in: the name of data that is not the paper's: "part of the data", "derived data".
+        measure: the name of its numbers; the table's metric if empty.
         anchor: the heading of the page that the line points to; the page's top if empty.
     """
 
@@ -125,15 +125,15 @@ class Experiment:
 
 
 def find_pages(root: Path) -> list[Path]:
-    """README.md and the pages of the documentation, as far as they are there, relative to `root`."""
+    """The existing pages among README.md and those of docs/, relative to `root`."""
     paths = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
     return [path.relative_to(root) for path in paths if path.is_file()]
 
 
 def fill(page: Path, sources: Sources, numbers: Sequence[int]) -> str:
-    """The text of a page with its blocks written anew; blocks of tables other than `numbers` stay as they are.
+    """The text of a page with its blocks renewed; blocks of tables other than `numbers` stay as they are.
 
-    A block without its records says so, since a training that is done must end in pages, whatever else was run here.
+    A block without records says so and is no error, because a finished training must be able to write its pages.
     """
     text = sources.read(page)
     for name in dict.fromkeys(MARK.findall(text)):
@@ -151,9 +151,9 @@ def fill(page: Path, sources: Sources, numbers: Sequence[int]) -> str:
 
 
 def make_block(name: str, page: Path, sources: Sources) -> str:
-    """The block of that name, for a page: its folder decides how links are written.
+    """The block of that name for a page, whose links are relative to the page's folder.
 
-    UserError if there is no such block, NoRecords if none of the records gives it.
+    Raises UserError if there is no such block, NoRecords if its records are not here.
     """
     if table := TABLE.fullmatch(name):
         report = sources.report(int(table["number"]))
@@ -163,7 +163,7 @@ def make_block(name: str, page: Path, sources: Sources) -> str:
         return bench_block(rest, sources)
     if kind == "trials" and rest:
         return trials_block(rest, sources)
-    named: Mapping[str, Callable[[Path, Sources], str]] = {
+    builders: Mapping[str, Callable[[Path, Sources], str]] = {
         "index": index_block,
         "results": results_block,
         "budgets": budgets_block,
@@ -171,9 +171,9 @@ def make_block(name: str, page: Path, sources: Sources) -> str:
         "speed": speed_block,
         "weights": lambda page, sources: weights_block(sources.root),
     }
-    if name not in named:
-        raise UserError(f"no such block; there are {', '.join(named)}, tableN, bench/NAME and trials/NAME")
-    return named[name](page, sources)
+    if name not in builders:
+        raise UserError(f"no such block; there are {', '.join(builders)}, tableN, bench/NAME and trials/NAME")
+    return builders[name](page, sources)
 
 
 def _link(target: str | Path, page: Path) -> str:
@@ -195,8 +195,10 @@ def table_block(number: int, report: Report, budget: str | None, section: str | 
     head = tables.readme_block(markdown)
     if budget:
         return head
-    whole, values, latex = (_link(REPORTS / f"{report.stem}.{suffix}", page) for suffix in ("md", "csv", "tex"))
-    links = f"[report]({whole}), [CSV]({values}), [LaTeX]({latex})"
+    markdown_link, csv_link, tex_link = (
+        _link(REPORTS / f"{report.stem}.{suffix}", page) for suffix in ("md", "csv", "tex")
+    )
+    links = f"[report]({markdown_link}), [CSV]({csv_link}), [LaTeX]({tex_link})"
     return f"{head}\n\nEvery cell with its interval, and all paired tests: {links}."
 
 
@@ -224,7 +226,7 @@ def _cells(line: str) -> list[str]:
 
 
 def results_block(page: Path, sources: Sources) -> str:
-    """Table 1 at its leading budget: the cells that are run, and one line that says what they are."""
+    """Table 1 at its leading budget: the cells with records, and a line that describes them."""
     report = sources.report(1)
     caption, *paragraphs = tables.readme_block(tables.to_markdown(report.leading, 1)).split("\n\n")
     matrix = next(text for text in paragraphs if text.startswith("|"))
@@ -256,17 +258,17 @@ def find_experiments(root: Path) -> list[tuple[Experiment, Path]]:
 
 
 def index_block(page: Path, sources: Sources) -> str:
-    """All experiments: the best of ours and of the paper, on what data, how far run, at which budget."""
+    """All experiments: our best values and the paper's, the data, the share of cells that were run, and the budget."""
     head = ["experiment", "best of ours", "the paper", "data", "budget"]
     body = [
-        _index_line(experiment, sources.report(experiment.table), _link(where, page))
-        for experiment, where in find_experiments(sources.root)
+        _index_line(experiment, sources.report(experiment.table), _link(path, page))
+        for experiment, path in find_experiments(sources.root)
     ]
     return markdown_table(head, body, "llrll")
 
 
 def _index_line(experiment: Experiment, report: Report, link: str) -> list[str]:
-    """A line of the index: of each column the best cell at the longest budget that has half of its cells."""
+    """A line of the index: for each column the best cell, at the longest budget that has half of the cells."""
     name = f"[{experiment.title}]({link}{f'#{experiment.anchor}' if experiment.anchor else ''})"
     budgets = [[record for record in records if experiment.includes(record)] for records in report.budgets]
     budgets = [_on_papers_data(records) for records in budgets if records]
@@ -276,26 +278,26 @@ def _index_line(experiment: Experiment, report: Report, link: str) -> list[str]:
     candidates = [records for records in budgets if 2 * len(records) >= len(places)] or budgets
     longest = max(candidates, key=lambda records: max(seed.steps for seed in records[0].seeds))
     table = _values(longest)
-    known = [cell for records in budgets for cell in _values(records)]
+    all_cells = [cell for records in budgets for cell in _values(records)]
     best, references = [], []
     for column in dict.fromkeys(cell["column"] for cell in table):
         cells = [cell for cell in table if cell["column"] == column]
         pick = max if cells[0]["metric"].startswith("accuracy") else min
         cell = pick(cells, key=lambda cell: float(cell["ours"]))
         best.append(f"{column} **{float(cell['ours']):.2f}**" + (f" {cell['row']}" if len(cells) > 1 else ""))
-        printed = [float(cell["paper"]) for cell in known if cell["column"] == column and cell["paper"]]
+        printed = [float(cell["paper"]) for cell in all_cells if cell["column"] == column and cell["paper"]]
         references.append(f"{pick(printed):.1f}" if printed else "–")
-    stands_in = any(record.part for record in longest)
-    if stands_in and not experiment.stand_in:
+    is_derived = any(record.part for record in longest)
+    if is_derived and not experiment.stand_in:
         raise UserError(f"{experiment.title}: not on the paper's data; say on its page what stand_in is")
-    data = experiment.stand_in if stands_in else "whole"
-    partly = "" if len(longest) == len(places) else f", {len(longest)} of {len(places)} cells"
+    data = experiment.stand_in if is_derived else "whole"
+    coverage = "" if len(longest) == len(places) else f", {len(longest)} of {len(places)} cells"
     seeds = max(len(record.seeds) for record in longest)
     return [
         f"{name}, {experiment.measure or table[0]['metric']}",
         "<br>".join(best),
-        "<br>".join(["–"] * len(references) if stands_in else references),
-        data + partly,
+        "<br>".join(["–"] * len(references) if is_derived else references),
+        data + coverage,
         f"`{longest[0].budget}`, {seeds} seed{'s' * (seeds > 1)}",
     ]
 
@@ -306,7 +308,7 @@ def _values(records: Sequence[Record]) -> list[dict[str, str]]:
 
 
 def _on_papers_data(records: Sequence[Record]) -> Sequence[Record]:
-    """Those of the records that are on the paper's data; all if none is."""
+    """The records that are on the paper's data; all records if none is."""
     return [record for record in records if record.part is None] or records
 
 
@@ -314,14 +316,14 @@ def _on_papers_data(records: Sequence[Record]) -> Sequence[Record]:
 
 
 def budgets_block(page: Path, sources: Sources) -> str:
-    """The budgets, what they are for, and how long the records of the first line of the index took to train."""
-    described = find_experiments(sources.root)
-    trained = {records[0].budget: records for records in sources.report(1).budgets if records}
+    """The budgets, their purposes, and how long the records of the first line of the index took to train."""
+    experiments = find_experiments(sources.root)
+    records_by_budget = {records[0].budget: records for records in sources.report(1).budgets if records}
     body = []
     for name, purpose in PURPOSES.items():
         if name in sources.schedules:
             schedule = sources.schedules[name]
-            records = [r for r in trained.get(name, ()) if not described or described[0][0].includes(r)]
+            records = [r for r in records_by_budget.get(name, ()) if not experiments or experiments[0][0].includes(r)]
             body.append([f"`{name}`", f"{schedule['steps']:,} x {schedule['batch_size']}", purpose, _cost(records)])
     return markdown_table(["budget", "steps x batch", "what it is for", "training of Table 1, one seed"], body, "lrll")
 
@@ -329,26 +331,28 @@ def budgets_block(page: Path, sources: Sources) -> str:
 def costs_block(page: Path, sources: Sources) -> str:
     """How long the cells of each line of the index took to train, at each budget that has any."""
     body = []
-    for experiment, where in find_experiments(sources.root):
+    for experiment, path in find_experiments(sources.root):
         lines = {}
         for records in sources.report(experiment.table).budgets:
-            cells = {record.path: record for record in records if experiment.includes(record)}  # some share a record
+            # Rows may share a record, which counts once.
+            cells = {record.path: record for record in records if experiment.includes(record)}
             if cells:
                 steps = max(seed.steps for record in cells.values() for seed in record.seeds)
                 lines[steps] = [f"`{records[0].budget}`", _cost(list(cells.values()))]
-        names = [f"[{experiment.title}]({_link(where, page)})", *[""] * len(lines)]
+        names = [f"[{experiment.title}]({_link(path, page)})", *[""] * len(lines)]
         body += [[name, *lines[steps]] for name, steps in zip(names, sorted(lines), strict=False)]
     return markdown_table(["experiment", "budget", "training, one seed"], body, "lll")
 
 
 def _cost(records: Sequence[Record]) -> str:
-    """On each machine the number of cells, and how long a seed of all of them took, one after the other."""
+    """For each machine the number of cells, and the training time of one seed of all of them in sequence."""
     cells: dict[str, int] = defaultdict(int)
     seconds: dict[str, float] = defaultdict(float)
     for record in records:
-        place = record.seeds[0].provenance
+        provenance = record.seeds[0].provenance
         machine = _short(
-            place.get("gpu") or f"{place.get('cpu') or 'unknown processor'}, {place.get('cores', '?')} cores"
+            provenance.get("gpu")
+            or f"{provenance.get('cpu') or 'unknown processor'}, {provenance.get('cores', '?')} cores"
         )
         cells[machine] += 1
         seconds[machine] += sum(seed.seconds for seed in record.seeds) / len(record.seeds)
@@ -360,7 +364,7 @@ def _duration(seconds: float) -> str:
 
 
 def _short(machine: str) -> str:
-    """The name of a processor or GPU without what is in every one of them."""
+    """The name of a processor or GPU without the parts that carry no information."""
     return machine.replace("(R)", "").replace(" Processor", "")
 
 
@@ -385,10 +389,10 @@ def speed_block(page: Path, sources: Sources) -> str:
 
 
 def _against(name: str, sources: Sources, rival: str | None = None) -> str:
-    """How many times as fast ours is as a rival, or as each row's fastest: smallest to largest median of a record."""
-    about = _bench(name, sources)
+    """How many times as fast ours is as `rival`, or as each row's fastest rival: the range of a record's medians."""
+    record = _bench(name, sources)
     ratios = []
-    for row in about["rows"]:
+    for row in record["rows"]:
         rivals = {
             key: facts
             for key, facts in row["contestants"].items()
@@ -397,36 +401,38 @@ def _against(name: str, sources: Sources, rival: str | None = None) -> str:
         ratios += [min(facts["ours_is_times_as_fast"]["median"] for facts in rivals.values())] if rivals else []
     if not ratios:
         raise UserError(f"reports/bench/{name}.json: nothing is compared with {rival or 'ours'}")
-    return f"{min(ratios):.2f} to {max(ratios):.2f} times as fast on {_machine(about)}"
+    return f"{min(ratios):.2f} to {max(ratios):.2f} times as fast on {_machine(record)}"
 
 
 def _bench(name: str, sources: Sources) -> dict[str, Any]:
     return dict(json.loads(sources.read(REPORTS / "bench" / f"{name}.json")))
 
 
-def _machine(about: Mapping[str, Any]) -> str:
-    place = about["provenance"]
-    return _short(f"an {place['gpu']}" if place["gpu"] else f"{place['cores_used']} cores ({place['cpu']})")
+def _machine(record: Mapping[str, Any]) -> str:
+    provenance = record["provenance"]
+    return _short(
+        f"an {provenance['gpu']}" if provenance["gpu"] else f"{provenance['cores_used']} cores ({provenance['cpu']})"
+    )
 
 
 def bench_block(name: str, sources: Sources) -> str:
-    """What the page of reports/bench says of a record, without its heading."""
-    about = _bench(name, sources)
-    sign = f"`{about['command']}`" if "command" in about else f"`{about['data']}`, {about['width']:g} times"
+    """The section of reports/bench/README.md on a record, without its heading."""
+    record = _bench(name, sources)
+    sign = f"`{record['command']}`" if "command" in record else f"`{record['data']}`, {record['width']:g} times"
     for part in sources.read(REPORTS / "bench" / "README.md").split("\n## ")[1:]:
         if sign in part:
-            return (part if "command" not in about else part.partition("\n")[2]).strip()
+            return (part if "command" not in record else part.partition("\n")[2]).strip()
     raise UserError(f"reports/bench/README.md says nothing of {name}.json; `make bench` writes it anew")
 
 
 def trials_block(name: str, sources: Sources) -> str:
-    """A table of trials: what all of them have in common in a line, what differs in a table."""
+    """The trials of a CSV file: a line with what all have in common, and a table of what differs."""
     path = REPORTS / "trials" / f"{name}.csv"
     lines = list(csv.DictReader(io.StringIO(sources.read(path))))
     if not lines:
         raise UserError(f"{path} has no lines")
-    alike = [key for key in lines[0] if len(lines) > 1 and len({line[key] for line in lines}) == 1]
-    common = {key: lines[0][key] for key in alike}
+    constant_keys = [key for key in lines[0] if len(lines) > 1 and len({line[key] for line in lines}) == 1]
+    common = {key: lines[0][key] for key in constant_keys}
     keys = [key for key in lines[0] if key not in common]
     numeric = [all(re.fullmatch(r"-?[\d.]*", line[key] or "") for line in lines) for key in keys]
     table = markdown_table(

@@ -1,8 +1,8 @@
-"""Records of trained cells: `load_records` is the gate to the report.
+"""Reads and checks the records of trained cells: `load_records`.
 
 A cell leaves `<key>.json` (`stn.report.table.Cell.key`), the arrays beside it in an NPZ (see `stn.training.record`),
-and perhaps what `stn.export` measured in `<key>-export.json`. What passes the gate is whole, is its own cell's, and
-adds up, so comparisons and renderers take records as they are.
+and `<key>-export.json` if `stn.export` measured it. Records from `load_records` are complete, consistent and of their
+cells, so comparisons and renderers need not check them.
 """
 
 import json
@@ -29,10 +29,10 @@ Kind = TypeVar("Kind", bound="DataclassInstance")
 
 @dataclass(frozen=True)
 class Seed:
-    """One training of a cell: its `error` in percent, of `errors` among `n_test` test images.
+    """One training of a cell: its `error` in percent, that is `errors` of `n_test` test images.
 
-    `seconds` are of training; `validation` is the curve [step, error in percent, loss]; `provenance` says when, on what
-    machine and with which versions, and `weights`: from which pretrained ones, if from any.
+    `seconds` are of training; `validation` is the curve [step, error in percent, loss]; `provenance` holds the date,
+    machine and versions, and in `weights` the pretrained weights that it started from, if any.
     """
 
     seed: int
@@ -55,7 +55,7 @@ class Seed:
 class Run:
     """One way to run an exported network: errors as in `Seed`, `agreement` with torch's answers in percent.
 
-    `latency` is of one image, in ms: median, low, high, and of n runs. `bytes` is the size of the file, if it is one.
+    `latency` is of one image, in ms: median, low, high, and n, the number of runs. `bytes` is the size of its file.
     """
 
     error: float
@@ -67,7 +67,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Export:
-    """What a record's network, of its first seed, is worth as ONNX files: `runs` by torch, float32 and int8."""
+    """The measurements of a record's first network as ONNX files: `runs` by torch, float32 and int8."""
 
     tested: str
     n_test: int
@@ -81,10 +81,10 @@ class Export:
 class Record:
     """What a cell's training measured, at the `row` and `column` of the table that shows it.
 
-    `part` says what stands in for the paper's data, if anything does; `parameters` and `multiply_adds` (of one image)
-    are the network's; `config` is what it was trained with. `arrays` are read-only facts about test images, such as
-    `correct_s0`, bool (n_test,). `code` identifies the code that trained the cell, `adopted` lists the later versions
-    that were shown to give the same numbers, and on what evidence; records of before have neither.
+    `part` names what replaces the paper's data, if anything does; `parameters` and `multiply_adds` (of one image) are
+    the network's; `config` is that of the training. `arrays` are read-only facts about test images, such as
+    `correct_s0`, bool (n_test,). `code` identifies the code that trained the cell, and `adopted` lists later code that
+    was shown to give the same numbers, with the evidence; older records have neither.
     """
 
     row: Row
@@ -116,8 +116,8 @@ class Record:
         return self.arrays[self.seeds[0].array].astype(bool)
 
 
-# What the JSON files must hold, and what they may. Where a cell stands is said by its table, so what older records say
-# about that is not read.
+# The required and the optional keys of the JSON files. The table gives a cell's row and column, so those of older
+# records are not read.
 READ_ELSEWHERE = {"row", "column", "path", "arrays", "export"}
 OPTIONAL = {"code", "adopted"}
 KEYS = ("schema", "complete", *(part.name for part in fields(Record) if part.name not in READ_ELSEWHERE | OPTIONAL))
@@ -128,7 +128,7 @@ RUNS = ("torch", "float32", "int8")
 
 
 def missing(paths: Iterable[Path]) -> list[Path]:
-    """Those of the declared cells' JSON paths that have no record."""
+    """The JSON paths of declared cells that have no record."""
     return [Path(path) for path in paths if not Path(path).is_file()]
 
 
@@ -141,18 +141,18 @@ def load_records(
 ) -> list[Record]:
     """The records of the declared cells of one table, by row and column.
 
-    Optional cells of one data set are all or nothing: absent as a whole they are skipped, and once one of them has a
-    record the others are required; but cells of rows that are `shown_where_run` may be absent one by one, and a cell
-    that an earlier table shows too begins no column. `configs` gives, for any of the paths, the resolved config that
-    this cell is declared to have, and `fill` adds to a record's config the defaults of keys that are younger than it.
-    Raises UserError, one line that names the files, for a required cell without record, a damaged or unfinished record,
-    one whose config is not its cell's, or records of several budgets.
+    Once one optional cell of a data set has a record, the data set's other optional cells are required. There are two
+    exceptions: cells of rows that are `shown_where_run` may be absent one by one, and the record of a cell that an
+    earlier table shows makes no other cell required. `configs` gives the declared, resolved configs of any of the
+    paths, and `fill` adds to a record's config the defaults of newer keys. Raises UserError, one line that names the
+    files, for a required cell without a record, a damaged or unfinished record, a record whose config is not its
+    cell's, or records of several budgets.
     """
     paths, optional = [Path(path) for path in required], [Path(path) for path in optional]
     loose = {path for path in optional if _is_loose(table, path)}
-    own = [path for path in optional if path.parent.name == table.folder] or optional
-    sets = {_data_set(path) for path in own if path.is_file() and path not in loose}
-    paths += [path for path in optional if (path.is_file() if path in loose else _data_set(path) in sets)]
+    own_paths = [path for path in optional if path.parent.name == table.folder] or optional
+    data_sets = {_data_set(path) for path in own_paths if path.is_file() and path not in loose}
+    paths += [path for path in optional if (path.is_file() if path in loose else _data_set(path) in data_sets)]
     absent = missing(paths)
     if absent:
         cells = "1 cell has" if len(absent) == 1 else f"{len(absent)} cells have"
@@ -199,7 +199,7 @@ def _data_set(path: Path) -> str:
 
 
 def _is_loose(table: Table, path: Path) -> bool:
-    """Whether a cell is shown only in rows that are shown where they were run."""
+    """Whether all rows that show a cell are `shown_where_run`."""
     places = table.places.get(path.stem, [])
     return bool(places) and all(row.shown_where_run for row, _ in places)
 
@@ -224,9 +224,9 @@ def _read(path: Path, table: Table) -> list[Record]:
     reason = fault(facts)
     if reason:
         raise damaged(reason)
-    wrong = _mistyped(Record, facts) if isinstance(facts["seeds"], list) else ["seeds"]
-    if wrong:
-        raise damaged(f"{wrong[0]}: {json.dumps(facts[wrong[0]])[:40]}")
+    mistyped = _mistyped(Record, facts) if isinstance(facts["seeds"], list) else ["seeds"]
+    if mistyped:
+        raise damaged(f"{mistyped[0]}: {json.dumps(facts[mistyped[0]])[:40]}")
     if not facts["complete"]:
         raise UserError(f"{path}: an unfinished run, not a result; `{table.make}` trains the cell to its end")
     places = table.places.get(path.stem, [])
@@ -241,9 +241,9 @@ def _read(path: Path, table: Table) -> list[Record]:
         gaps = [key for key in SEED_KEYS if not isinstance(seed, dict) or key not in seed]
         if gaps:
             raise damaged(f"a seed without {', '.join(gaps)}")
-        wrong = _mistyped(Seed, seed)
-        if wrong:
-            raise damaged(f"a seed whose {wrong[0]} is {json.dumps(seed[wrong[0]])[:40]}")
+        mistyped = _mistyped(Seed, seed)
+        if mistyped:
+            raise damaged(f"a seed whose {mistyped[0]} is {json.dumps(seed[mistyped[0]])[:40]}")
         batch = facts["config"].get("budget", {}).get("batch_size")
         if batch and seed["images_seen"] != seed["steps"] * batch * table.classes:
             each = f" of each of {table.classes} classes" if table.classes > 1 else ""
@@ -286,7 +286,7 @@ def _read(path: Path, table: Table) -> list[Record]:
 
 
 def _mistyped(kind: "type[DataclassInstance]", values: Mapping[str, Any]) -> list[str]:
-    """The fields of a dataclass whose value is no number, text or object as it should be."""
+    """The fields of a dataclass whose values have the wrong type."""
     allowed: dict[Any, type | tuple[type, ...]] = {int: int, float: (int, float), str: str, Mapping: dict}
     types = {part.name: get_origin(part.type) or part.type for part in fields(kind) if part.name in values}
     return [
@@ -297,12 +297,12 @@ def _mistyped(kind: "type[DataclassInstance]", values: Mapping[str, Any]) -> lis
 
 
 def _pick(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
-    """An object of a dataclass from those of the values that it knows."""
+    """An object of a dataclass from those of the values that are its fields."""
     return kind(**{part.name: values[part.name] for part in fields(kind) if part.name in values})
 
 
 def _at(record: Record, row: Row, column: Column) -> Record:
-    """The record at a place of its table: where the row is about some test images, with those alone."""
+    """The record at a place of its table, with only the test images of the row if the row selects some."""
     if row.images is None:
         return replace(record, row=row, column=column)
     name, value = row.images
@@ -322,22 +322,22 @@ def _read_export(record: Record, table: Table) -> Export | None:
     path = cell.with_name(f"{cell.stem}-export.json")
     if not path.is_file():
         return None
-    again = f"delete it and `{table.make}` exports the network again"
+    advice = f"delete it and `{table.make}` exports the network again"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         gaps = [key for key in EXPORT_KEYS if key not in facts]
         gaps += [f"runs.{run}" for run in RUNS if run not in facts.get("runs", ())]
         gaps += [key for run in facts.get("runs", {}).values() for key in RUN_KEYS if key not in run]
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged record, no valid JSON; {again}") from error
+        raise UserError(f"{path}: damaged record, no valid JSON; {advice}") from error
     if gaps or facts["schema"] != SCHEMA:
         reason = f"without {gaps[0]}" if gaps else f"schema {facts['schema']}, not {SCHEMA}"
-        raise UserError(f"{path}: damaged record, {reason}; {again}")
+        raise UserError(f"{path}: damaged record, {reason}; {advice}")
     export = _pick(Export, facts | {"runs": {name: _pick(Run, run) for name, run in facts["runs"].items()}})
     first = record.seeds[0]
     trained = {"seed": first.seed, "date": first.provenance.get("date"), "errors": first.errors}
     if export.trained != trained or export.config != record.config:
-        raise UserError(f"{path}: not of the training that {cell.name} tells of; {again}")
+        raise UserError(f"{path}: not of the training that {cell.name} tells of; {advice}")
     if export.tested != record.data or export.n_test != record.n_test:
-        raise UserError(f"{path}: tested on other images than {cell.name}; {again}")
+        raise UserError(f"{path}: tested on other images than {cell.name}; {advice}")
     return export

@@ -1,6 +1,6 @@
-"""What the numbers can bear: intervals, paired tests, verdicts, and how much of a distortion a transformer undoes.
+"""Intervals, paired tests, verdicts, and how much of a distortion a transformer undoes.
 
-Errors are in percent, as in the paper's tables. Nothing here knows of files.
+Errors are in percent, as in the paper's tables. Nothing here reads files.
 """
 
 from collections.abc import Sequence
@@ -8,15 +8,14 @@ from typing import Protocol
 
 import numpy as np
 
-STILL = 1e-3  # what moves by less, in units of the frame, stands still
+STILL = 1e-3  # movements below this, in units of the frame, count as none
 TRIMMED = 0.05  # share of the farthest images that `variance_undone` leaves out
 
 
 def wilson(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval, in percent, for a rate of which `errors` out of `n` images were seen."""
-    from scipy import (
-        stats,
-    )  # here and below: it takes a second to load, and what lists a table's cells needs none of it
+    """Wilson's score interval, in percent, for a rate, given `errors` out of `n` images."""
+    # Imported here and below: it takes a second to load, and listing the cells of a table does not need it.
+    from scipy import stats
 
     bounds = stats.binomtest(errors, n).proportion_ci(level, method="wilson")
     return 100 * float(bounds.low), 100 * float(bounds.high)
@@ -72,14 +71,15 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[float, int, i
 def share_gained(
     baseline: np.ndarray, model: np.ndarray, ceiling: np.ndarray, level: float = 0.95, draws: int = 10_000
 ) -> tuple[float, float, float]:
-    """How much, in percent, of the way from the baseline's error to the ceiling's ours has come, and its interval.
+    """The share, in percent, of the gap between the baseline's error and the ceiling's that a model closes.
 
-    Each says which of the same test images (n,) is right. The interval is a percentile bootstrap over images: only
-    how many there are of each of the eight combinations matters. It is (nan, nan) where a resample may have no way.
+    Each argument says which of the same test images (n,) are right. Returns the share and its interval, a percentile
+    bootstrap over images, which depends only on the counts of the eight combinations. The interval is (nan, nan) if a
+    resample may have no gap.
     """
     kinds = np.asarray(baseline, int) + 2 * np.asarray(model, int) + 4 * np.asarray(ceiling, int)
     counts = np.bincount(kinds, minlength=8)
-    right = np.array([[kind >> k & 1 for k in range(3)] for kind in range(8)])  # of each combination
+    right = np.array([[kind >> k & 1 for k in range(3)] for kind in range(8)])  # which of the three, by combination
 
     def share(counted: np.ndarray) -> np.ndarray:
         base, own, best = np.moveaxis(counted @ right, -1, 0)
@@ -92,7 +92,7 @@ def share_gained(
 
 
 def verdict(lo: float, hi: float, paper: float | None, tolerance: float = 0.05, comparable: bool = True) -> str:
-    """better, within, worse or not comparable: the whole interval against the paper's value +- its rounding.
+    """better, within, worse or not comparable: the whole interval compared with the paper's value +- its rounding.
 
     The paper prints one decimal, so its value stands for an interval of +- 0.05, and a bound that touches it is within.
     """
@@ -105,9 +105,9 @@ def verdict(lo: float, hi: float, paper: float | None, tolerance: float = 0.05, 
 def without_constant(true: np.ndarray, estimate: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The estimated pose with the network's own constant removed, and the residuals estimate - true.
 
-    A transformer may bring objects to any canonical pose, so what it finds is defined up to a constant: added to
-    `angle` (degrees, wrapped to +-180), `x` and `y` (pixels), multiplied on `scale`, whose residuals are logarithms
-    of the ratio. The estimate comes back in the true one's units, as true plus (times) residual.
+    A transformer may bring objects to any canonical pose, so its estimate is defined up to a constant: a summand of
+    `angle` (degrees, wrapped to +-180), `x` and `y` (pixels), a factor of `scale`, whose residuals are logarithms of
+    the ratio. The returned estimate is the true pose plus the residual; for `scale`, times its exponential.
     """
     true, estimate = np.asarray(true, float), np.asarray(estimate, float)
     if name == "angle":
@@ -124,15 +124,16 @@ def without_constant(true: np.ndarray, estimate: np.ndarray, name: str) -> tuple
 
 
 def share_explained(true: np.ndarray, residual: np.ndarray, name: str) -> float:
-    """R^2 of the identity line: 1 - var(residual) / var(true), on the logarithm for `scale`. Below 0 if it harms."""
+    """R^2 of the identity line: 1 - var(residual) / var(true), on the logarithm for `scale`. Can be negative."""
     true = np.log(true) if name == "scale" else np.asarray(true, float)
     return 1 - float(np.mean(np.square(residual)) / np.var(true))
 
 
 def at_size_of(reference: np.ndarray, cloud: np.ndarray) -> np.ndarray:
-    """`cloud` (N images, K points, 2) whose images are scaled, all by one factor, to the size of `reference`.
+    """`cloud` (N images, K points, 2) with all images scaled by one factor, to the size of `reference`.
 
-    An image is scaled about the centre of its own points; size is the median over images of their distance from it.
+    An image is scaled about the centre of its points. The size of a cloud is the median over images of the root of the
+    summed squared distances of the points from that centre.
     """
 
     def size(points: np.ndarray) -> float:
@@ -145,16 +146,16 @@ def at_size_of(reference: np.ndarray, cloud: np.ndarray) -> np.ndarray:
 
 
 def scatter(cloud: np.ndarray) -> tuple[float, np.ndarray]:
-    """How far the points of a cloud (N, K, 2) wander: their variance over images, summed, and who counts, bool (N,).
+    """The variance over images of a cloud's points (N, K, 2), summed, and which images count, bool (N,).
 
-    The `TRIMMED` farthest images are left out: a projective map sends a few points almost to infinity, where one image
-    in a thousand would be nine tenths of the variance.
+    The share `TRIMMED` of the farthest images is left out: a projective map sends a few points almost to infinity, and
+    one image in a thousand would contribute nine tenths of the variance.
     """
     cloud = np.asarray(cloud, float)
-    whole = np.isfinite(cloud).all((1, 2))
-    n = min(int(whole.sum()), int(np.ceil((1 - TRIMMED) * len(cloud))))
+    finite = np.isfinite(cloud).all((1, 2))
+    n = min(int(finite.sum()), int(np.ceil((1 - TRIMMED) * len(cloud))))
     # Least trimmed squares: the mean of the nearest images and the images nearest to that mean, until they agree.
-    centre, inliers = np.median(cloud[whole], 0), np.zeros(len(cloud), bool)
+    centre, inliers = np.median(cloud[finite], 0), np.zeros(len(cloud), bool)
     for _ in range(50):
         displacement = np.square(cloud - centre).sum((1, 2))  # inf and nan sort last
         previous, inliers = inliers, np.zeros(len(cloud), bool)
@@ -168,18 +169,18 @@ def scatter(cloud: np.ndarray) -> tuple[float, np.ndarray]:
 def variance_undone(cloud_before: np.ndarray, cloud_after: np.ndarray) -> float:
     """Share of the pose variance that a transformer removes: 1 - scatter(after) / scatter(before).
 
-    The clouds (N, K, 2) are where K fixed points of the canvas fall in each undistorted object's frame. 1 means that
-    every image reaches the same pose, 0 that nothing is gained, less than 0 that the spread grew. A constant zoom is
-    taken out first: a transformer that merely zooms in shrinks a rotated cloud and undoes nothing.
+    The clouds (N, K, 2) are the places of K fixed points of the canvas in each undistorted object's frame. 1 means that
+    every image reaches the same pose, 0 that nothing is gained, a negative value that the spread grew. A constant zoom
+    is removed first, because it would shrink a rotated cloud without undoing anything.
     """
     return 1 - scatter(at_size_of(cloud_before, cloud_after))[0] / scatter(cloud_before)[0]
 
 
 def seen(windows: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How windows (N, 4 corners, 2) show boxes (N, x0 y0 x1 y1), all in one frame: two shares of areas, each (N,).
+    """How well windows (N, 4 corners, 2) show boxes (N, x0 y0 x1 y1), all in one frame: two shares of areas, each (N,).
 
-    The first is the share of the box that lies inside the window's bounding box, the second the share of that bounding
-    box which is box. A window without area, or that is not finite, shows nothing: 0 and 0.
+    The first is the share of the box inside the window's bounding box, the second the share of that bounding box inside
+    the box. Both are 0 for a window without area and for one that is not finite.
     """
     windows, boxes = np.asarray(windows, float), np.asarray(boxes, float)
     windows = np.where(np.isfinite(windows).all((1, 2), keepdims=True), windows, 0)
@@ -192,7 +193,7 @@ def seen(windows: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def holds(windows: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Which points (N images, K, 2) lie in their image's window (N, 4 corners, 2): (N, K), 1 or 0, nan for no point.
 
-    A window is its bounding box, edge included. One that is not finite holds nothing.
+    A window is its bounding box, edges included. A window that is not finite holds no point.
     """
     windows, points = np.asarray(windows, float), np.asarray(points, float)
     low, high = windows.min(1)[:, None], windows.max(1)[:, None]
@@ -203,24 +204,24 @@ def holds(windows: np.ndarray, points: np.ndarray) -> np.ndarray:
 def follow(windows: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     """Correlations, in x and in y, of the centres of windows (N images, 4 corners, 2) with points (N, 2).
 
-    nan where one of the two does not move. Images where one of them is not finite do not count.
+    nan if windows or points do not move. Images in which one of the two is not finite do not count.
     """
     centre, targets = np.asarray(windows, float).mean(1), np.asarray(targets, float)
-    known = np.isfinite(centre).all(1) & np.isfinite(targets).all(1)
-    if not known.any():
+    is_finite = np.isfinite(centre).all(1) & np.isfinite(targets).all(1)
+    if not is_finite.any():
         return np.nan, np.nan
     x, y = (
         np.nan if min(np.ptp(a), np.ptp(b)) < STILL else float(np.corrcoef(a, b)[0, 1])
-        for a, b in zip(centre[known].T, targets[known].T, strict=True)
+        for a, b in zip(centre[is_finite].T, targets[is_finite].T, strict=True)
     )
     return x, y
 
 
 def centres(windows: np.ndarray) -> tuple[np.ndarray, float]:
-    """Where windows (N images, 4 corners, 2) stand and how far they move, in the units of the corners.
+    """The mean of the centres of windows (N images, 4 corners, 2), (2,), and how far the centres move.
 
-    That is the mean of their centres, (2,), and the root mean square of a centre's distance from it. Windows that are
-    not finite do not count.
+    The second is the root mean square of the distances of the centres from their mean, in the units of the corners.
+    Windows that are not finite do not count.
     """
     centre = np.asarray(windows, float).mean(1)
     centre = centre[np.isfinite(centre).all(1)]

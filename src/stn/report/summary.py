@@ -9,7 +9,7 @@ from stn.report.table import Table
 
 
 def summarise(table: Table, records: Sequence[Record]) -> list[str]:
-    """How many cells agree with the paper, who does not beat what it should, and whether the orders hold."""
+    """How many cells agree with the paper, which rows do not beat their opponents, and whether the orders hold."""
     values = measure(table, records)
     means = [value for value in values if table.is_mean(value.record.row)]
     counts = Counter(value.verdict for value in values if value not in means)
@@ -33,15 +33,15 @@ def summarise(table: Table, records: Sequence[Record]) -> list[str]:
 
 
 def _orders(table: Table, records: Sequence[Record]) -> list[str]:
-    """Whether the paper's orders hold, as far as the records go."""
-    wholes = order_steps(table, records)
+    """Whether the paper's orders hold, where all of their rows have records."""
+    chains = order_steps(table, records)
     if len(table.orders) == 1:
-        return [_order(whole) for whole in wholes]
+        return [_order(chain) for chain in chains]
     papers: list[Sequence[Comparison]] = []
     variants: list[Sequence[Comparison]] = []
-    for whole in wholes:
-        rows = (whole[0].other.row, *(step.row for step in whole))
-        (papers if all(row.paper for row in rows) else variants).append(whole)
+    for chain in chains:
+        rows = (chain[0].other.row, *(step.row for step in chain))
+        (papers if all(row.paper for row in rows) else variants).append(chain)
     return [
         _several_orders(subject, part)
         for subject, part in (("The paper's order", papers), ("The same order of rows that are ours", variants))
@@ -49,30 +49,30 @@ def _orders(table: Table, records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _order(whole: Sequence[Comparison]) -> str:
+def _order(chain: Sequence[Comparison]) -> str:
     """Whether the paper's order holds in one column, with the values, and which of its steps are significant."""
-    verdict = "holds" if all(step.beats for step in whole) else "does not hold"
-    sure = [f"the step {'up' if step.beats else 'down'} to {step.row.label}" for step in whole if step.sure]
+    verdict = "holds" if all(step.beats for step in chain) else "does not hold"
+    sure = [f"the step {'up' if step.beats else 'down'} to {step.row.label}" for step in chain if step.sure]
     steps = f"{', '.join(sure)} {'is' if len(sure) == 1 else 'are'}" if sure else "no step is"
     return (
-        f"The paper's order {verdict} on {whole[0].column.label}: {_chain(whole)}; {steps} significant "
+        f"The paper's order {verdict} on {chain[0].column.label}: {_chain(chain)}; {steps} significant "
         f"(p < {SIGNIFICANT}, paired test)."
     )
 
 
-def _several_orders(subject: str, wholes: Sequence[Sequence[Comparison]]) -> str:
+def _several_orders(subject: str, chains: Sequence[Sequence[Comparison]]) -> str:
     """In how many families an order holds, with the values of each, and which of the steps are not significant."""
-    count = sum(all(step.beats for step in whole) for whole in wholes)
-    unsure = [f"to {step.row.label}" for whole in wholes for step in whole if not step.sure]
+    count = sum(all(step.beats for step in chain) for chain in chains)
+    unsure = [f"to {step.row.label}" for chain in chains for step in chain if not step.sure]
     steps = f"every step is significant, but those {', '.join(unsure)}" if unsure else "every step is significant"
-    values = "; ".join(map(_chain, wholes))
-    return f"{subject} holds in {count} of {len(wholes)}: {values}; {steps} (p < {SIGNIFICANT}, paired test)."
+    values = "; ".join(map(_chain, chains))
+    return f"{subject} holds in {count} of {len(chains)}: {values}; {steps} (p < {SIGNIFICANT}, paired test)."
 
 
-def _chain(whole: Sequence[Comparison]) -> str:
+def _chain(chain: Sequence[Comparison]) -> str:
     """The rows of an order with their values."""
-    text = f"{whole[0].other.row.label} {whole[0].theirs:.2f}"
-    for step in whole:
+    text = f"{chain[0].other.row.label} {chain[0].theirs:.2f}"
+    for step in chain:
         sign = "<" if step.ours > step.theirs else ">" if step.ours < step.theirs else "="
         text += f" {sign} {step.row.label} {step.ours:.2f}"
     return text

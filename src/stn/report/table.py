@@ -1,7 +1,7 @@
-"""What a table is made of: columns, rows, contests between rows, sections and figures.
+"""The parts of a table: columns, rows, contests between rows, sections and figures.
 
-An experiment builds its tables from these objects in its own `table.py`. Nothing here reads a file, and everything is
-light to import: what the pipeline trains is read from the tables too.
+An experiment builds its tables from these objects in its own `table.py`. This module reads no file and is quick to
+import, because the pipeline reads the cells to train from the tables too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stn.report.comparisons import Contest
     from stn.report.records import Record
 
-LONGEST = 150  # characters of a cell's key, which names files: a longer one ends in its checksum
+LONGEST = 150  # characters of a cell's key, which names files: a longer key is cut and ends in a checksum
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The name of its record, `<data>-<model>`, and each setting as `-<key>_<value>`."""
+        """The name of its record: `<data>-<model>`, then `-<key>_<value>` for each setting."""
         settings = (setting.partition("=") for setting in self.settings)
         names = (f"{key.rpartition('.')[2]}_{re.sub('[^A-Za-z0-9_.]+', '_', value)}" for key, _, value in settings)
         key = "-".join((self.data, self.model, *names))
@@ -47,10 +47,9 @@ class Cell:
 class Column:
     """A data set, as the column of a table.
 
-    `data` names its config; rows may have data sets of their own in the column (`Row.data`). `settings` are what its
-    cells have otherwise than their configs say. The `stand_ins` are data sets whose records are shown in the same
-    column, with what they are in place of the paper's data. `description` is what figures call the column, `note` a
-    sentence below the table.
+    `data` names its config; rows may have data sets of their own in the column (`Row.data`). `settings` are deviations
+    of its cells from their configs. `stand_ins` are data sets that replace the paper's; their records are shown in the
+    same column. `description` is the column's name in figures, `note` a sentence below the table.
     """
 
     label: str
@@ -63,17 +62,17 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A network, as the row of a table: its `model` config, and the `settings` that are otherwise than there.
+    """A network, as the row of a table: its `model` config, and the `settings` that deviate from it.
 
     `paper` holds the values that the paper prints; a row without any is ours. A row that is only `cited` names its
     source and is never run. `transformer` says that the network has one, so that its record must hold the table's
-    arrays; `baseline` is the row that it is to beat, `control` what it is when its windows may not move. `data` names
-    the row's data sets by column where they are not the column's: other columns then have no such cell.
+    arrays. `baseline` is the row to beat, `control` the same network with fixed windows. `data` gives the row data sets
+    of its own, by column; other columns then have no such cell.
 
-    A row `on_demand` is trained only when asked for; one `shown_where_run` is shown, and needed, only where it has a
-    record; `absent` stands where it has none. `images`, such as ("classes", 3), are the test images that the row is
-    about: those where this array of the record has this value. `short` and `colour` are for figures, `note` is a
-    sentence below the table.
+    A row `on_demand` is trained only when asked for. A row `shown_where_run` is shown, and required, only where it has
+    a record. `absent` is the text of a place without a record. `images`, such as ("classes", 3), restricts the row to
+    test images: those for which this array of the record has this value. `short` and `colour` are for figures, `note`
+    is a sentence below the table.
     """
 
     label: str
@@ -95,13 +94,13 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What figures call the row."""
+        """The row's name in figures."""
         return self.short or self.label
 
     def cells(self, column: Column) -> tuple[Cell, ...]:
         """The cells whose records the row shows in a column: first its own, then stand-ins.
 
-        None if the row has nothing in the column, or is only cited.
+        Empty if the row has nothing in the column, or is only cited.
         """
         data = column.data if self.data is None else self.data.get(column, "")
         if not self.model or not data:
@@ -114,8 +113,8 @@ class Row:
 class Grid:
     """A small table of texts. `align` has an l or an r for each column.
 
-    The terminal shows the `short` heads where there are any, of two lines each, and a gap wherever the text in the
-    column `block` changes.
+    The terminal shows the `short` heads, of two lines each, if there are any, and a gap wherever the text in the column
+    `block` changes.
     """
 
     head: Sequence[str]
@@ -135,7 +134,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Aside:
-    """A grid that stands beside the main one wherever the table is shown, and what is said of it."""
+    """A grid that is shown with the main one, and its text."""
 
     text: str
     grid: Grid
@@ -162,17 +161,16 @@ class Figure:
 class Table:
     """A table of the paper, or one of ours in the same form.
 
-    `folder` is where the records lie of the cells that no earlier table shows, `<folder>_on_demand` those of rows that
-    are trained only when asked for.
+    The records of cells that no earlier table shows lie in `folder`, those of rows on demand in `<folder>_on_demand`.
 
-    `blocks` are the rows, from top to bottom, with a gap between blocks; `entries` is what they are. Records hold
-    errors in percent; a table that prints accuracy says so by `accuracy`: `metric`, `turned` and `arrows` are all that
-    follows from it. `arrays` are what the record of a row with a transformer must hold, `check` gives the reason why a
-    record is damaged, if any. `contests` hold rows against others, `orders` are what the paper claims, each from worst
-    to best; one with rows that are ours asks the same of them. `rival` is what the legend calls the baselines where
-    they are many. `images` is what a network takes at once. `remarks` are sentences of the caption, `asides` grids
-    beside the main one, `sections` further parts of the Markdown report: functions of the table and its records, which
-    may return "" or None.
+    `blocks` are the rows, from top to bottom, with a gap between blocks; `entries` is the word for them. Records hold
+    errors in percent; a table that prints accuracies sets `accuracy`, on which only `metric`, `turned` and `arrows`
+    depend. `arrays` names the arrays that the record of a row with a transformer must hold; `check` returns why a
+    record is damaged, if it is. `contests` compare rows. `orders` are rankings that the paper claims, each from worst
+    to best; an order with rows that are ours tests the same claim on them. `rival` is the legend's word for the
+    baselines if they are many, `images` the word for a network's inputs. `remarks` give sentences of the caption,
+    `asides` grids beside the main one, `sections` further parts of the Markdown report: functions of the table and its
+    records, which may return "" or None.
     """
 
     number: int
@@ -218,7 +216,7 @@ class Table:
 
     @cached_property
     def places(self) -> dict[str, list[tuple[Row, Column]]]:
-        """Where the record of each cell stands, by its key, stand-ins included: by row, then by column."""
+        """The places of each cell's record, by the cell's key, stand-ins included: by row, then by column."""
         places: dict[str, list[tuple[Row, Column]]] = {}
         for row in self.rows:
             for column in self.columns:
@@ -227,7 +225,7 @@ class Table:
         return places
 
     def cells(self, on_demand: bool | None = None) -> list[Cell]:
-        """The table's cells, without stand-ins, by column and row: all, or those that are on demand or are not."""
+        """The table's cells, without stand-ins, by column and row; `on_demand` selects those that are or are not."""
         return list(
             dict.fromkeys(
                 cells[0]
@@ -247,7 +245,7 @@ class Table:
 
     @property
     def name(self) -> str:
-        """What its files, its README block and its LaTeX label are called."""
+        """The name of its files, of its README block and of its LaTeX label."""
         return f"table{self.number}"
 
     @property
@@ -262,16 +260,16 @@ class Table:
 
     @property
     def shares_records(self) -> bool:
-        """Whether rows stand for some of a record's test images each."""
+        """Whether rows select some of a record's test images each."""
         return any(row.images for row in self.rows)
 
     def is_mean(self, row: Row) -> bool:
-        """Whether the row is over the images of the others, and so no cell."""
+        """Whether the row is the mean over the images of the other rows, and so no cell."""
         return self.shares_records and not row.images
 
     @property
     def classes(self) -> int:
-        """How many rows are learned side by side: a batch of 20 then holds 20 images of each."""
+        """How many classes a record trains in parallel: a batch of 20 then holds 20 images of each."""
         return max(1, sum(row.images is not None for row in self.rows))
 
     def is_ours(self, column: Column) -> bool:
@@ -279,7 +277,7 @@ class Table:
         return not any(column in row.paper for row in self.rows)
 
     def starts_block(self, above: Row, below: Row) -> bool:
-        """Whether there is a gap somewhere between two rows."""
+        """Whether two rows are in different blocks."""
         return self._block(above) != self._block(below)
 
     def _block(self, row: Row) -> int:
@@ -290,10 +288,10 @@ class Table:
         return "accuracy %" if self.accuracy else "error %"
 
     def turned(self, percent: float) -> float:
-        """An error as the value that the table prints, or such a value as an error: the way back is the same."""
+        """Converts an error to the value that the table prints, and such a value to an error."""
         return 100 - percent if self.accuracy else percent
 
     @property
     def arrows(self) -> tuple[str, str]:
-        """Where a better and where a worse value lies."""
+        """The arrows towards better and towards worse values."""
         return ("↑", "↓") if self.accuracy else ("↓", "↑")

@@ -1,4 +1,4 @@
-"""The report by the number of a table: records in, Markdown, CSV, LaTeX and a grid for the terminal out."""
+"""Renders a table, by its number, as Markdown, CSV, LaTeX and a grid for the terminal."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def to_markdown(records: Sequence[Record], number: int, alternatives: Sequence[S
 
 
 def to_csv(records: Sequence[Record]) -> str:
-    """See `render_csv`; the table is the one that the records are of."""
+    """See `stn.report.csv.render_csv`; the records determine the table."""
     tables = list(find_tables().values())
     return render_csv(next((table for table in tables if records and records[0].row in table.rows), tables[0]), records)
 

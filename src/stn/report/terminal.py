@@ -1,4 +1,4 @@
-"""A table for the terminal, at most 100 columns wide; marks say what colours say too."""
+"""A table for the terminal, at most 100 columns wide. Colours only repeat what marks say."""
 
 import textwrap
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from stn.report.records import Record
 from stn.report.summary import summarise
 from stn.report.table import Column, Grid, Row, Table
 
-HEAD = 11  # characters from which on the label of a column with a single value is broken into lines
+HEAD = 11  # characters beyond which the label of a column with a single value is wrapped
 COLOURS = {"better": "green", "within": "cyan", "worse": "yellow", "not comparable": ""}
 
 
 def render_terminal(table: Table, records: Sequence[Record], alternatives: Sequence[Sequence[Record]] = ()) -> Group:
     """The grid and its summary for a rich console.
 
-    Where there are `others`, the same cells at other budgets, a second grid shows them side by side.
+    A second grid compares them with `alternatives`, the records of the same cells at other budgets.
     """
     matrix = build_matrix(table, records)
     text = caption(table, records).replace("**ours** (the paper's)", "paper | ours").replace("`", "")
@@ -34,7 +34,7 @@ def render_terminal(table: Table, records: Sequence[Record], alternatives: Seque
         aside = build(table, records)
         if aside:
             parts += [Text(), _aside_grid(aside.grid), Text(), Text(aside.text.replace("`", ""), style="dim")]
-    budgets = build_budgets([records, *alternatives], table, "{}", with_paper=False)  # the paper's stand above
+    budgets = build_budgets([records, *alternatives], table, "{}", with_paper=False)  # the main grid has the paper's
     if budgets:
         lines, grid = budgets
         parts += [Text(), _budget_grid(grid), Text(), *(Text(line.replace("`", ""), style="dim") for line in lines)]
@@ -62,7 +62,7 @@ def _main_grid(table: Table, matrix: Matrix) -> RichTable:
         above = "\n".join(label) if len(label) > 1 else label[0].center(width + 7)
         grid.add_column(Text("\n" * (height - len(label)) + f"{above}\n{head}"), no_wrap=True)
         for line, row, paper in zip(lines, matrix.rows, papers, strict=True):
-            # Padded by hand, so that the bars stand in one line whatever marks follow.
+            # Padded by hand, so that the bars align whatever marks follow.
             line.append(_place(table, matrix, row, column, paper.rjust(5 if width < 6 else width)))
     for line, row, below in zip(lines, matrix.rows, [*matrix.rows[1:], matrix.rows[-1]], strict=True):
         grid.add_row(*line)
@@ -72,7 +72,7 @@ def _main_grid(table: Table, matrix: Matrix) -> RichTable:
 
 
 def _place(table: Table, matrix: Matrix, row: Row, column: Column, paper: str) -> Text:
-    """The paper's value, a bar, and ours or why there is none."""
+    """The paper's value, a bar, and our value or why there is none."""
     value, absence = matrix.values.get((row, column)), describe_absence(table, row, column)
     text = Text()
     if not table.is_ours(column):
@@ -100,7 +100,7 @@ def _aside_grid(aside: Grid) -> RichTable:
 
 def _budget_grid(budgets: Grid) -> RichTable:
     grid = _new_grid()
-    # Padded by hand, so that numbers stand below each other whatever marks follow.
+    # Padded by hand, so that numbers align whatever marks follow.
     columns = list(zip(budgets.head, *budgets.body, strict=True))
     widths = [max(len(text.partition(" ")[0]) for text in column) for column in columns]
     for i, (head, width) in enumerate(zip(budgets.head, widths, strict=True)):

@@ -1,4 +1,4 @@
-"""The block of the trained networks in the documentation, and their cards beside them: from the weight files alone."""
+"""The documentation's block of trained networks, and the cards beside the weight files, which are their source."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def cards(root: Path) -> dict[Path, str]:
 
 
 def weights_block(root: Path) -> str:
-    """The trained networks that come with the project: what each is, how well it does, and how it is stored."""
+    """The trained networks that come with the project: each with its training, its error and its storage."""
     files = _files(root)
     if not files:
         return NONE
