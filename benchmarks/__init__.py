@@ -1,4 +1,4 @@
-"""What is timed side by side: `make bench`, or `python -m benchmarks --only distortion,transformer`."""
+"""Benchmarks against other implementations: `make bench`, or `python -m benchmarks --only distortion,transformer`."""
 
 from stn.environment import settle
 

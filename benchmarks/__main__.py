@@ -58,14 +58,14 @@ PARTS: dict[str, tuple[str, Callable[["Run"], Iterator[dict]]]] = {
     "house_numbers": ("House numbers: what transformers cost, and whether the input keeps up", None),
 }
 NEED_GPU = ("convolutions", "together")
-LONG = ("compiled", "compiled_training")  # of which a full run is measured when they are named
+LONG = ("compiled", "compiled_training")  # measured only if they are named
 BUDGETS = {"training": "quick", "compiled_training": "quick", "convolutions": "paper", "together": "paper"}
-WORDS = ("work", "network", "rivals, the best first")  # columns that are no numbers
+WORDS = ("work", "network", "rivals, the best first")  # columns of text
 RIVALS = ("torchvision", "kornia", "opencv-python-headless")
 
 
 class Run:
-    """Where one call of this command reads and writes."""
+    """The bench and the folders of one call of this command."""
 
     def __init__(self, bench: Bench):
         self.bench = bench
@@ -74,7 +74,7 @@ class Run:
         self._digits: list[str] | None = None
 
     def digits(self) -> list[str]:
-        """`mnist` if it is there, else `digits`, and overrides after which its raw data is found."""
+        """The data set, `mnist` if it is here and else `digits`, and the overrides that locate its raw data."""
         if self._digits is None:
             try:
                 undistorted(compose("data=mnist_r", "model=cnn").data)
@@ -86,18 +86,18 @@ class Run:
         return self._digits
 
     def write(self, part: str, rows: list[dict]) -> Path:
-        """The record of a part."""
-        on = "gpu" if self.bench.device.type == "cuda" else "cpu"
+        """Write the record of a part. Returns its path."""
+        trainer = "gpu" if self.bench.device.type == "cuda" else "cpu"
         budget = {"training": "quick", "compiled_training": "quick", "convolutions": "paper", "together": "paper"}.get(
             part
         )
-        used = precision(compose(f"budget={budget}", f"trainer={on}")) if budget else "float32"
+        precision_name = precision(compose(f"budget={budget}", f"trainer={trainer}")) if budget else "float32"
         quick = " --quick" if self.bench.quick else ""
         about = {
             "part": part,
             "title": PARTS[part][0],
             "command": f"python -m benchmarks --only {part} --device {self.bench.device}{quick}",
-            "provenance": {**provenance(used), "cores_used": cores(), "rivals": versions()},
+            "provenance": {**provenance(precision_name), "cores_used": cores(), "rivals": versions()},
             "device": str(self.bench.device),
             "quick": self.bench.quick,
             "repeats": rows[0]["repeats"],
@@ -111,7 +111,7 @@ class Run:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the rivals; None for one that is not installed."""
+    """The versions of the rivals; None for one that is not installed."""
     result = {}
     for package in RIVALS:
         try:
@@ -122,7 +122,7 @@ def versions() -> dict[str, str | None]:
 
 
 def chosen(only: str | None) -> list[str]:
-    """The parts that `--only` names, in our order; without it all but the long ones."""
+    """The parts that `--only` names, in the order of `PARTS`; without it all but `LONG`."""
     names = [part for part in PARTS if part not in LONG] if only is None else [name.strip() for name in only.split(",")]
     for name in names:
         if name not in PARTS:
@@ -131,7 +131,7 @@ def chosen(only: str | None) -> list[str]:
 
 
 def usable(name: str) -> torch.device:
-    """The device of that name."""
+    """The device of that name; UserError if it cannot be used."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -144,7 +144,7 @@ def usable(name: str) -> torch.device:
 
 
 def compared(rows: list[dict]) -> list[list[str]]:
-    """A head and lines: work | ours | every rival, the best first, what it reached and the ratio."""
+    """A head and lines: work, ours, and for each rival, the best first, its value and the ratio."""
     lines = [["work", "ours", "rivals, the best first", "theirs", "ratio"]]
     for row in rows:
         value = f"{figure(row, OURS)} {row['unit']}"
@@ -155,14 +155,14 @@ def compared(rows: list[dict]) -> list[list[str]]:
 
 
 def table(title: str, lines: list[list[str]]) -> Table:
-    """A head and lines for a terminal; what a line's first two cells repeat is left out."""
+    """A head and lines as a grid for the terminal; the first two cells of a line are blank where they repeat."""
     grid = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for name in lines[0]:
         grid.add_column(name, **({"overflow": "fold"} if name in WORDS else {"justify": "right", "no_wrap": True}))
-    before = None
+    previous_cells = None
     for line in lines[1:]:
-        grid.add_row(*(["", "", *line[2:]] if line[:2] == before else line))
-        before = line[:2]
+        grid.add_row(*(["", "", *line[2:]] if line[:2] == previous_cells else line))
+        previous_cells = line[:2]
     return grid
 
 
@@ -199,7 +199,7 @@ def page(folder: Path) -> str:
 
 
 def houses_page(about: dict) -> list[str]:
-    """The section of a record of house numbers, which has a form of its own."""
+    """The section of a record of house numbers, which has its own form."""
     place = about["provenance"]
     where = place["gpu"] or f"{place['cpu']} with {place['cores']} cores"
     facts = f"`{about['data']}`, {about['width']:g} times the paper's width, batches of {about['batch']}"
@@ -217,19 +217,19 @@ def houses_page(about: dict) -> list[str]:
 
 
 def share(rows: list[dict]) -> str:
-    """How near our steps come to the machine's matrix products."""
+    """How close our steps come to the rate of the machine's matrix products."""
     shares = sorted(100 * row["of_matmul_rate"] for row in rows)
     rate = f"{2e-9 * rows[0]['matmul_rate']:.0f} GFLOP/s, {rows[0]['precision']}"
     return f"Ours reach {shares[0]:.0f} to {shares[-1]:.0f} % of the rate of a large matrix product here ({rate})\n"
 
 
-VIEWS = {"together": together.grid}  # of parts that are no comparison
+VIEWS = {"together": together.grid}  # of parts without a comparison
 REMARKS = {
     "training": share,
     "together": together.hour,
-    "compiled": compiled.told,
-    "compiled_training": compiled.told,
-}  # what a part's rows say together
+    "compiled": compiled.describe_compiling,
+    "compiled_training": compiled.describe_compiling,
+}  # a sentence on all rows of a part
 
 
 def main() -> None:
@@ -268,7 +268,7 @@ def run(here: Run, parts: list[str]) -> None:
         tables.append(table(title, VIEWS.get(part, compared)(rows)))
         if part in REMARKS:
             tables.append(REMARKS[part](rows))
-    here.folder.mkdir(parents=True, exist_ok=True)  # where all was left out nothing is there yet
+    here.folder.mkdir(parents=True, exist_ok=True)  # it is missing if all parts were left out
     (here.folder / "README.md").write_text(page(here.folder), encoding="utf-8")
     console = Console(width=None if Console().is_terminal else 100)
     for grid in tables:
@@ -278,7 +278,7 @@ def run(here: Run, parts: list[str]) -> None:
 
 
 def houses(here: Run) -> list[Path]:
-    """The part that has a record of its own form."""
+    """Measure house numbers, whose record has its own form. Returns the paths of the records."""
     sizes = {"batch_size": 2, "width": 0.1, "repeats": 2} if here.bench.quick else {"repeats": 5}
     try:
         about = house_numbers.measure(here.bench.device, calls=1, **sizes)

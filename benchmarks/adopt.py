@@ -39,7 +39,7 @@ GPU_ALONE = ("stn.nn.localisation:Layers", "stn.training.blocks:BlockLearner")
 
 
 def git(*arguments: str) -> bytes:
-    """What git answers; a UserError if it fails."""
+    """The output of git; UserError if it fails."""
     answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True)
     if answer.returncode:
         raise UserError(f"git {' '.join(arguments)}: {answer.stderr.decode().strip()}")
@@ -48,7 +48,7 @@ def git(*arguments: str) -> bytes:
 
 @cache
 def reader(commit: str) -> codebase.Reader:
-    """Reads modules as they are in a commit."""
+    """A `Reader` of the modules of a commit."""
     blobs = {}
     for line in git("ls-tree", "-r", commit, "--", "src").decode().splitlines():
         facts, path = line.split("\t")
@@ -72,7 +72,7 @@ def read_records() -> dict[Path, dict]:
 
 
 def origins(record: dict) -> list[str]:
-    """The commits one of which has the numbers of a record; none where that is not known."""
+    """The commits of which one gives the numbers of a record; empty if none is known."""
     if record.get("adopted"):
         return [record["adopted"][-1]["commit"]]
     code = record.get("code", {})
@@ -80,7 +80,7 @@ def origins(record: dict) -> list[str]:
 
 
 def precision(record: dict) -> str:
-    """At which a record was trained, by the name that budgets have for it."""
+    """The precision at which a record was trained, by its name in budgets."""
     return "bf16" if record["seeds"][0]["provenance"]["precision"].startswith("bf16") else "float32"
 
 
@@ -92,7 +92,7 @@ class Curves:
         self.reference = json.loads((ROOT / "tests/reference_curves.json").read_text(encoding="utf-8"))["curves"]
 
     def of(self, kind: str, precision: str, commit: str | None) -> dict:
-        """The curves of a commit, of what is checked out if None."""
+        """The curves of a commit; None means the code that is checked out."""
         file = self._file(kind, precision, commit)
         if not file.exists():
             base = self._file(kind, precision, None)
@@ -129,61 +129,61 @@ class Curves:
 
 
 def compared(curves: Curves, kind: str, precision: str, commit: str) -> tuple[dict[str, float], list[str]]:
-    """The largest relative difference of each of a commit's curves from the present one, and what disagrees.
+    """The largest relative difference between a commit's curves and the present ones, by curve, and what disagrees.
 
-    A curve of what that commit did not have yet is left out.
+    Curves of features that the commit does not have are left out.
     """
     sys.path.insert(0, str(REFERENCE.parent))
     from reference import differences, leaves, tolerances
 
     def is_there(name: str) -> bool:
-        """Whether that commit has every key that the curve sets otherwise than by default."""
+        """Whether that commit has every key that the curve sets to other than its default."""
         return (
-            "error" not in then[name]
-            and leaves(deliberate(now[name]["config"])).keys() <= leaves(then[name]["config"]).keys()
+            "error" not in past[name]
+            and leaves(deliberate(current[name]["config"])).keys() <= leaves(past[name]["config"]).keys()
         )
 
-    now, then = curves.of(kind, precision, None), curves.of(kind, precision, commit)
+    current, past = curves.of(kind, precision, None), curves.of(kind, precision, commit)
     largest, faults = {}, []
     for name in curves.names(kind):
-        if "error" in now[name]:
-            raise UserError(f"{name}: {now[name]['error']}")
+        if "error" in current[name]:
+            raise UserError(f"{name}: {current[name]['error']}")
         if is_there(name):
-            apart, allowed = differences(now[name], then[name]), tolerances(curves.reference[name])
-            largest[name] = max(value for split in apart.values() for value in split)
-            if any(gap > limit for split in apart for gap, limit in zip(apart[split], allowed[split], strict=True)):
+            gaps, allowed = differences(current[name], past[name]), tolerances(curves.reference[name])
+            largest[name] = max(value for split in gaps.values() for value in split)
+            if any(gap > limit for split in gaps for gap, limit in zip(gaps[split], allowed[split], strict=True)):
                 faults.append(f"{name} differs by {largest[name]:.1e}")
     return largest, faults
 
 
 def evidence(curves: Curves, record: dict, commits: list[str]) -> str:
-    """On what evidence a record adopts the present code; a UserError that says why it does not."""
-    kind, at, now = record["config"]["data"]["kind"], precision(record), gpu_code(None)
+    """The evidence on which a record adopts the present code; UserError if there is none, with the reason."""
+    kind, dtype, present_code = record["config"]["data"]["kind"], precision(record), gpu_code(None)
     if not commits:
         raise UserError("no commit is known that has its numbers")
     if record["seeds"][0]["provenance"]["gpu"]:
         for commit in commits:
-            if gpu_code(commit) != now:
+            if gpu_code(commit) != present_code:
                 raise UserError(f"trained on a GPU, and what only a GPU runs is other code in {commit[:7]}")
     largest = {}
     for commit in commits:
-        gaps, faults = compared(curves, kind, at, commit)
+        gaps, faults = compared(curves, kind, dtype, commit)
         if faults:
-            raise UserError(f"reference curves of {commit[:7]} at {at}: {'; '.join(faults)}")
-        own = curves.names(kind, record["model"])
-        if not gaps or (own and not set(own) & set(gaps)):
+            raise UserError(f"reference curves of {commit[:7]} at {dtype}: {'; '.join(faults)}")
+        model_curves = curves.names(kind, record["model"])
+        if not gaps or (model_curves and not set(model_curves) & set(gaps)):
             raise UserError(f"{commit[:7]} cannot compute the reference curves of {record['model']}")
         largest |= {name: max(value, largest.get(name, 0)) for name, value in gaps.items()}
     worst = max(largest.values())
-    how = "every loss equal" if worst == 0 else f"largest relative difference of a loss {worst:.1e}"
+    agreement = "every loss equal" if worst == 0 else f"largest relative difference of a loss {worst:.1e}"
     between = " and ".join(commit[:7] for commit in commits)
     gpu = "; code that only a GPU runs is unchanged" if record["seeds"][0]["provenance"]["gpu"] else ""
-    return f"{len(largest)} reference curves of {kind} at {at} on a CPU, against {between}: {how}{gpu}"
+    return f"{len(largest)} reference curves of {kind} at {dtype} on a CPU, against {between}: {agreement}{gpu}"
 
 
 @cache
 def gpu_code(commit: str | None) -> str:
-    """The digest of what only a GPU runs, in a commit, or in what is checked out."""
+    """The digest of the code that only a GPU runs, in a commit; None means the code that is checked out."""
     try:
         return digest_of(*GPU_ALONE, read=reader(commit) if commit else None)
     except ValueError:
@@ -191,7 +191,7 @@ def gpu_code(commit: str | None) -> str:
 
 
 class Lock:
-    """`dvc.lock`, and the files in it whose entries are to follow when this command changes them."""
+    """`dvc.lock`, and the files whose entries in it are updated when this command changes them."""
 
     def __init__(self):
         self.path = ROOT / "dvc.lock"
@@ -200,15 +200,14 @@ class Lock:
         self.before = {match[0]: state for match in re.findall(entry, self.text) if (state := dvc_state(match[0]))}
 
     def follow(self, digests: Mapping[Path, str]) -> int:
-        """Bring entries up to date: the code of the records that adopted some, and what was as the lock said before.
+        """Update the code digests of adopting records, and the hashes and sizes of files that agreed with the lock.
 
-        `digests` are those of the adopted code, by record. Of the others the new hash and size are written. Returns how
-        many lines changed.
+        `digests` are those of the adopted code, by record. Returns how many lines changed.
         """
         text = self.text
         for path, digest in digests.items():
             key = re.escape(f"cells.{path.parts[-3]}-{path.stem}.code")
-            quoted = f"'{digest}'" if re.fullmatch(r"[0-9]+(e[0-9]+)?", digest) else digest  # a number, to YAML
+            quoted = f"'{digest}'" if re.fullmatch(r"[0-9]+(e[0-9]+)?", digest) else digest  # YAML would read a number
             text = re.sub(rf"(?m)^( +{key}: )\S+$", rf"\g<1>{quoted}", text)
         for path, old in self.before.items():
             new = dvc_state(path)
@@ -221,7 +220,7 @@ class Lock:
 
 
 def dvc_state(name: str) -> tuple[str, int] | None:
-    """The hash and the size of a file or folder, as DVC gives them; None if it is not there."""
+    """The hash and the size of a file or folder, as DVC computes them; None if it is absent."""
     path = ROOT / name
     if path.is_file():
         return _md5(path), path.stat().st_size
@@ -242,12 +241,12 @@ def _hash(content: bytes) -> str:
 
 
 def adopt(folder: Path) -> None:
-    """Let every record adopt the code that is checked out, if the curves allow it, and write tables and lock anew.
+    """Let every record adopt the code that is checked out, if the curves allow it, and renew tables and lock.
 
     Curves are kept in `folder`.
     """
-    here = codebase.commit()
-    if here is None or "+" in here:
+    head = codebase.commit()
+    if head is None or "+" in head:
         raise UserError("src/ or conf/ differ from the commit that is checked out: commit first, records name commits")
     lock, groups = Lock(), defaultdict(list)
     for path, record in read_records().items():
@@ -264,7 +263,7 @@ def adopt(folder: Path) -> None:
         except UserError as error:
             print(f"not adopted, {len(paths)} of {kind}, {model}: {error}", flush=True)
             continue
-        entry = {"commit": here, "digest": training_digest(kind), "evidence": reason}
+        entry = {"commit": head, "digest": training_digest(kind), "evidence": reason}
         for path, record in zip(paths, records, strict=True):
             record.setdefault("adopted", []).append(entry)
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -273,7 +272,7 @@ def adopt(folder: Path) -> None:
         if (ROOT / f"reports/table{number}.md").exists():
             command = [sys.executable, "-m", "stn.table", "--table", str(number)]
             subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    print(f"{len(adopted)} records adopted {here}; {lock.follow(adopted)} lines of dvc.lock follow")
+    print(f"{len(adopted)} records adopted {head}; {lock.follow(adopted)} lines of dvc.lock follow")
 
 
 def main() -> None:

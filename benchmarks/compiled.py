@@ -1,7 +1,7 @@
-"""What a user would try first: `torch.compile`, of PyTorch's own transformer and of a plain training loop.
+"""Ours against what a user would try first: `torch.compile` of PyTorch's own transformer and of a plain loop.
 
-Ours is the module as the README has it, called from Python and not compiled. Both modules have the same localisation
-network and weights; results and gradients are held against ours before anything is timed. Compiling is timed apart.
+Ours is the module of the README, called from Python and not compiled. Both modules have the same localisation network
+and weights; results and gradients are compared with ours before anything is timed. Compiling is timed separately.
 """
 
 import itertools
@@ -21,13 +21,13 @@ from stn.nn.transformer import SpatialTransformer
 from stn.training.run import keep_memory, quieten
 
 SIDES, CHANNELS = (28, 64, 224), (1, 3, 64, 256)
-VALUES = 2**22  # of a batch: as many images as that allows, up to 128
+VALUES = 2**22  # the most values in a batch, which has up to 128 images
 PLAIN = "affine_grid, grid_sample"
 MODES = {"compiled": None, "compiled, max-autotune": "max-autotune"}
 
 
 class Tutorial(nn.Module):
-    """A spatial transformer of PyTorch's functions, with the localisation network of one of ours."""
+    """A spatial transformer made of PyTorch's functions, with the localisation network of one of ours."""
 
     def __init__(self, ours: SpatialTransformer):
         super().__init__()
@@ -42,7 +42,7 @@ def modules(bench: Bench) -> Iterator[dict]:
     kinds = itertools.product((torch.float32, torch.bfloat16), (torch.contiguous_format, torch.channels_last))
     for dtype, layout in list(kinds)[: 1 if bench.quick else None]:
         for side, channels in list(itertools.product(SIDES, CHANNELS))[: 1 if bench.quick else None]:
-            if channels > 1 or layout == torch.contiguous_format:  # one channel has but one layout
+            if channels > 1 or layout == torch.contiguous_format:  # one channel has only one layout
                 yield _compared(bench, side, channels, dtype, layout)
 
 
@@ -51,25 +51,25 @@ def _compared(bench: Bench, side: int, channels: int, dtype: torch.dtype, layout
     torch.manual_seed(0)
     localisation = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
     ours = SpatialTransformer(localisation, 16 * channels, Affine()).to(bench.device)
-    nn.init.normal_(ours.regression.weight, std=0.1 / channels**0.5)  # thetas about the identity, each its own
+    nn.init.normal_(ours.regression.weight, std=0.1 / channels**0.5)  # thetas near the identity, one for each image
     U = torch.rand(batch, channels, side, side, device=bench.device).to(dtype).contiguous(memory_format=layout)
     upstream = torch.randn_like(U) / side
     parameters = list(ours.regression.parameters())
 
     def work(module: Callable[[Tensor], Tensor]) -> Work:
-        def there_and_back() -> tuple[Tensor, ...]:
+        def forward_and_backward() -> tuple[Tensor, ...]:
             leaf = U.detach().requires_grad_()
             with torch.autocast(bench.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 V = module(leaf)
             return V, *torch.autograd.grad(V, [leaf, *parameters], upstream.to(V.dtype))
 
-        return Work(there_and_back, batch)
+        return Work(forward_and_backward, batch)
 
     plain = Tutorial(ours)
     contest = {OURS: work(ours), PLAIN: work(plain)}
     compiling = {}
     for name, mode in MODES.items():
-        torch._dynamo.reset()  # each from nothing
+        torch._dynamo.reset()  # each compiles from scratch
         contest[f"{PLAIN}, {name}"] = work(torch.compile(plain, mode=mode, fullgraph=True, dynamic=False))
         compiling[name] = _seconds(contest[f"{PLAIN}, {name}"].call)
     precision = str(dtype).removeprefix("torch.")
@@ -96,7 +96,7 @@ def loops(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[d
         yield compared(bench, cfg, digits, steps, MODES)
 
 
-def told(rows: list[dict]) -> str:
+def describe_compiling(rows: list[dict]) -> str:
     """How long compiling took, in the order of `MODES`."""
     spans = []
     for mode in MODES:

@@ -1,11 +1,11 @@
 """Distorting digits: R, RTS, P and E from drawn parameters, against what other libraries offer.
 
 The work is the same for all: from digits (n, 28, 28) uint8 and their parameters, drawn beforehand, to images (n, 1,
-canvas, canvas) float32 in [0, 1], bilinear, with a background of zero. Each makes its own matrices, maps or splines of
-the parameters. Ours is `Distortion.render` on batches of 128, which is what a training step calls.
+canvas, canvas) float32 in [0, 1], bilinear, with a background of zero. Each library makes its own matrices, maps or
+splines from the parameters. Ours is `Distortion.render` on batches of 128, as a training step calls it.
 
-Libraries that take one image at a time run on the CPU; on all cores, in a process for each, which write into one shared
-tensor. They get the first quarter of the images: to them an image costs the same wherever it stands.
+Libraries that take one image at a time run on the CPU, with a process for each core, which write into one shared
+tensor. They get the first quarter of the images, because their time per image does not depend on their number.
 """
 
 import importlib
@@ -27,7 +27,7 @@ from stn.experiments.mnist.data import distortion, undistorted
 from stn.experiments.mnist.distortions import CORNERS, Distortion, Elastic, Pose
 from stn.geometry.transforms import control_points
 
-TOLERANCE = 0.02  # relative; OpenCV rounds to 1/32 pixel and 1/255, which is a tenth of that
+TOLERANCE = 0.02  # relative; OpenCV's rounding to 1/32 pixel and 1/255 causes a tenth of that
 BATCH = 128
 
 
@@ -70,7 +70,7 @@ def measure(bench: Bench, data: str, *overrides: str) -> Iterator[dict]:
 def contestants(
     bench: Bench, warp: Distortion, parameters: Tensor, digits: Tensor, batch: int, threads: int, stack: ExitStack
 ) -> dict[str, Work]:
-    """Ours and every rival that is installed and knows this distortion; `stack` closes what they open."""
+    """Ours and every rival that is installed and has this distortion; `stack` ends their processes."""
     n = len(digits)
     here_parameters, here_digits = parameters.to(bench.device), digits.to(bench.device)
     entries = {OURS: _batched(warp.render, here_parameters, here_digits, batch)}
@@ -81,19 +81,19 @@ def contestants(
     if installed(bench, "kornia"):
         part = slice(0, max(batch, n // 8) if isinstance(warp, Elastic) else n)  # its spline is slow
         rival = _batched(kornia(warp), here_parameters[part], here_digits[part], batch)
-        rival.other = isinstance(warp, Elastic)  # its kernels stand at the moved points, not at the fixed ones
+        rival.other = isinstance(warp, Elastic)  # its kernels are centred on the moved points, not on the fixed ones
         entries["kornia (another spline)" if rival.other else "kornia"] = rival
-    few = n // 4
-    on = " (CPU)" if bench.device.type == "cuda" else ""
+    quarter = n // 4
+    suffix = " (CPU)" if bench.device.type == "cuda" else ""
     for name, module, loop in (("OpenCV", "cv2", opencv), ("torchvision v2", "torchvision", torchvision)):
         if installed(bench, module):
-            rows = loop(warp, parameters[:few], digits[:few])
-            entries[f"{name}{on}"] = spread(rows, few, warp.canvas, threads, stack)
+            rows = loop(warp, parameters[:quarter], digits[:quarter])
+            entries[f"{name}{suffix}"] = spread(rows, quarter, warp.canvas, threads, stack)
     return entries
 
 
 def installed(bench: Bench, module: str) -> bool:
-    """Whether a rival is there; a line says so if not."""
+    """Whether a rival can be imported; prints a line if not."""
     try:
         importlib.import_module(module)
     except ImportError as error:
@@ -107,13 +107,13 @@ def _batched(render: Callable, parameters: Tensor, digits: Tensor, batch: int) -
 
     def call() -> None:
         for p, d in parts:
-            render(p, d)  # and let go, as a training step does
+            render(p, d)  # without keeping the result, as in a training step
 
     return Work(call, len(digits), result=lambda: torch.cat([render(p, d) for p, d in parts]))
 
 
 def plain(warp: Pose) -> Callable[[Tensor, Tensor], Tensor]:
-    """PyTorch's own pair of functions, on the whole batch."""
+    """PyTorch's `affine_grid` and `grid_sample`, on the whole batch."""
 
     def render(parameters: Tensor, digits: Tensor) -> Tensor:
         theta = warp.theta(parameters).view(-1, 2, 3)
@@ -152,10 +152,10 @@ def kornia(warp: Distortion) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def opencv(warp: Distortion, parameters: Tensor, digits: Tensor) -> Callable[[int, int, Tensor], None]:
-    """OpenCV in a loop over uint8 images, which it is fastest on; converted to float32 together."""
+    """OpenCV in a loop over uint8 images, its fastest type; a batch of results is then converted to float32."""
     import cv2
 
-    cv2.setNumThreads(1)  # a digit is too small to share
+    cv2.setNumThreads(1)  # a digit is too small for several threads
     size, images = (warp.canvas, warp.canvas), digits.numpy()
     shift = (warp.canvas - warp.digit) / 2
     centre = ((warp.digit - 1) / 2,) * 2
@@ -192,14 +192,14 @@ def torchvision(warp: Distortion, parameters: Tensor, digits: Tensor) -> Callabl
     import torchvision.transforms.v2.functional as V
     from torchvision.transforms import InterpolationMode
 
-    how = {"interpolation": InterpolationMode.BILINEAR}
+    options = {"interpolation": InterpolationMode.BILINEAR}
     pad = (warp.canvas - warp.digit) // 2
-    still = _identity(warp)
+    identity = _identity(warp)
 
     def pose(image: Tensor, angle: float, scale: float, x: float, y: float) -> Tensor:
         if scale == 1 and not warp.roam:
-            return V.rotate(image, angle, **how)
-        return V.affine(V.pad(image, [pad]), -angle, [x, y], scale, [0.0, 0.0], **how)
+            return V.rotate(image, angle, **options)
+        return V.affine(V.pad(image, [pad]), -angle, [x, y], scale, [0.0, 0.0], **options)
 
     def rows(first: int, last: int, out: Tensor) -> None:
         for i in range(first, last):
@@ -208,10 +208,10 @@ def torchvision(warp: Distortion, parameters: Tensor, digits: Tensor) -> Callabl
                 out[i] = pose(image, *parameters[i].tolist())
             elif isinstance(warp, Elastic):
                 maps = torch.from_numpy(_spline_maps(warp, parameters[i, None]))
-                out[i] = V.elastic(image, (2 * maps + 1) / warp.digit - 1 - still, **how)
+                out[i] = V.elastic(image, (2 * maps + 1) / warp.digit - 1 - identity, **options)
             else:
                 source, target = _corner_pixels(warp, parameters[i, None])
-                out[i] = V.perspective(image, (source[0] + 0.5).tolist(), (target[0] + 0.5).tolist(), **how)
+                out[i] = V.perspective(image, (source[0] + 0.5).tolist(), (target[0] + 0.5).tolist(), **options)
 
     return rows
 
@@ -260,7 +260,7 @@ def _identity(warp: Distortion) -> Tensor:
 
 
 def spread(rows: Callable[[int, int, Tensor], None], n: int, canvas: int, processes: int, stack: ExitStack) -> Work:
-    """`rows(first, last, out)` over n images, in a process for each core if there are several."""
+    """Runs `rows(first, last, out)` over n images, divided among `processes` processes."""
     out = torch.zeros(n, 1, canvas, canvas).share_memory_()
 
     def together() -> Tensor:
@@ -272,7 +272,7 @@ def spread(rows: Callable[[int, int, Tensor], None], n: int, canvas: int, proces
 
     if processes > 1:
         global _rows, _out
-        _rows, _out = rows, out  # a forked process finds them here
+        _rows, _out = rows, out  # forked processes inherit these
         pool = multiprocessing.get_context("fork").Pool(processes, torch.set_num_threads, (1,))
         stack.callback(pool.terminate)
         edges = [n * i // processes for i in range(processes + 1)]

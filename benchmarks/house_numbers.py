@@ -45,11 +45,11 @@ def measure(
     repeats: int = 7,
     calls: int = 2,
 ) -> dict:
-    """The record. A UserError if the crops of `data` are not there.
+    """Measure, and return the record. Raises UserError if the crops of `data` are not here.
 
     Args:
-        width: times the paper's filters and units.
-        calls: of one measurement.
+        width: factor of the paper's filters and units.
+        calls: calls of the work in one measurement.
     """
     dtype = getattr(torch, precision)
 
@@ -65,12 +65,12 @@ def measure(
         return alternate({name: partial(seconds, work, device, calls) for name, work in works.items()}, repeats)
 
     cfg, cnn = learner(MODELS[0])
-    feed = DataModule(cfg.data, cfg.budget, 0)
-    feed.source.load("train")
+    data_module = DataModule(cfg.data, cfg.budget, 0)
+    data_module.source.load("train")
 
     def batch(step: int):
         draws = generator(0, "distortion", step, device=device)
-        return feed.source.train_batch(feed.picks(step), draws, batch_size, slice(None), device)
+        return data_module.source.train_batch(data_module.picks(step), draws, batch_size, slice(None), device)
 
     images, labels = batch(0)
     works = {MODELS[0]: step_of(cnn, images, labels, device, dtype)}
@@ -78,18 +78,18 @@ def measure(
     cost = timed(works)
 
     count = iter(range(1, 10**9))
-    feeding = {
+    input_works = {
         "repeated batch": lambda: step_of(cnn, images, labels, device, dtype)(),
         "real batches": lambda: step_of(cnn, *batch(next(count)), device, dtype)(),
     }
-    fed = timed(feeding)
+    input_times = timed(input_works)
 
     def summary(durations: dict[str, list[float]], base: str) -> dict:
-        middle = {name: statistics.median(times) for name, times in durations.items()}
+        medians = {name: statistics.median(times) for name, times in durations.items()}
         ratios = {name: [a / b for a, b in zip(durations[name], durations[base], strict=True)] for name in durations}
         return {
             name: {
-                "milliseconds": round(1000 * middle[name], 2),
+                "milliseconds": round(1000 * medians[name], 2),
                 "ratio": round(statistics.median(ratios[name]), 4),
                 "ratios": [round(ratio, 4) for ratio in ratios[name]],
             }
@@ -104,12 +104,12 @@ def measure(
         "repeats": repeats,
         "calls": calls,
         "forward and backward": summary(cost, MODELS[0]),
-        "step with input": summary(fed, "repeated batch"),
+        "step with input": summary(input_times, "repeated batch"),
     }
 
 
 def write(about: dict, device: torch.device, folder: Path) -> Path:
-    """The record goes below `folder`; its lines to the terminal."""
+    """Write the record below `folder`, and print its lines. Returns its path."""
     path = folder / f"house_numbers-{device.type}-{about['data']}-{about['width']:g}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How long one waits before anything happens: the help of `stn.train`, and `dvc repro` with nothing to do."""
+"""The time before anything happens: the help of `stn.train`, and `dvc repro` with nothing to do."""
 
 import importlib.util
 import subprocess

@@ -1,4 +1,4 @@
-"""How everything here is timed: in one process, in turn, medians of repeats."""
+"""Times contestants in one process, in turn, and takes the medians of repeats."""
 
 import math
 import statistics
@@ -14,7 +14,7 @@ OURS = "ours"
 
 
 def seconds(work: Callable[[], Any], device: torch.device, n: int) -> float:
-    """Of one call, over n of them."""
+    """The seconds of one call, the mean over n calls."""
     start = wait(device)
     for _ in range(n):
         work()
@@ -22,14 +22,14 @@ def seconds(work: Callable[[], Any], device: torch.device, n: int) -> float:
 
 
 def wait(device: torch.device) -> float:
-    """The time at which all that the device was asked for is done."""
+    """Wait until the device is idle. Returns the time."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def alternate(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """What each measure says, asked in turn so that the machine's moods fall on all alike; the first round is lost."""
+    """The values of all measures, in turn so that fluctuations of the machine affect all. Drops the first round."""
     durations = {name: [] for name in measures}
     for _ in range(1 + repeats):
         for name, measure in measures.items():
@@ -43,8 +43,8 @@ class Work:
 
     Attributes:
         call: does the work.
-        amount: of what is counted (images, steps, ...) in one call.
-        other: whether it is known to do something else of like cost, and its name says so: it is timed whatever its
+        amount: the number of units (images, steps, ...) in one call.
+        other: whether it is known to do other work at a similar cost, as its name must say: it is timed whatever its
             result, and is never the best rival.
         result: a tensor, or a tuple of them, for the comparison with ours; what `call` returns if not given.
         measure: seconds of one call, where a call does more than what is timed.
@@ -59,11 +59,11 @@ class Work:
 
 @dataclass
 class Bench:
-    """The place and the patience of a run of benchmarks, and what was left out on the way.
+    """The device and the effort of a run of benchmarks, and what was left out.
 
     Attributes:
-        device: where our own work is done; rivals that know no GPU say so in their names.
-        quick: sizes for a smoke test, from which no number may be taken.
+        device: the device of our work; the names of rivals that cannot use a GPU say so.
+        quick: sizes for a smoke test, whose numbers mean nothing.
     """
 
     device: torch.device
@@ -76,11 +76,11 @@ class Bench:
 
     @property
     def span(self) -> float:
-        """Seconds of one measurement, at least (a single call may take longer)."""
+        """The seconds that one measurement should take (a single call may take longer)."""
         return 0.002 if self.quick else 0.1
 
     def skip(self, line: str) -> None:
-        """Say once what is left out, and why."""
+        """Print once what is left out, and why."""
         if line not in self.left_out:
             self.left_out.append(line)
             print(f"  left out: {line}", flush=True)
@@ -88,13 +88,13 @@ class Bench:
     def compare(
         self, work: str, unit: str, contestants: dict[str, Work], tolerance: float | None = None, **facts
     ) -> dict:
-        """Time `contestants`, of which one is `OURS`, and give a row of a record.
+        """Time `contestants`, one of which is `OURS`. Returns a row of a record.
 
-        A rival whose result differs from ours by more than `tolerance` (mean absolute difference over what both made,
-        in units of our mean absolute value) does something else, and is not timed.
+        A rival whose result differs from ours by more than `tolerance` (mean absolute difference over the common part,
+        in units of our mean absolute value) does other work, and is not timed.
 
         Args:
-            facts: what the record says of this row besides: sizes, threads, precision.
+            facts: further entries of the row: sizes, threads, precision.
         """
         differences = {}
         if tolerance is not None:
@@ -129,27 +129,27 @@ class Bench:
         return row
 
     def _timed(self, call: Callable[[], Any]) -> Callable[[], float]:
-        """A measure of as many calls as fill the span."""
+        """A measure over enough calls to fill `span`."""
         call()
         n = max(1, min(10_000, round(self.span / seconds(call, self.device, 1))))
         return partial(seconds, call, self.device, n)
 
 
 def rivals(row: dict) -> list[str]:
-    """All of a row but ours, the fastest first; last those that do not quite the same work."""
+    """The rivals of a row, the fastest first; those that do other work come last."""
     facts = row["contestants"]
     names = [name for name in facts if name != OURS]
     return sorted(names, key=lambda name: (not facts[name]["same_work"], -facts[name]["rate"]["median"]))
 
 
 def figure(row: dict, name: str) -> str:
-    """What one contestant of a row reached, in the row's unit: a rate, or seconds."""
+    """The value of one contestant of a row, in the row's unit: a rate, or seconds."""
     facts = row["contestants"][name]
     return shown(facts["seconds_per_call" if row["unit"] == "s" else "rate"]["median"])
 
 
 def ratio(row: dict, name: str) -> str:
-    """How many times as fast as this rival we are."""
+    """How many times as fast as this rival ours is."""
     return f"{row['contestants'][name]['ours_is_times_as_fast']['median']:.2f}"
 
 
@@ -162,13 +162,13 @@ def told(row: dict) -> str:
 
 
 def shown(number: float) -> str:
-    """Three digits are all that a median of a few repeats is good for."""
+    """A number with three digits, the precision of a median of a few repeats."""
     digits = float(f"{number:.3g}")
     return f"{digits:,.0f}" if digits >= 100 else f"{digits:g}"
 
 
 def measured(rates: list[float]) -> dict:
-    """What a row says of a contestant without rivals, whose rates were found elsewhere."""
+    """The entry of a contestant without rivals, whose rates were measured elsewhere."""
     return {"rate": _spread(rates), "amount_per_call": 1, "same_work": True, "ours_is_times_as_fast": _spread([1, 1])}
 
 
@@ -184,11 +184,11 @@ def _results(work: Work) -> tuple[torch.Tensor, ...]:
 
 
 def _difference(results: tuple[torch.Tensor, ...], references: tuple[torch.Tensor, ...]) -> float:
-    """The largest over results of the relative difference; infinite where shapes differ but in their length."""
+    """The largest relative difference of the results; infinite if their shapes differ by more than the length."""
     differences = []
     for a, b in zip(results, references, strict=True):
         n = min(len(a), len(b))
         a, b = a[:n], b[:n]
-        off = ((a - b).abs().sum() / a.abs().sum().clamp_min(1e-12)).item() if a.shape == b.shape else math.inf
-        differences.append(math.inf if math.isnan(off) else off)
+        difference = ((a - b).abs().sum() / a.abs().sum().clamp_min(1e-12)).item() if a.shape == b.shape else math.inf
+        differences.append(math.inf if math.isnan(difference) else difference)
     return max(differences)

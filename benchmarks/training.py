@@ -1,8 +1,8 @@
-"""Training steps of Table 1's networks: our learner and feed under Lightning, against a plain PyTorch loop.
+"""Training steps of Table 1's networks: our learner and data module under Lightning, against a plain PyTorch loop.
 
-The rival is what most people write, and write well: a data set of PIL images, torchvision's `RandomRotation` and
-`ToTensor`, a `DataLoader` with a worker for each core that lives on between epochs, the network out of the textbook.
-Its weights, batch, optimiser, schedule, precision and threads are ours; its scores are held against ours beforehand.
+The rival is a good loop of the usual kind: a data set of PIL images, torchvision's `RandomRotation` and `ToTensor`, a
+`DataLoader` with a persistent worker for each core, and the textbook's network. Its weights, batch, optimiser,
+schedule, precision and threads equal ours; its scores are compared with ours first.
 """
 
 from collections.abc import Iterator, Mapping
@@ -47,13 +47,13 @@ TOLERANCE = 0.01  # relative, of scores; a GPU convolves in TF32
 
 
 def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[dict]:
-    """Steps per second of each network of Table 1 on R, budget quick, and how near ours come to a product's rate.
+    """Steps per second of each network of Table 1 on R, budget quick, and how close ours come to the rate of a product.
 
     `matmul_rate` (multiply-adds per second) is that of one large matrix product in the same precision, and
-    `of_matmul_rate` the share of it that our steps reach, a step taken for three times the multiply-adds of a forward.
+    `of_matmul_rate` the share of it that our steps reach, if a step is three times the multiply-adds of a forward.
     """
     quieten()
-    keep_memory()  # the rival has the good of it too
+    keep_memory()  # the rival benefits too
     peak = None
     for cfg, digits, steps in cells(bench, data, scratch, *overrides):
         peak = peak or _matmul_rate(bench, precision(cfg))
@@ -64,9 +64,9 @@ def measure(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator
 
 def cells(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[tuple[DictConfig, Digits, int]]:
     """The config of each network of Table 1 on R at budget quick, its digits, and how many steps to time."""
-    on = "gpu" if bench.device.type == "cuda" else "cpu"
-    steps = 8 if bench.quick else 24 if on == "cpu" else 200
-    keys = [f"data={data}_r", "budget=quick", f"trainer={on}", "logger=none", *overrides]
+    trainer = "gpu" if bench.device.type == "cuda" else "cpu"
+    steps = 8 if bench.quick else 24 if trainer == "cpu" else 200
+    keys = [f"data={data}_r", "budget=quick", f"trainer={trainer}", "logger=none", *overrides]
     keys += stored(keys, scratch)
     if bench.quick:
         keys += ["budget.batch_size=8"]
@@ -78,9 +78,9 @@ def cells(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[t
 def convolutions(bench: Bench, data: str, scratch: Path, *overrides: str) -> Iterator[dict]:
     """Steps per second of Table 1's networks on R at the paper's budget, with our convolutions and with cuDNN's."""
     quieten()
-    on = "gpu" if bench.device.type == "cuda" else "cpu"
+    trainer = "gpu" if bench.device.type == "cuda" else "cpu"
     steps = 8 if bench.quick else 750  # over 5,000 in all repeats
-    keys = [f"data={data}_r", "budget=paper", f"trainer={on}", "logger=none", *overrides]
+    keys = [f"data={data}_r", "budget=paper", f"trainer={trainer}", "logger=none", *overrides]
     keys += stored(keys, scratch)
     if bench.quick:
         keys += ["budget.batch_size=8"]
@@ -117,9 +117,9 @@ def _with_cudnn(work: Work) -> Work:
 def compared(
     bench: Bench, cfg: DictConfig, digits: Digits, steps: int, modes: Mapping[str, str | None] | None = None
 ) -> dict:
-    """Our learner against the plain loop; with `modes` of `torch.compile`, by their names, against loops so compiled.
+    """Our learner against the plain loop and, for each of `modes` of `torch.compile`, a compiled loop.
 
-    The row then says under `compiling` how many seconds the first step took, in which a loop is compiled.
+    With `modes`, the row's `compiling` holds the seconds of each loop's first step, in which it is compiled.
     """
     torch.manual_seed(0)
     learner = new_learner(cfg)
@@ -160,21 +160,21 @@ def compared(
 def _ours(cfg: DictConfig, images: Tensor, device: torch.device, steps: int, block: int) -> Work:
     torch.manual_seed(0)
     learner = new_learner(cfg, BlockLearner if block > 1 else Learner)
-    steps = -(-steps // block) * block  # whole blocks, or the clock would miss their end
+    steps = -(-steps // block) * block  # whole blocks, because the clock stops only at the end of one
     loop = OurLoop(learner, cfg, device, steps, warm=max(3, block), block=block)
     return Work(lambda: _scores(learner, images), measure=loop)
 
 
-def _matmul_rate(bench: Bench, used: str) -> float:
-    """Multiply-adds per second of a large matrix product, the best of some."""
+def _matmul_rate(bench: Bench, precision_name: str) -> float:
+    """Multiply-adds per second of a large matrix product, the best of five."""
     side = 256 if bench.quick else 4096 if bench.device.type == "cuda" else 2048
-    kind = torch.bfloat16 if used.startswith("bf16") else torch.float32
+    kind = torch.bfloat16 if precision_name.startswith("bf16") else torch.float32
     a, b = (torch.randn(side, side, device=bench.device, dtype=kind) for _ in range(2))
     return side**3 / min(seconds(lambda: a @ b, bench.device, 3) for _ in range(5))
 
 
 def stored(keys: list[str], scratch: Path) -> list[str]:
-    """Overrides after which the stored sets are there; they are made in `scratch` if need be."""
+    """The overrides that locate the stored sets, which are made in `scratch` if they are missing."""
     cfg = compose("model=cnn", *keys)
     try:
         load_stored(cfg.data, "validation")
@@ -191,7 +191,7 @@ def _scores(network: nn.Module, images: Tensor) -> Tensor:
 
 
 class OurLoop:
-    """Seconds of one of our training steps, feed included, under the trainer that `stn.train` makes.
+    """Seconds of one of our training steps, input included, under the trainer that `stn.train` makes.
 
     The trainer's own start is not counted, nor are its first steps.
     """
@@ -205,7 +205,7 @@ class OurLoop:
         clock = _Clock(self.warm, self.warm + self.steps, self.device)
         trainer.callbacks, trainer.limit_val_batches = [clock], 0
         trainer.fit(self.learner, self.feed)
-        self.learner.to(self.device)  # Lightning takes it back to the CPU
+        self.learner.to(self.device)  # Lightning moves it back to the CPU
         return clock.seconds / self.steps
 
 
@@ -270,7 +270,7 @@ class PlainLoop:
         self.schedule.step()
 
     def seconds(self, steps: int) -> float:
-        """Of one step. What the workers made ready while others were timed is used up before."""
+        """The seconds of one step. Batches that the workers prefetched while others were timed are used up first."""
         for _ in range(self.loader.prefetch_factor * self.workers + 3):
             self.step()
         return seconds(self.step, self.device, steps)
@@ -282,7 +282,7 @@ class PlainLoop:
 
 
 class PlainDigits(Dataset):
-    """An image at a time, as torchvision's own MNIST hands them out."""
+    """One image at a time, as from torchvision's own MNIST."""
 
     def __init__(self, digits: Digits, transform):
         self.images, self.labels, self.transform = digits.images, digits.labels, transform
@@ -295,12 +295,12 @@ class PlainDigits(Dataset):
 
 
 def rotation(degrees: float | tuple[float, float]) -> transforms.Compose:
-    """R, as torchvision has it."""
+    """The distortion R by torchvision."""
     return transforms.Compose([transforms.RandomRotation(degrees, InterpolationMode.BILINEAR), transforms.ToTensor()])
 
 
 def plain_network(network: DigitNetwork, cfg: DictConfig) -> nn.Module:
-    """The textbook's network of the same sizes, with the same weights."""
+    """The textbook's network with the same sizes and the same weights."""
     classifier = cfg.model.classifier.name
     width = network.classifier[0 if classifier == "cnn" else 1].weight.shape[0]
     family = cfg.model.transformation.name if cfg.model.transformation else None
@@ -312,7 +312,7 @@ def plain_network(network: DigitNetwork, cfg: DictConfig) -> nn.Module:
 
 
 class PlainNetwork(nn.Module):
-    """FCN or CNN for 28 x 28 pixels, with or without a transformer before it, in the usual words."""
+    """FCN or CNN for 28 x 28 pixels, with or without a transformer before it, written in the usual way."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """The transformer alone: from U and theta to V and back, against PyTorch's functions, kornia and the textbook's spline.
 
-All get the same U and theta, in this project's frame, sample bilinearly with zeros outside, and, where it says
-"backward", hand back the gradients of both. Results and gradients of a rival are held against ours before it is timed.
+All get the same U and theta in this project's frame and sample bilinearly with zeros outside. With "backward" they
+also return the gradients of both. The results and gradients of a rival are compared with ours before it is timed.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,14 +31,14 @@ def families(bench: Bench) -> Iterator[dict]:
 
 def growth(bench: Bench) -> Iterator[dict]:
     """How the cost grows, forward and backward, with batch, image, control points and parallel transformers."""
-    few = slice(0, 2) if bench.quick else slice(None)
-    for batch in (1, 8, 64, 512, 2048)[few]:
+    selection = slice(0, 2) if bench.quick else slice(None)
+    for batch in (1, 8, 64, 512, 2048)[selection]:
         yield _compared(bench, f"affine, batch {batch:,}", Affine(), (batch, 1, 28, 28))
-    for side in (28, 56, 112, 224)[few]:
+    for side in (28, 56, 112, 224)[selection]:
         yield _compared(bench, f"affine, {side} x {side} pixels", Affine(), (16, 1, side, side))
-    for k in (2, 4, 6, 8)[few]:
+    for k in (2, 4, 6, 8)[selection]:
         yield _compared(bench, f"tps, {k * k} control points", ThinPlateSpline(k), (64, 1, 28, 28))
-    for n in (1, 2, 4, 8)[few]:
+    for n in (1, 2, 4, 8)[selection]:
         yield _parallel(bench, n)
 
 
@@ -56,12 +56,12 @@ def _compared(
             with torch.no_grad():
                 return warp(U, theta)
 
-        def there_and_back() -> tuple[Tensor, ...]:
+        def forward_and_backward() -> tuple[Tensor, ...]:
             leaves = U.detach().requires_grad_(), theta.detach().requires_grad_()
             V = warp(*leaves)
             return V, *torch.autograd.grad(V, leaves, upstream)
 
-        return Work(there_and_back if backward else forward, shape[0])
+        return Work(forward_and_backward if backward else forward, shape[0])
 
     contest = {OURS: work(lambda U, theta: bilinear(U, family.grid(theta, U.shape[2:])))}
     contest |= {name: work(warp) for name, warp in rivals(bench, family).items()}
@@ -72,7 +72,7 @@ def _compared(
 
 
 def rivals(bench: Bench, family: Transformation) -> dict[str, Warp]:
-    """What else warps by such a theta."""
+    """The other implementations that warp by such a theta."""
     if isinstance(family, Affine):
         entries = {"affine_grid, grid_sample": affine_by_pytorch}
     elif isinstance(family, Projective):
@@ -86,13 +86,13 @@ def rivals(bench: Bench, family: Transformation) -> dict[str, Warp]:
 
 
 def affine_by_pytorch(U: Tensor, theta: Tensor) -> Tensor:
-    """As PyTorch's own tutorial has it."""
+    """The warp of PyTorch's own tutorial."""
     grid = F.affine_grid(theta.view(-1, 2, 3), list(U.shape), align_corners=False)
     return F.grid_sample(U, grid, align_corners=False)
 
 
 def projective_by_hand(U: Tensor, theta: Tensor) -> Tensor:
-    """A batched product of the homogeneous grid, and a division."""
+    """The warp as a batched product of the homogeneous grid, and a division."""
     matrix = torch.cat([theta, torch.ones_like(theta[:, :1])], 1).view(-1, 3, 3)
     points = _pixels(U)
     points = torch.cat([points, torch.ones_like(points[:, :1])], 1)
@@ -102,7 +102,7 @@ def projective_by_hand(U: Tensor, theta: Tensor) -> Tensor:
 
 
 def spline_solved(U: Tensor, theta: Tensor) -> Tensor:
-    """The textbook's thin plate spline: for each call its system is set up, and solved for each image."""
+    """The textbook's thin plate spline: each call sets up the system and solves it for each image."""
     k = round((theta.shape[1] // 2) ** 0.5)
     system = _system(k, U.device)
     values = torch.cat([theta.view(len(theta), -1, 2), theta.new_zeros(len(theta), 3, 2)], 1)
@@ -112,7 +112,7 @@ def spline_solved(U: Tensor, theta: Tensor) -> Tensor:
 
 
 class Spline:
-    """The same with what never changes kept: the better repositories' way. Batched products of the rest."""
+    """The same spline with cached constants, as in the better repositories: a call makes two batched products."""
 
     def __init__(self, k: int):
         self.k = k
@@ -155,8 +155,8 @@ def _kornia(family: Transformation) -> dict[str, Warp]:
 
     def matrix(U: Tensor, theta: Tensor) -> Tensor:
         last = theta.new_tensor([0.0, 0.0, 1.0]).expand(len(theta), -1)
-        whole = torch.cat([theta, last if theta.shape[1] == 6 else last[:, 2:]], 1).view(-1, 3, 3)
-        return K.homography_warp(U, whole, tuple(U.shape[2:]))
+        homography = torch.cat([theta, last if theta.shape[1] == 6 else last[:, 2:]], 1).view(-1, 3, 3)
+        return K.homography_warp(U, homography, tuple(U.shape[2:]))
 
     def spline(U: Tensor, theta: Tensor) -> Tensor:
         moved = theta.view(len(theta), -1, 2)
@@ -164,12 +164,12 @@ def _kornia(family: Transformation) -> dict[str, Warp]:
         return K.warp_image_tps(U, moved, *K.get_tps_transform(fixed, moved))
 
     if isinstance(family, ThinPlateSpline):
-        return {"kornia (another spline)": spline}  # its kernels stand at the moved points, not at the fixed ones
+        return {"kornia (another spline)": spline}  # its kernels are centred on the moved points, not on the fixed ones
     return {"kornia": matrix}
 
 
 def _parallel(bench: Bench, n: int) -> dict:
-    """N transformers on one image, in one module, against repeating the image N times."""
+    """N transformers on one image in one module, against an image repeated N times."""
     batch, side, size = (2 if bench.quick else 32), 64, (32, 32)
     places = torch.linspace(-0.5, 0.5, n) if n > 1 else torch.zeros(1)
     zero, half = torch.zeros(n), torch.full((n,), 0.5)
@@ -184,13 +184,13 @@ def _parallel(bench: Bench, n: int) -> dict:
         return F.grid_sample(U.repeat_interleave(n, 0), grid, align_corners=False).unflatten(0, (batch, n))
 
     def work(forward: Callable[[Tensor], Tensor]) -> Work:
-        def there_and_back() -> tuple[Tensor, ...]:
+        def forward_and_backward() -> tuple[Tensor, ...]:
             leaf = U.detach().requires_grad_()
             V = forward(leaf)
-            # The mean over windows: results stay of one size, whatever N is.
+            # The mean over windows keeps the size of results independent of N.
             return V, *torch.autograd.grad(V.mean((1, 3, 4)).sum(), [leaf, *module.regression.parameters()])
 
-        return Work(there_and_back, batch)
+        return Work(forward_and_backward, batch)
 
     return bench.compare(
         f"affine, {n} in parallel",

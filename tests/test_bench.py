@@ -138,7 +138,7 @@ def test_the_module_is_compared_with_pytorchs_functions_plain_and_compiled(compi
     assert [how["mode"] for _, how in compiles] == [None, "max-autotune"] and set(rows[0]["compiling"]) == set(
         compiled.MODES
     )
-    assert compiled.told(rows).startswith(
+    assert compiled.describe_compiling(rows).startswith(
         "The first call, in which a rival is compiled, is not in these rates: compiled 0 "
     )
 

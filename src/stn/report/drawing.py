@@ -103,9 +103,8 @@ class Animation:
     """Frames, all of one size, that are written as an animated GIF."""
 
     def __init__(self, frames: Sequence[Image.Image], shades: int = SHADES) -> None:
-        colours = frames[-1].quantize(
-            shades, dither=Image.Dither.NONE
-        )  # of all frames, for a small file without flicker
+        # One palette for all frames makes a small file without flicker.
+        colours = frames[-1].quantize(shades, dither=Image.Dither.NONE)
         palette = np.array(colours.getpalette() or []).reshape(-1, 3)
         palette[palette.min(1) > WHITE] = 255  # white paper, not a mean of near-whites
         colours.putpalette(palette.ravel().tolist())
