@@ -1,12 +1,12 @@
-# The front door. `make` alone lists the targets.
+# The commands of the project. `make` without a target lists them.
 ifeq ($(wildcard requirements.lock),)
 $(error error: $(CURDIR) is not the project's folder: run make there, or make -C FOLDER)
 endif
 
-# What may stand on make's command line. A misspelt BUDGET would else be ignored, and another table trained.
+# The variables that make's command line may set. Without this list a misspelt BUDGET would be ignored.
 VARIABLES := TABLE BUDGET SEEDS COLUMNS NUMBERS BIRDS ORACLE JOBS FRESH TRAINER PYTHON VENV CHECKPOINT ONLY DEVICE QUICK SERVE PORT OPEN
-# The command line alone counts: a shell may have exported such a name for another purpose. COLUMNS, the width of the
-# terminal, is often exported, and programs read it: KNOB_COLUMNS is the knob.
+# Only the command line counts, because a shell may export such a name for another purpose. COLUMNS, the width of the
+# terminal, is often exported, and programs read it, so the knob is KNOB_COLUMNS.
 EXPORTED := $(foreach name,$(VARIABLES),$(if $(findstring <environment>,<$(origin $(name))>),$(name)))
 EXPORTED := $(strip $(filter-out COLUMNS,$(EXPORTED)))
 $(if $(EXPORTED),$(warning $(EXPORTED) in the environment is ignored: put it after make, as in `make table BUDGET=smoke`))
@@ -20,7 +20,7 @@ export WANDB_MODE ?= offline
 SETUP := VENV="$(VENV)" PYTHON="$(PYTHON)" ORIGIN="$(origin PYTHON)" sh setup.sh
 COMPILE := uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header
 
-# So may the other names that are set above, and what programs read from the environment, where make puts it.
+# The command line may also set the other variables above, and those that make exports to programs.
 PASSED := BIN SETUP COMPILE SHELL MAKEFLAGS STN_TRAINER STN_DATA_MIRROR WANDB_% OMP_% CUDA_% HYDRA_% PIP_% UV_%
 GIVEN := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
 UNKNOWN := $(filter-out $(VARIABLES) $(PASSED),$(GIVEN))
@@ -29,13 +29,13 @@ $(error error: no variable $(UNKNOWN): there are $(VARIABLES); put what is for t
 endif
 KNOB_COLUMNS := $(if $(filter COLUMNS,$(GIVEN)),$(COLUMNS))
 
-# pip and uv need a cache; stn.environment says the same of what runs later.
+# pip and uv need a writable cache; stn.environment provides one to the programs that run later.
 ifeq ($(shell cache="$$XDG_CACHE_HOME"; test -n "$$cache" || { test -d "$$HOME" && cache="$$HOME/.cache"; } \
 	&& mkdir -p "$$cache" 2>/dev/null && test -w "$$cache" && echo usable),)
 export XDG_CACHE_HOME := $(CURDIR)/outputs/home/.cache
 endif
 
-# Whether a switch is on: FRESH=0 throws nothing away.
+# Whether a switch is on; FRESH=0 is off.
 on = $(filter-out 0 no false,$(1))
 
 .DEFAULT_GOAL := help
@@ -91,7 +91,7 @@ docs: setup  ## the documentation as a site in outputs/site, without a network; 
 	@NO_MKDOCS_2_WARNING=1 python -m mkdocs $(if $(call on,$(SERVE)),serve,build --strict)
 	@$(if $(call on,$(SERVE)),,echo "open outputs/site/index.html")
 
-lock:  # not for every day: resolve requirements.lock anew; those of the extras are what these add to it
+lock:  # rarely needed: resolve requirements.lock again, and for each extra the packages that it adds
 	@$(COMPILE) --extra experiments --extra dev pyproject.toml -o requirements.lock
 	@for extra in bench docs trunks export browser search; do \
 		$(COMPILE) --extra experiments --extra dev --extra $$extra --constraints requirements.lock pyproject.toml | \

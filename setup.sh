@@ -1,18 +1,18 @@
 #!/bin/sh
-# Makes the virtual environment whole: `make setup`, which sets VENV and PYTHON; `sh setup.sh bench docs` adds the
-# packages of requirements-bench.lock and requirements-docs.lock. Does nothing, in a tenth of a second, where all is
-# done. In shell, because the first thing to find out is whether there is a Python that can be used.
+# Builds or completes the virtual environment: `make setup`, which sets VENV and PYTHON. `sh setup.sh bench docs` adds
+# the packages of requirements-bench.lock and requirements-docs.lock. If nothing is left to do, it takes a tenth of a
+# second. It is written in shell, because it must first find out whether there is a usable Python.
 #
-# The packages are installed aside and moved into place when all are there. So the environment must not depend on where
-# it is: it is one that uv calls relocatable, and it runs the code of the current folder (src/stn/checkout.py). What
-# does depend on the place is put there last, and again in a copied or moved folder.
+# Packages are installed in a temporary folder, which is moved into place when it is complete. So the environment must
+# not depend on its place: uv makes it relocatable, and it runs the code of the current folder (src/stn/checkout.py).
+# The files that do depend on the place are written last, and again in a copied or moved folder.
 set -u
 unset PYTHONPATH PYTHONHOME
 cd "$(dirname "$0")" || exit
 VENV=${VENV:-.venv}
 PYTHON=${PYTHON:-python3}
 case "$VENV" in /*) target=$VENV ;; *) target=$(pwd -P)/$VENV ;; esac
-PATH=${PATH#"$target/bin:"}  # `make` begins it so, but the python3 there may be about to go
+PATH=${PATH#"$target/bin:"}  # make puts it first, but the python3 there may be about to be replaced
 UV=uv==0.13.9
 extras=$*
 
@@ -21,7 +21,7 @@ fail() {
   exit 2
 }
 
-# Runs a command silently; if it fails, ends in one line: what could not be done, and what the command said last.
+# Runs a command silently. If it fails, ends with one line: what could not be done, and the last output of the command.
 try() {
   purpose=$1
   shift
@@ -36,7 +36,7 @@ says() { [ "$(cat "$1" 2>/dev/null)" = "$2" ]; }
 
 version_of() { "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null; }
 
-# The minor versions of Python 3 that pyproject.toml allows: from `low` on, below `high`.
+# The minor versions of Python 3 that pyproject.toml allows: at least `low`, below `high`.
 bounds=$(sed -n 's/^requires-python = ">=3\.\([0-9]*\),<3\.\([0-9]*\)".*/\1 \2/p' pyproject.toml)
 low=${bounds% *} high=${bounds#* }
 
@@ -46,7 +46,7 @@ allowed() {
   case "$1" in 3.*[!0-9.]* | 3.) false ;; 3.*.*) [ "$minor" -ge "$low" ] && [ "$minor" -lt "$high" ] ;; *) false ;; esac
 }
 
-# What can be done about an interpreter that is of no use.
+# Prints advice on an interpreter that cannot be used.
 advice() {
   for name in python3 "python3.$((high - 1))" "python3.$low"; do
     if [ "$name" != "$PYTHON" ] && allowed "$(version_of "$name")"; then
@@ -66,7 +66,7 @@ check_interpreter() {
     fail "$path has no ensurepip, without which there is no .venv (Debian: apt install python3-venv): $(advice)"
 }
 
-# Whether the environment has all packages, and the Python that was asked for on make's command line.
+# Whether the environment has all packages, and the Python that make's command line names, if it names one.
 has_packages() {
   says "$VENV/.packages" "$packages" || return
   present=$(version_of "$VENV/bin/python") || return
@@ -76,7 +76,7 @@ has_packages() {
 build() {
   check_interpreter
   target=$(readlink -f "$VENV") || fail "cannot make $VENV: there is no folder $(dirname "$VENV")"
-  case "$target" in */.venv) ;; *)  # a slip, such as VENV=src
+  case "$target" in */.venv) ;; *)  # a mistake, such as VENV=src
     if [ -e "$target" ] && ! [ -f "$target/pyvenv.cfg" ] && ! rmdir "$target" 2>/dev/null; then
       fail "$VENV is there and is no virtual environment: move it away"
     fi ;;
@@ -89,7 +89,7 @@ build() {
   try "get $UV (no network? PIP_INDEX_URL and PIP_FIND_LINKS say from where)" \
     env PIP_USER=0 "$part/bin/python" -m pip install --quiet --disable-pip-version-check --retries 2 "$UV"
   try "make $VENV relocatable" relocatable "$part"
-  for name in "$part"/bin/pip*; do  # theirs name a Python that will be elsewhere
+  for name in "$part"/bin/pip*; do  # the installed ones name a Python that will be moved
     printf '#!/bin/sh\nexec "$(dirname -- "$(realpath -- "$0")")/python" -m pip "$@"\n' >"$name"
   done
   try "get what requirements.lock lists (no network? UV_DEFAULT_INDEX and UV_FIND_LINKS say from where)" \
@@ -105,13 +105,13 @@ uv() { "${part:-$VENV}/bin/python" -m uv "$@"; }
 
 relocatable() { uv venv --quiet --relocatable --allow-existing --python "$1/bin/python" "$1"; }
 
-# What depends on where the environment is: the scripts that activate it, and where the project is.
+# Writes what depends on the place of the environment: its activation scripts, and the folder of the project.
 place() {
   part=
   rm -f "$VENV/.placed"
   try "place $VENV" relocatable "$VENV"
   quoted=$(printf %s "$(readlink -f "$VENV")/bin/activate" | sed "s/'/'\\\\''/g")
-  {  # other shells cannot tell a script where it is
+  {  # in other shells a script cannot find out where it is
     printf '[ -n "${BASH_VERSION-}${ZSH_VERSION-}${KSH_VERSION-}" ] || SCRIPT_PATH='"'%s'\n" "$quoted"
     cat "$VENV/bin/activate"
   } >"$VENV/bin/activate.new" && mv "$VENV/bin/activate.new" "$VENV/bin/activate"
@@ -119,12 +119,12 @@ place() {
     uv pip install --python "$VENV/bin/python" --quiet --no-deps --no-build-isolation --editable .
   site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   cp src/stn/checkout.py "$site/_stn_checkout.py"
-  # 0: read before the file of the editable install, which names this folder, whichever is the current one.
+  # 0 in the name: read before the file of the editable install, which always names this folder.
   echo 'import _stn_checkout; _stn_checkout.put_on_path()' >"$site/0_stn_checkout.pth"
   echo "$placed" >"$VENV/.placed"
 }
 
-# DVC must be told where there is no git, as in a downloaded ZIP: then it does not ask a repository around this folder.
+# Tells DVC if there is no git, as in a downloaded ZIP. Otherwise it would use a repository around this folder.
 tell_dvc() {
   no_git=$(printf '[core]\n    no_scm = true')
   if [ -e .git ]; then
