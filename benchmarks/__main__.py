@@ -186,10 +186,10 @@ def page(folder: Path) -> str:
                 text += houses_page(about)
                 continue
             place = about["provenance"]
-            where = place["gpu"] or f"{place['cpu']} with {place['cores_used']} cores"
+            machine = place["gpu"] or f"{place['cpu']} with {place['cores_used']} cores"
             text.append(f"## {about['title']}")
             text.append(
-                f"{where}; {place['precision']}; torch {place['torch']}, Python {place['python']}; "
+                f"{machine}; {place['precision']}; torch {place['torch']}, Python {place['python']}; "
                 f"{about['repeats']} repeats. `{about['command']}`"
             )
             text.append(markdown(VIEWS.get(part, compared)(about["rows"])))
@@ -201,7 +201,7 @@ def page(folder: Path) -> str:
 def houses_page(about: dict) -> list[str]:
     """The section of a record of house numbers, which has its own form."""
     place = about["provenance"]
-    where = place["gpu"] or f"{place['cpu']} with {place['cores']} cores"
+    machine = place["gpu"] or f"{place['cpu']} with {place['cores']} cores"
     facts = f"`{about['data']}`, {about['width']:g} times the paper's width, batches of {about['batch']}"
     lines = ["| work | milliseconds | ratio |", "|---|---:|---:|"]
     for work in ("forward and backward", "step with input"):
@@ -210,8 +210,8 @@ def houses_page(about: dict) -> list[str]:
         ]
     return [
         f"## {PARTS['house_numbers'][0]}: {facts}",
-        f"{where}; {place['precision']}; torch {place['torch']}, Python {place['python']}; {about['repeats']} repeats. "
-        "The ratio is to the first of its kind.",
+        f"{machine}; {place['precision']}; torch {place['torch']}, Python {place['python']}; "
+        f"{about['repeats']} repeats. The ratio is to the first of its kind.",
         "\n".join(lines),
     ]
 

@@ -47,11 +47,11 @@ def measure(bench: Bench, data: str, *overrides: str) -> Iterator[dict]:
         digits = undistorted(cfg.data)["train"].images
         digits = digits[torch.arange(n) % len(digits)].contiguous()
         parameters = warp.draw(n, generator(0, "bench"))
-        for title, used, batch in settings:
-            torch.set_num_threads(used)
+        for title, n_threads, batch in settings:
+            torch.set_num_threads(n_threads)
             try:
                 with ExitStack() as stack:
-                    contest = contestants(bench, warp, parameters, digits, batch, used, stack)
+                    contest = contestants(bench, warp, parameters, digits, batch, n_threads, stack)
                     yield bench.compare(
                         f"{kind.upper()}, {title}",
                         "images/s",
@@ -60,7 +60,7 @@ def measure(bench: Bench, data: str, *overrides: str) -> Iterator[dict]:
                         data=f"{data}_{kind}",
                         canvas=warp.canvas,
                         batch=batch,
-                        threads=used,
+                        threads=n_threads,
                         precision="float32",
                     )
             finally:

@@ -94,10 +94,10 @@ def commit() -> str | None:
 
     None if it is unknown: without git, in a copied folder, or if the code is installed outside its repository.
     """
-    here = Path(__file__).resolve()
-    if not here.is_file() or _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+    file = Path(__file__).resolve()
+    if not file.is_file() or _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
         return None
-    head, root = _git(here.parent, "rev-parse", "HEAD"), _git(here.parent, "rev-parse", "--show-toplevel")
+    head, root = _git(file.parent, "rev-parse", "HEAD"), _git(file.parent, "rev-parse", "--show-toplevel")
     if head is None or root is None:
         return None
     changes = _git(Path(root), "status", "--porcelain", "--", "src", "conf")

@@ -94,9 +94,9 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
     schema = OmegaConf.structured(RunConfig)
     schema.data, schema.model = OmegaConf.structured(kind.DATA), OmegaConf.structured(kind.MODEL)
     cfg = cast(DictConfig, OmegaConf.merge(schema, cfg, {"name": _cell(cfg, overrides).key}))
-    missing = OmegaConf.missing_keys(cfg)
-    if missing:
-        raise UserError(f"no value for {', '.join(sorted(missing))}: set it in conf/ or on the command line")
+    missing_keys = OmegaConf.missing_keys(cfg)
+    if missing_keys:
+        raise UserError(f"no value for {', '.join(sorted(missing_keys))}: set it in conf/ or on the command line")
     OmegaConf.resolve(cfg)
     if cfg.seed is not None:
         cfg.seeds, cfg.seed = [cfg.seed], None
@@ -238,12 +238,12 @@ def _of_experiment(overrides: Sequence[str]) -> list[str]:
 
     As overrides they apply after the schedule and are part of the run's name. Those of the command line come last.
     """
-    chosen = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
-    paths = [folder / "experiment" / f"{chosen.get('experiment')}.yaml" for folder in (CONF, *find_configs())]
+    values = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
+    paths = [folder / "experiment" / f"{values.get('experiment')}.yaml" for folder in (CONF, *find_configs())]
     contents = next((OmegaConf.to_container(OmegaConf.load(path)) for path in paths if path.is_file()), {})
     settings = cast(dict[str, Any], contents)
     leaves = _leaves({group: settings[group] for group in ("data", "model", "budget") if group in settings})
-    return [f"{key}={value}" for key, value in leaves.items() if key not in chosen]
+    return [f"{key}={value}" for key, value in leaves.items() if key not in values]
 
 
 def _leaves(values: Mapping, prefix: str = "") -> dict[str, str]:

@@ -57,11 +57,11 @@ def settle() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="stn.ascii")
     try:
-        here = Path.cwd()
+        current = Path.cwd()
     except FileNotFoundError:
         raise UserError(f"the current folder was removed: run this in {ROOT}") from None
-    _settle_temporary_files(here / HOME)
-    _settle_home(here / HOME)
+    _settle_temporary_files(current / HOME)
+    _settle_home(current / HOME)
     if cores() < _allowed():  # both see the affinity, but torch sees no quota, and joblib none of nested cgroups
         share_cores(1)
         os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(cores()))
@@ -75,10 +75,10 @@ def check_folder() -> None:
     """
     if os.environ.get("STN_HERE", "0") not in ("", "0") or os.path.isfile("dvc.yaml"):
         return
-    here = Path.cwd()
-    projects = (folder for folder in (*here.parents, ROOT) if os.path.isfile(folder / "dvc.yaml"))
+    current = Path.cwd()
+    projects = (folder for folder in (*current.parents, ROOT) if os.path.isfile(folder / "dvc.yaml"))
     raise UserError(
-        f"{here} is not the project's folder: run this in {next(projects, 'that of your clone')} "
+        f"{current} is not the project's folder: run this in {next(projects, 'that of your clone')} "
         "(or set STN_HERE=1 to keep data and outputs here)"
     )
 

@@ -31,7 +31,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     params = read_params()
     cells = declared(params, table) + (on_demand(params, table) if oracle else [])
     records = {f"cell@{stage(params.budget, cell)}": record_path(params.budget, cell) for cell in cells}
-    before = {name: _seconds_and_dates(path) for name, path in records.items()}
+    previous_runs = {name: _seconds_and_dates(path) for name, path in records.items()}
     if fresh:
         for path in records.values():
             path.unlink(missing_ok=True)
@@ -46,18 +46,20 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     _dvc("repro", "-q", *force, "cells")
     if stages := needed(params, table):
         _dvc("repro", "-q", *stages)
-    runner.repro(sorted(records, key=_longest_first(before)))
-    trained = [name for name, path in records.items() if _seconds_and_dates(path) != before[name]]
+    runner.repro(sorted(records, key=_longest_first(previous_runs)))
+    trained_stages = [name for name, path in records.items() if _seconds_and_dates(path) != previous_runs[name]]
     exports = export_names(params, table)
     if exports:  # one after the other, since each is timed
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
     if not runner.repro([f"table{table}"], force=True):  # a table from outside the project is no stage
         subprocess.run([sys.executable, "-m", "stn.table", "--table", str(table), "--figures"], check=True)
     minutes = (time.monotonic() - started) / 60
-    print(f"{len(trained)} of {len(records)} cells trained here in {minutes:.1f} min", end="")
-    if len(trained) < len(records):
-        where = sorted({place for name, path in records.items() if name not in trained for place in _places(path)})
-        print(f"; {len(records) - len(trained)} reused, trained on {' and '.join(where)}", end="")
+    print(f"{len(trained_stages)} of {len(records)} cells trained here in {minutes:.1f} min", end="")
+    if len(trained_stages) < len(records):
+        machines = sorted(
+            {place for name, path in records.items() if name not in trained_stages for place in _places(path)}
+        )
+        print(f"; {len(records) - len(trained_stages)} reused, trained on {' and '.join(machines)}", end="")
         print(" (`make table FRESH=1` trains them here)", end="")
     print()
     if params.budget == "smoke":
@@ -122,12 +124,12 @@ def _seconds_and_dates(path: Path) -> list | None:
         return None
 
 
-def _longest_first(before: dict[str, list | None]):
+def _longest_first(previous_runs: dict[str, list | None]):
     """A sorting key for training stages: those without a record first, then those whose last training took longest.
 
     This order keeps all cores busy until the end.
     """
-    durations = {name: sum(seconds for seconds, _ in runs) for name, runs in before.items() if runs}
+    durations = {name: sum(seconds for seconds, _ in runs) for name, runs in previous_runs.items() if runs}
     return lambda name: -durations.get(name, float("inf"))
 
 

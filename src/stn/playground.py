@@ -70,9 +70,9 @@ def find_networks(data: str, budget: str | None = None) -> list[Trained]:
         if trained:
             networks.append(trained)
     if not networks:
-        at = f" at budget {budget}" if budget else ""
+        suffix = f" at budget {budget}" if budget else ""
         raise UserError(
-            f"no finished run of {data} with {', '.join(NETWORKS)}{at} below outputs/runs: `python -m stn.train -m "
+            f"no finished run of {data} with {', '.join(NETWORKS)}{suffix} below outputs/runs: `python -m stn.train -m "
             f"data={data} model={','.join(NETWORKS)} budget={budget or 'quick'}` trains all, after `python -m "
             f"stn.distort data={data}`"
         )

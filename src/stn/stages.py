@@ -74,7 +74,7 @@ class Stages:
             stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in set(names)}
             are_declared = bool(stages)
             if not force:
-                with lock_repo(repo):  # `repo.status` would read dvc.yaml anew for each
+                with lock_repo(repo):  # `repo.status` would read dvc.yaml again for each
                     stages = {name: stage for name, stage in stages.items() if stage.status()}
             files = _files()
             results, start, errors = [], time.monotonic(), []
@@ -249,7 +249,7 @@ def end_with_parent() -> None:
     """End this process and its children when its parent is gone; otherwise it would collide with the next run."""
     import psutil
 
-    parent, here = os.getppid(), psutil.Process()
+    parent, current = os.getppid(), psutil.Process()
 
     def watch() -> None:
         creator = multiprocessing.parent_process()
@@ -257,7 +257,7 @@ def end_with_parent() -> None:
             creator.join()
         while not creator and os.getppid() == parent:
             time.sleep(ALONE)
-        for process in here.children(recursive=True):
+        for process in current.children(recursive=True):
             process.kill()
         os.kill(os.getpid(), signal.SIGKILL)
 

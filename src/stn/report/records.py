@@ -246,8 +246,8 @@ def _read(path: Path, table: Table) -> list[Record]:
             raise damaged(f"a seed whose {mistyped[0]} is {json.dumps(seed[mistyped[0]])[:40]}")
         batch = facts["config"].get("budget", {}).get("batch_size")
         if batch and seed["images_seen"] != seed["steps"] * batch * table.classes:
-            each = f" of each of {table.classes} classes" if table.classes > 1 else ""
-            raise damaged(f"{seed['images_seen']} {table.images} seen in {seed['steps']} steps of {batch}{each}")
+            suffix = f" of each of {table.classes} classes" if table.classes > 1 else ""
+            raise damaged(f"{seed['images_seen']} {table.images} seen in {seed['steps']} steps of {batch}{suffix}")
         seeds.append(_pick(Seed, seed))
 
     archive = path.with_suffix(".npz")

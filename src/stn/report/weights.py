@@ -29,7 +29,7 @@ def weights_block(root: Path) -> str:
     rows = [_row(card, path, conflict(card, root) is not None) for path, card in files.items()]
     size = sum(path.stat().st_size for path in files) / 1e6
     licences = {(card["licence"]["weights"], card["licence"]["data"]) for card in files.values()}
-    terms = "; ".join(f"{own}, data {data}" for own, data in sorted(licences))
+    terms = "; ".join(f"{licence}, data {data}" for licence, data in sorted(licences))
     line = (
         f"{len(files)} network{'s' * (len(files) != 1)}, {size:.1f} MB. Test error in % on the stored test set: of the "
     )
