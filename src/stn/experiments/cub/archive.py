@@ -44,7 +44,7 @@ SPOT = 64  # images of a set, evenly spaced, whose digest is checked when a run 
 
 if TYPE_CHECKING:
     Item = TypeVar("Item")
-    Result = TypeVar("Made")
+    Result = TypeVar("Result")
 
 
 class Unfit(Exception):
