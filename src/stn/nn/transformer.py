@@ -27,7 +27,7 @@ class SpatialTransformer(nn.Module):
             given. A smaller one downsamples.
         starts: (P,), the initial theta, in place of the identity; or (N, P), the initial thetas of N parallel
             transformers. These share the localisation network, and must start at different places: with equal starts
-            they would receive equal gradients and stay equal.
+            they would receive equal gradients, and stay equal, if the layers behind treat their outputs alike.
         reach: how far each parameter may move from its start: a positive number, or P of them (`inf`: unbounded).
             theta = start + reach * tanh((raw - start) / reach), with `raw` from the regression layer, has slope 1 at
             the start and never leaves start ± reach. Without `reach`, theta is the output of the regression layer.
