@@ -35,7 +35,7 @@ class BlockLearner(Learner):
         super().__init__(experiment, log_every)
         self.automatic_optimization = False
         self._captured: Captured | None = None
-        self._made: Made | None = None  # the block whose losses are not read yet
+        self._unread: Made | None = None  # the block whose losses are not read yet
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -49,12 +49,12 @@ class BlockLearner(Learner):
                 self._captured = self._captured or self._capture(optimiser, images, labels)
                 losses = self._captured(images, labels, rates)
             else:
-                losses = torch.stack([self._step(*one) for one in zip(images, labels, rates, strict=True)])
+                losses = torch.stack([self._step(*step) for step in zip(images, labels, rates, strict=True)])
         for group, rate in zip(optimiser.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate
         self._count(len(labels))
-        before, self._made = self._made, Made(first, rates, losses)
-        self._look(before)
+        previous, self._unread = self._unread, Made(first, rates, losses)
+        self._log_losses(previous)
 
     def _step(self, images: Tensor, labels: Tensor, rates: Sequence[float | Tensor]) -> Tensor:
         """One step at the `rates` of the optimiser's groups. Returns its loss."""
@@ -86,36 +86,36 @@ class BlockLearner(Learner):
             counter.completed += steps
         loop._batches_that_stepped = self.global_step - 1  # the step of loggers; Lightning adds the last one
 
-    def _look(self, made: "Made | None") -> None:
+    def _log_losses(self, block: "Made | None") -> None:
         """Log the losses of a block that are due; UserError if a loss is not finite."""
-        if made is None:
+        if block is None:
             return
-        for step, (loss, rates) in enumerate(zip(made.losses(), made.rates, strict=True), made.first):
+        for step, (loss, rates) in enumerate(zip(block.losses(), block.rates, strict=True), block.first):
             if not math.isfinite(loss):
                 raise self.diverged(loss, step)
             if step % self.log_every == 0:
-                found = {"train/loss": loss, "train/learning_rate": rates[0], "epoch": self.current_epoch}
+                metrics = {"train/loss": loss, "train/learning_rate": rates[0], "epoch": self.current_epoch}
                 for logger in self.trainer.loggers:
-                    logger.log_metrics(found, step)
+                    logger.log_metrics(metrics, step)
 
-    def _look_at_last(self) -> None:
-        made, self._made = self._made, None
-        self._look(made)
+    def _log_last_block(self) -> None:
+        block, self._unread = self._unread, None
+        self._log_losses(block)
 
     def configure_optimizers(self) -> "OptimizerLRScheduler":
-        found: Any = super().configure_optimizers()
-        return {**found, "lr_scheduler": found["lr_scheduler"]["scheduler"]}  # type: ignore[return-value]  # stepped here, not by Lightning
+        setup: Any = super().configure_optimizers()
+        return {**setup, "lr_scheduler": setup["lr_scheduler"]["scheduler"]}  # type: ignore[return-value]  # stepped here, not by Lightning
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._captured = self._made = None  # the weights of an earlier fit lay elsewhere
+        self._captured = self._unread = None  # the weights of an earlier fit lay elsewhere
 
     def on_validation_epoch_start(self) -> None:
-        self._look_at_last()
+        self._log_last_block()
         super().on_validation_epoch_start()
 
     def on_train_end(self) -> None:
-        self._look_at_last()
+        self._log_last_block()
         self._captured = None
         super().on_train_end()
 
@@ -211,16 +211,16 @@ class _Restored:
     optimiser: Optimizer
 
     def _tensors(self) -> list[Tensor]:
-        state = [value for some in self.optimiser.state.values() for value in some.values()]
+        state = [value for entry in self.optimiser.state.values() for value in entry.values()]
         return [*self.network.parameters(), *self.network.buffers(), *filter(torch.is_tensor, state)]
 
     def __enter__(self) -> None:
-        self.kept = {id(tensor): tensor.detach().clone() for tensor in self._tensors()}
+        self.copies = {id(tensor): tensor.detach().clone() for tensor in self._tensors()}
 
     @torch.no_grad()
     def __exit__(self, *_) -> None:
         for tensor in self._tensors():
-            tensor.copy_(self.kept[id(tensor)]) if id(tensor) in self.kept else tensor.zero_()
+            tensor.copy_(self.copies[id(tensor)]) if id(tensor) in self.copies else tensor.zero_()
 
 
 @dataclass
@@ -235,6 +235,6 @@ class _Capturable:
             group["capturable"] = True  # Adam needs this; SGD can always be captured
 
     def __exit__(self, *_) -> None:
-        for group, before in zip(self.optimiser.param_groups, self.groups, strict=True):
+        for group, saved in zip(self.optimiser.param_groups, self.groups, strict=True):
             group.clear()
-            group.update(before)
+            group.update(saved)

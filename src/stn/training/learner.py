@@ -57,8 +57,8 @@ class Learner(L.LightningModule):
             if parameter.ndim == 4:  # of 2-D convolutions; `to(memory_format=...)` fails for 3-D ones
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.objective = getattr(self.network, "objective", Classification)
-        everywhere = [module for module in self.network.modules() if isinstance(module, SpatialTransformer)]
-        transformers = list(getattr(self.network, "explored", everywhere))
+        all_transformers = [module for module in self.network.modules() if isinstance(module, SpatialTransformer)]
+        transformers = list(getattr(self.network, "explored", all_transformers))
         explores = self.cfg.budget.explore_share and transformers  # a control with fixed windows has none
         self.exploration = Exploration(*transformers, network=self.network) if explores else None
         self.validation: list[list[float]] = []  # [step, error in percent, loss]
@@ -87,19 +87,19 @@ class Learner(L.LightningModule):
     def _loss_of(self, images: Tensor, labels: Tensor, step: int, part: int) -> Tensor:
         """The mean loss of a training batch, with the exploration of that step (`stn.schema.BudgetConfig`)."""
         budget, n = self.cfg.budget, len(labels)
-        scattered = round(budget.random_share * budget.steps)
-        explored = scattered + round(budget.explore_share * budget.steps)
-        if step < scattered:
+        scatter_end = round(budget.random_share * budget.steps)
+        explore_end = scatter_end + round(budget.explore_share * budget.steps)
+        if step < scatter_end:
             draws = self.trainer.datamodule.draws("places", step, part)  # type: ignore[attr-defined]
             return self.objective.loss(self.network.at_random_places(images, draws), labels) / n
         if self.exploration is None:
             return self.objective.loss(self.network(images), labels) / n
-        if step >= explored:
+        if step >= explore_end:
             with self.exploration.held():
                 return self.objective.loss(self.network(images), labels) / n
         draws = self.trainer.datamodule.draws("exploration", step, part)  # type: ignore[attr-defined]
         first, last = budget.noise
-        sigma = first + (last - first) * (step - scattered) / (explored - scattered)
+        sigma = first + (last - first) * (step - scatter_end) / (explore_end - scatter_end)
         if budget.gradient == "pathwise":
             with self.exploration.jitter(sigma, draws):
                 return self.objective.loss(self.network(images), labels) / n
@@ -140,10 +140,10 @@ class Learner(L.LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         right = self.objective.right(self.network(images), labels)
-        found = {"correct": right.all(1), **self.network.thetas(images)}
+        outputs = {"correct": right.all(1), **self.network.thetas(images)}
         if right.shape[1] > 1:
-            found["positions"] = right
-        for name, value in found.items():
+            outputs["positions"] = right
+        for name, value in outputs.items():
             self.tested.setdefault(name, []).append(value.cpu())
 
     def test_result(self) -> dict[str, np.ndarray]:
@@ -157,7 +157,7 @@ class Learner(L.LightningModule):
         groups: Any = {1: []}
         for name, parameters in self.network.parameter_groups().items():
             groups.setdefault(factors[name], []).extend(parameters)
-        groups = [{"params": some, "lr": factor * budget.learning_rate} for factor, some in groups.items() if some]
+        groups = [{"params": group, "lr": factor * budget.learning_rate} for factor, group in groups.items() if group]
         if budget.optimiser == "sgd":
             optimiser = torch.optim.SGD(groups, momentum=budget.momentum, weight_decay=budget.weight_decay, fused=True)
         else:
