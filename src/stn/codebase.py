@@ -32,7 +32,8 @@ EXPERIMENTS = "stn.experiments"
 APART = {
     "stn.schema",  # defines the keys; every record holds the resolved values
     "stn.config",  # reads the configs
-    "stn.errors",  # reports errors
+    "stn.errors",  # is raised where a user is to be told, and
+    "stn.front_door",  # prints it
     "stn.files:digest",  # names folders
     "stn.codebase",  # identifies the code
     "stn.syntax",  # parses the code

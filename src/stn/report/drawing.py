@@ -215,10 +215,10 @@ def draw_grid(axes: Axes, grid: np.ndarray, colour: str, cells: int = 7) -> None
     lines, outline = [], []
     for axis in (0, 1):
         n = grid.shape[axis] - 2
-        positions = np.clip(np.linspace(-0.5, n - 0.5, cells + 1), -0.5, n - 0.5)
+        places = np.clip(np.linspace(-0.5, n - 0.5, cells + 1), -0.5, n - 0.5)
         knots = np.concatenate([[-0.5], np.arange(n), [n - 0.5]])
         rows = np.moveaxis(grid, axis, 0).reshape(n + 2, -1)
-        points = np.stack([np.interp(positions, knots, value) for value in rows.T], -1).reshape(cells + 1, -1, 2)
+        points = np.stack([np.interp(places, knots, value) for value in rows.T], -1).reshape(cells + 1, -1, 2)
         lines += list(points[1:-1])
         outline += [points[0], points[-1]]
     axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.55, alpha=0.85))

@@ -34,7 +34,7 @@ def to_markdown(records: Sequence[Record], number: int, alternatives: Sequence[S
 
 
 def to_csv(records: Sequence[Record]) -> str:
-    """See `stn.report.csv.render_csv`; the records determine the table."""
+    """See `render_csv`; the records determine the table."""
     tables = list(find_tables().values())
     return render_csv(next((table for table in tables if records and records[0].row in table.rows), tables[0]), records)
 
