@@ -17,7 +17,7 @@ def main() -> None:
         nargs="*",
         type=Path,
         metavar="RECORD.json",
-        help="whose runs; without any, those of Table 1's CNN and ST-CNNs on R, RTS, P and E, as far as they are there",
+        help="whose runs; by default the CNN and ST-CNNs of Table 1 on R, RTS, P and E that have a run here",
     )
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs are: outputs if not given")
     args = parser.parse_args()
