@@ -141,7 +141,7 @@ is_done() {
 
 packages=$(checksum requirements.lock setup.sh)
 placed=$({ pwd -P; cat pyproject.toml src/stn/checkout.py; } | cksum)
-trap 'exit 130' INT
+trap 'echo "interrupted; run the same command again" >&2; exit 130' INT
 trap 'exit 143' TERM
 if ! is_done; then
   exec 9<setup.sh

@@ -110,6 +110,15 @@ def test_output_into_a_pipe_that_is_closed_ends_quietly():
         assert process.stderr.read() == b"" and process.wait() == 141
 
 
+def test_an_interrupt_is_reported_once_where_one_front_door_starts_another():
+    inner = "from stn.front_door import guard\nwith guard(): raise KeyboardInterrupt"
+    outer = f"import subprocess, sys\nwith guard():\n    code = subprocess.call([sys.executable, '-c', {inner!r}])"
+    outer = f"from stn.front_door import guard\n{outer}\n    print(code, flush=True)\n    raise KeyboardInterrupt"
+    result = subprocess.run([sys.executable, "-c", outer], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 130 and result.stdout == "130\n"
+    assert result.stderr == "interrupted; run the same command again\n"
+
+
 # Cores
 
 

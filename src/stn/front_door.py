@@ -11,6 +11,7 @@ from stn.checkout import foreign_source
 from stn.environment import check_folder, settle
 from stn.errors import UserError
 
+INSIDE = "STN_INSIDE"  # set for the processes that a front door starts: on Ctrl-C it speaks for them
 HELP = {"-h", "--help", "--hydra-help", "--version"}  # these work in any folder
 
 
@@ -18,8 +19,11 @@ HELP = {"-h", "--help", "--hydra-help", "--version"}  # these work in any folder
 def guard() -> Iterator[None]:
     """Prints a UserError as `error: ...` on stderr and exits with 2; an interrupt exits with 130.
 
-    It exits with such an error too unless the current folder is a project's and the running code is that project's.
+    The current folder must be a project's, and the running code that project's: else it exits with such an error too.
+    Where one front door starts another, the first alone reports an interrupt.
     """
+    inside = INSIDE in os.environ
+    os.environ[INSIDE] = "1"
     try:
         settle()
         if not HELP & set(sys.argv[1:]):
@@ -32,13 +36,17 @@ def guard() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again", file=sys.stderr)
+        if not inside:
+            print("interrupted; run the same command again", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         sys.exit(141)  # a shell's status for SIGPIPE
+    finally:
+        if not inside:
+            del os.environ[INSIDE]
 
 
 def _reader_is_gone() -> bool:

@@ -53,6 +53,12 @@ class ProgressBar(Callback):
         )
 
     def teardown(self, trainer: L.Trainer, learner: L.LightningModule, stage: str) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, learner: L.LightningModule, exception: BaseException) -> None:
+        self._stop()  # or the bar would be drawn once more behind the line that reports the error or interrupt
+
+    def _stop(self) -> None:
         if self.bar:
             self.bar.stop()
             self.bar = None
