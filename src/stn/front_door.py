@@ -11,7 +11,7 @@ from stn.checkout import foreign_source
 from stn.environment import check_folder, settle
 from stn.errors import UserError
 
-INSIDE = "STN_INSIDE"  # set for the processes that a front door starts: on Ctrl-C it speaks for them
+OUTERMOST = "STN_FRONT_DOOR"  # the process of the front door that started the others: on Ctrl-C it speaks for them
 HELP = {"-h", "--help", "--hydra-help", "--version"}  # these work in any folder
 
 
@@ -22,8 +22,8 @@ def guard() -> Iterator[None]:
     The current folder must be a project's, and the running code that project's: else it exits with such an error too.
     Where one front door starts another, the first alone reports an interrupt.
     """
-    inside = INSIDE in os.environ
-    os.environ[INSIDE] = "1"
+    own = str(os.getpid())
+    outermost = os.environ.setdefault(OUTERMOST, own) == own
     try:
         settle()
         if not HELP & set(sys.argv[1:]):
@@ -36,7 +36,7 @@ def guard() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        if not inside:
+        if outermost:
             print("interrupted; run the same command again", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
@@ -45,8 +45,8 @@ def guard() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         sys.exit(141)  # a shell's status for SIGPIPE
     finally:
-        if not inside:
-            del os.environ[INSIDE]
+        if outermost:
+            os.environ.pop(OUTERMOST, None)  # a front door within another of this process may have done so
 
 
 def _reader_is_gone() -> bool:
