@@ -21,13 +21,35 @@ fail() {
   exit 2
 }
 
-# Runs a command silently. If it fails, ends with one line: what could not be done, and the last output of the command.
+# Runs a command without its output, and says every ten seconds how long it has taken so far. If the command fails, ends
+# with one line: what could not be done, and the last output of the command.
 try() {
   purpose=$1
   shift
-  output=$("$@" 2>&1) && return
+  count_seconds &
+  counter=$!
+  output=$("$@" 2>&1)
+  status=$?
+  stop_counter
+  [ "$status" -ne 0 ] || return 0
   reason=$(printf '%s\n' "$output" | grep -v WARNING | tail -n 5 | tr -s '[:space:]' ' ' | sed 's/^ //; s/ $//' | cut -c 1-400)
   fail "cannot $purpose: $reason; then run the same command again"
+}
+
+# Ends with this script at the latest. The sleeping process may outlast it, so it holds neither the output nor the lock.
+count_seconds() {
+  seconds=0
+  while sleep 10 >/dev/null 2>&1 9>&- && kill -0 $$ 2>/dev/null; do
+    seconds=$((seconds + 10))
+    echo "$seconds seconds so far"
+  done
+}
+
+stop_counter() {
+  [ -n "${counter-}" ] || return 0
+  kill -KILL "$counter" 2>/dev/null
+  wait "$counter" 2>/dev/null  # so that no shell reports its end
+  counter=
 }
 
 checksum() { cat -- "$@" | cksum; }
@@ -141,8 +163,8 @@ is_done() {
 
 packages=$(checksum requirements.lock setup.sh)
 placed=$({ pwd -P; cat pyproject.toml src/stn/checkout.py; } | cksum)
-trap 'echo "interrupted; run the same command again" >&2; exit 130' INT
-trap 'exit 143' TERM
+trap 'stop_counter; echo "interrupted; run the same command again" >&2; exit 130' INT
+trap 'stop_counter; exit 143' TERM
 if ! is_done; then
   exec 9<setup.sh
   if command -v flock >/dev/null && ! flock --nonblock 9; then

@@ -232,9 +232,9 @@ def test_a_change_voids_the_experiments_that_it_can_change(name, old, new, kinds
 
 
 def test_a_room_without_its_source_or_network_is_an_error():
-    with pytest.raises(ValueError, match=r"toy\.run:absent: there is no such definition"):
+    with pytest.raises(ValueError, match=r"toy\.run:absent: no such definition"):
         of(TOY, "toy.run:absent")
-    with pytest.raises(ValueError, match=r"toy\.none:train: there is no such definition"):
+    with pytest.raises(ValueError, match=r"toy\.none:train: no such definition"):
         of(TOY, "toy.none:train")
 
 

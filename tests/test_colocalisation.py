@@ -144,7 +144,7 @@ def test_settings_are_chosen_on_other_digits(folder, monkeypatch):
 @pytest.mark.parametrize(
     "overrides, said",
     [
-        (["data.images=5000"], "data.images=5000: of one class there are"),
+        (["data.images=5000"], "data.images=5000: one class has only"),
         (["data.patches=-1"], "data.patches=-1"),
         (["data.digits=train"], "validation, test"),
     ],
@@ -186,7 +186,9 @@ def test_a_training_batch_holds_as_many_of_each_class_with_patches_that_are_fres
     assert torch.equal(steps[0].images[20:], made.batch("test", torch.arange(50, 60), device)[0].images)
     half = made.train_batch(index[::2], generator(0, "d", 1), 3, slice(0, None, 2), device)[0]
     assert torch.equal(half.places.view(2, 10, 2), steps[0].places.view(3, 10, 2)[::2])  # each process takes its share
-    with pytest.raises(UserError, match=r"budget\.batch_size=1 leaves 1 image of a class where pairs are needed"):
+    with pytest.raises(
+        UserError, match=r"budget\.batch_size=1 leaves a single image of one class, but pairs are needed"
+    ):
         made.train_batch(index[:1], generator(0, "d"), 1, slice(None), device)
 
 
@@ -300,14 +302,14 @@ def test_a_missing_or_foreign_classifier_is_one_line_with_the_command_that_mends
     with pytest.raises(UserError, match=r"is missing: run `python -m stn\.pretrain data=mnist_ts model=cnn"):
         small_network().load_pretrained()
     monkeypatch.chdir(folder)
-    with pytest.raises(UserError, match=r"holds no classifier of model\.filters"):
+    with pytest.raises(UserError, match=r"does not hold a classifier with this model\.filters"):
         small_network(**{"model.filters": 7}).load_pretrained()
     assert small_network().load_pretrained().startswith("mnist_ts-cnn.weights.npz (sha256 ")
 
 
 def test_only_a_digit_classifier_is_pretrained(folder):
     said = one_error(run("stn.pretrain", "data=digits_r", "model=st_cnn_affine", "budget=smoke", cwd=folder))
-    assert "digits_r/st_cnn_affine is no digit classifier" in said
+    assert "digits_r/st_cnn_affine is not a digit classifier" in said
 
 
 # ------------------------------------------------------------------------------------------------- a run

@@ -224,7 +224,7 @@ def test_a_truncated_archive_is_refused_by_fetching_and_by_storing(made, monkeyp
         folder.mkdir(parents=True)
         (folder / "CUB_200_2011.tgz").write_bytes(whole[:-1000])
     line = one_error(run("stn.crop", *BIRDS, cwd=tmp_path))
-    assert "data/raw/cub/CUB_200_2011.tgz is no whole tar.gz (Compressed file ended" in line
+    assert "data/raw/cub/CUB_200_2011.tgz is not a complete tar.gz (Compressed file ended" in line
     assert "delete it and run `python -m stn.fetch` again" in line
     assert not STORED.exists() and not list(Path("outputs/scratch").glob("*"))
     monkeypatch.setenv("STN_DATA_MIRROR", "mirror")
@@ -346,7 +346,7 @@ def test_an_image_that_is_none_is_named(made, tmp_path, content):
     image = sorted(CUB.glob("images/003.*/*"))[2]
     image.write_bytes(image.read_bytes()[:1500] if content is None else content)
     line = one_error(run("stn.crop", *BIRDS, cwd=tmp_path))
-    assert f"{CUB} holds {image.relative_to(CUB)}, which is no whole image (" in line
+    assert f"{CUB} holds {image.relative_to(CUB)}, which is not a complete image (" in line
     assert "delete it and run `python -m stn.fetch` again" in line and not STORED.exists()
 
 

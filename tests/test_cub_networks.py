@@ -343,9 +343,9 @@ def test_given_windows_are_classified_as_they_are():
     [
         (lambda: Trunk("squeezenet1_2"), "model.trunk=squeezenet1_2 .* squeezenet1_1"),
         (lambda: Trunk("zzz"), "model.trunk=zzz .* googlenet"),
-        (lambda: Trunk("resnet18", frozen="layer9"), "model.frozen=layer9 is no part of resnet18 .*layer"),
-        (lambda: Trunk("resnet18", "layer5"), "model.node=layer5 is no node of resnet18: .*layer4"),
-        (lambda: Trunk("resnet18", "flatten").map_shape(64), "node=flatten of resnet18 gives no map"),
+        (lambda: Trunk("resnet18", frozen="layer9"), "model.frozen=layer9 is not a part of resnet18 .*layer"),
+        (lambda: Trunk("resnet18", "layer5"), "model.node=layer5 is not a node of resnet18: .*layer4"),
+        (lambda: Trunk("resnet18", "flatten").map_shape(64), "node=flatten of resnet18 is not a map"),
         (lambda: Trunk("squeezenet1_1").map_shape(8), "cannot take images of 8 x 8"),
     ],
 )

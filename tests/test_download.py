@@ -533,10 +533,13 @@ def test_an_archive_without_a_checksum_is_resumed_and_read_to_its_end(host):
     ("body", "fault"),
     [
         (packed("a.png"), "holds no b.mat"),
-        (ARCHIVE[:-400_000], "is no whole tar.gz (Compressed file ended before the end-of-stream marker was reached)"),
-        (ARCHIVE[:-8] + bytes(8), "is no whole tar.gz (CRC check failed"),
-        (BODY, "is no whole tar.gz (Not a gzipped file"),
-        (gzip.compress(BODY, mtime=0), "is no whole tar.gz ("),
+        (
+            ARCHIVE[:-400_000],
+            "is not a complete tar.gz (Compressed file ended before the end-of-stream marker was reached)",
+        ),
+        (ARCHIVE[:-8] + bytes(8), "is not a complete tar.gz (CRC check failed"),
+        (BODY, "is not a complete tar.gz (Not a gzipped file"),
+        (gzip.compress(BODY, mtime=0), "is not a complete tar.gz ("),
     ],
 )
 def test_a_broken_archive_of_the_right_size_is_refused_with_the_reason(host, body, fault):
@@ -589,10 +592,10 @@ PLAIN = gzip.decompress(idx(IMAGES))
         (gzip.compress(b"GIF89a", mtime=0), "starts with 0x47494638"),
         (gzip.compress(PLAIN[:9], mtime=0), "starts with 0x00000803"),
         (gzip.compress(b"", mtime=0), "starts with 0x"),
-        (idx(IMAGES)[:-500], "no whole gzip file"),
-        (idx(IMAGES)[:-8] + bytes(8), "no whole gzip file"),
-        (idx(IMAGES)[:100] + bytes(100) + idx(IMAGES)[200:], "no whole gzip file"),
-        (b"<html>not found</html>", "no whole gzip file"),
+        (idx(IMAGES)[:-500], "not a complete gzip file"),
+        (idx(IMAGES)[:-8] + bytes(8), "not a complete gzip file"),
+        (idx(IMAGES)[:100] + bytes(100) + idx(IMAGES)[200:], "not a complete gzip file"),
+        (b"<html>not found</html>", "not a complete gzip file"),
         (gzip.compress(PLAIN[:-1], mtime=0), "holds 3919 bytes of data, its header promises 5 x 28 x 28 = 3920"),
         (gzip.compress(PLAIN + b"\0", mtime=0), "holds 3921 bytes of data"),
     ],

@@ -249,7 +249,7 @@ def test_an_experiment_may_fetch_and_store_nothing(toys):
     text = data.read_text()
     data.write_text(re.sub(r"(?ms)^def (fetch|store)\(.*?(?=^\w)", "", text))
     for door in ("stn.fetch", "stn.distort", "stn.crop"):
-        assert "train it right away" in one_error(spawn(door, "data=toys", cwd=toys))
+        assert "train it without this step" in one_error(spawn(door, "data=toys", cwd=toys))
     cells = json.loads(spawn("stn.cells", "--print", cwd=toys).stdout)
     assert "toys" not in cells["stored"] and "toys" not in cells["raw"]
     assert cells["cells"]["quick-toys-toy"]["stored"] == "params.yaml"
@@ -258,7 +258,7 @@ def test_an_experiment_may_fetch_and_store_nothing(toys):
 def test_two_tables_of_one_number_are_refused(toys):
     experiments = toys.parent / "experiments"
     shutil.copytree(experiments / "toys", experiments / "toys_again")
-    assert "toys_again: there is a Table 90 already, toys" in spawn("stn.table", "--table", "90", cwd=toys).stderr
+    assert "toys_again: Table 90 exists already, toys" in spawn("stn.table", "--table", "90", cwd=toys).stderr
 
 
 def test_a_new_row_is_one_line(tmp_path):
@@ -295,7 +295,7 @@ OTHER = Row("other", "cnn")
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ((Row("CNN", "cnn"), Row("CNN", "fcn")), "row 'CNN' is there twice"),
+        ((Row("CNN", "cnn"), Row("CNN", "fcn")), "row 'CNN' appears twice"),
         ((Row("CNN", "cnn", baseline=OTHER),), "'other' is no row of it"),
         ((Row("CNN", "cnn", paper={R: 1.0}),), "row 'CNN' names a column 'R', which is not in the table"),
         ((Row("CNN"),), "row 'CNN' needs either a model or a source to cite"),
@@ -358,4 +358,4 @@ def test_no_module_is_too_long_to_read():
 
 
 def test_an_unknown_table_is_one_line_that_lists_all(tmp_path):
-    assert "--table 90: there is 1, 2, 3" in one_error(run("stn.table", "--table", "90", cwd=tmp_path))
+    assert "--table 90 is not one of 1, 2, 3" in one_error(run("stn.table", "--table", "90", cwd=tmp_path))

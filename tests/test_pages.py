@@ -154,9 +154,9 @@ def test_a_page_asks_for_a_table_or_a_section_of_its_report(project):
     medium = make_block("table1@medium/every-cell", PAGE, sources)
     assert len(lines(medium)) == 1 + 3
     for name, reason in (
-        ("table1/nonsense", "no section nonsense; there are with-and-without"),
+        ("table1/nonsense", "no section nonsense; the sections are with-and-without"),
         ("table1@paper", "no record at budget paper"),
-        ("nonsense", "no such block; there are index"),
+        ("nonsense", "no such block; the blocks are index"),
         ("trials/nonsense", "nonsense.csv: No such file"),
     ):
         with pytest.raises(UserError, match=reason):

@@ -291,15 +291,15 @@ def test_the_table_refuses_a_record_of_another_config(tiny):
     [
         (["--budget", "huge"], "paper"),
         (["--seeds", "0,x"], "0,1,2"),
-        (["--seeds", "0,1,0"], "seeds: 0 is there twice"),
-        (["--seeds", "0,00"], "seeds: 0 is there twice"),
-        (["--seeds", "4294967296"], "4294967296 is no seed"),
+        (["--seeds", "0,1,0"], "seeds: 0 appears twice"),
+        (["--seeds", "0,00"], "seeds: 0 appears twice"),
+        (["--seeds", "4294967296"], "4294967296 is not a seed"),
         (["--jobs", "many"], "JOBS=many"),
         (["--table", "90"], "TABLE=90"),
         (["--birds", "owls"], "cub50"),
         (["--columns", "digits_r,digits_q"], "digits_tc"),
         (["--columns", "svhn_64"], "digits_tc"),  # a data set, but of another table
-        (["--columns", "digits_r,digits_r"], "columns: digits_r is there twice"),
+        (["--columns", "digits_r,digits_r"], "columns: digits_r appears twice"),
         (["--oracle", "--table", "2"], "ORACLE=1"),
         (["--numbers", "seven"], "svhn_strips"),
     ],
@@ -316,7 +316,7 @@ def test_a_wrong_trainer_is_one_line_and_turns_nothing(tmp_path, monkeypatch, wh
     monkeypatch.setenv("STN_TRAINER", "tpu")
     (tmp_path / "params.yaml").write_text(PARAMS)
     line = one_error(run("stn.pipeline", what, "--budget", "quick", cwd=tmp_path))
-    assert "TRAINER=tpu" in line and line.endswith("there are cpu, ddp, gpu")
+    assert "TRAINER=tpu" in line and line.endswith("is not one of those in conf/trainer: cpu, ddp, gpu")
     assert (tmp_path / "params.yaml").read_text() == PARAMS
 
 
@@ -325,7 +325,7 @@ def test_a_table_has_the_budgets_of_make_help_and_that_of_the_demo_is_none(tmp_p
     mnist = PARAMS.replace("source: digits", "source: mnist").replace("digits_r", "mnist_r")
     (tmp_path / "params.yaml").write_text(mnist)
     line = one_error(run("stn.pipeline", "table", "--budget", budget, cwd=tmp_path))
-    assert line.endswith(f"no '{budget}'; there are {', '.join(BUDGETS)}")
+    assert line.endswith(f"'{budget}' is not one of {', '.join(BUDGETS)}")
     assert (tmp_path / "params.yaml").read_text() == mnist
     assert f"BUDGET={'|'.join(BUDGETS)} " in make("help").stdout
 

@@ -278,9 +278,9 @@ def test_a_damaged_weight_file_is_one_line(finished, monkeypatch):
     [
         (["--port", "abc"], "PORT=abc is no port"),
         (["--port", "70000"], "PORT=70000 is no port"),
-        (["--budget", "long"], "BUDGET=long: there is smoke"),
+        (["--budget", "long"], "BUDGET=long is not one of smoke"),
         (["--data", "mnist_q"], "mnist_q"),
-        (["--data", "mnist_e"], "turned, scaled and moved"),
+        (["--data", "mnist_e"], "rotated, scaled and shifted"),
         (["--data", "svhn"], "--data svhn: "),
         (["--data", "svhn_64"], "svhn_64"),
         (["--data", "digits_rts"], "no finished run of digits_rts"),
@@ -310,7 +310,7 @@ def test_the_server_gives_scripts_as_scripts_to_this_machine_alone_until_it_is_i
     with patch.object(play.ThreadingHTTPServer, "serve_forever", side_effect=KeyboardInterrupt):
         play.serve(play.server(WEB), show=False)
     first, last = capsys.readouterr().out.split("\n\n")
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)", first) and last == "no longer served\n"
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)", first) and last == "stopped\n"
 
 
 def test_without_npm_or_a_mirror_one_line_says_what_the_page_needs(tmp_path, monkeypatch):

@@ -105,7 +105,7 @@ def damage_absent(path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (damage_json, "no valid JSON"),
+        (damage_json, "not valid JSON"),
         (damage_key, "without parameters"),
         (damage_count, r"claims 100 errors \(1.0 %\) of 10000 images, its predictions have 120 of 10000"),
         (damage_npz, "cannot be read"),
@@ -228,11 +228,11 @@ def test_a_seed_that_cannot_be_is_refused(tmp_path):
             {"trained": {"seed": 0, "date": "2024-12-31", "errors": 2000}},
             "training that mnist_r-cnn-schedule_sizes-parameters_2500",
         ),
-        ({"config": {}}, "not of the training"),
+        ({"config": {}}, "not from the training"),
         ({"tested": "sizes_rts"}, "tested on other images"),
         ({"runs": {}}, "without runs.torch"),
         ({"schema": 7}, "schema 7"),
-        (None, "no valid JSON"),
+        (None, "not valid JSON"),
     ],
 )
 def test_an_export_of_something_else_is_refused_by_name(tmp_path, changes, reason):

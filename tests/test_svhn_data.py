@@ -131,15 +131,17 @@ def test_what_is_no_digit_struct_is_named(tmp_path):
     path = tmp_path / "digitStruct.mat"
     for content in (b"", b"MATLAB 5.0 MAT-file", bytes(2000)):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"digitStruct.mat is no digitStruct.mat of SVHN \(.*\); delete it and run"):
+        with pytest.raises(
+            UserError, match=r"digitStruct.mat is not a digitStruct.mat of SVHN \(.*\); delete it and run"
+        ):
             digits_in(path)
     with h5py.File(path, "w") as file:
         file["other"] = 1
-    with pytest.raises(UserError, match=r"is no digitStruct.mat of SVHN"):
+    with pytest.raises(UserError, match=r"is not a digitStruct.mat of SVHN"):
         digits_in(path)
     write_digit_struct(path, ENTRIES)
     path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(UserError, match=r"is no digitStruct.mat of SVHN"):
+    with pytest.raises(UserError, match=r"is not a digitStruct.mat of SVHN"):
         digits_in(path)
 
 
@@ -220,7 +222,7 @@ def test_an_archive_of_the_right_size_that_is_broken_is_refused(made, monkeypatc
     monkeypatch.setenv("STN_DATA_MIRROR", "mirror")
     monkeypatch.setattr(download, "SVHN_BYTES", sizes(Path("mirror/svhn")))
     line = one_error_after_notices(run("stn.fetch", *SVHN, cwd=tmp_path))
-    fault = "is no whole tar.gz (Compressed file ended" if harm == "truncated" else "holds no digitStruct.mat"
+    fault = "is not a complete tar.gz (Compressed file ended" if harm == "truncated" else "holds no digitStruct.mat"
     assert f"svhn/train.tar.gz {fault}" in line and "replace it, or correct STN_DATA_MIRROR" in line
 
 
@@ -399,7 +401,7 @@ def test_a_truncated_archive_is_named(made, tmp_path):
     folder = raw(root / "mirror/svhn", *(f"{part}.tar.gz" for part in COUNTS))
     (folder / "extra.tar.gz").write_bytes((folder / "extra.tar.gz").read_bytes()[:-3000])
     line = one_error(run("stn.crop", *SVHN, cwd=tmp_path))
-    assert "data/raw/svhn/extra.tar.gz is no whole tar.gz (Compressed file ended" in line
+    assert "data/raw/svhn/extra.tar.gz is not a complete tar.gz (Compressed file ended" in line
     assert "delete it and run `python -m stn.fetch` again" in line and not Path("data/stored").exists()
 
 
@@ -418,7 +420,7 @@ def test_a_part_without_its_boxes_is_named(made, tmp_path, packed):
     ("change", "told"),
     [
         ("data.canvas=96", "data.canvas=96: house numbers are cropped to 64 or 128 pixels"),
-        ("data.validation=36", "data.validation=36 leaves nothing of 36 numbers to train on"),
+        ("data.validation=36", "data.validation=36 leaves none of the 36 numbers to train on"),
         ("data.raw=data/none", "data/none/train.tar.gz is missing: run `python -m stn.fetch data=svhn_64`"),
     ],
 )
@@ -598,10 +600,10 @@ def test_photographs_need_no_h5py(photographs, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        ("{", "labels.json is no labels.json of photographs (Expecting property name"),
-        (b"\xff{}", "labels.json is no labels.json of photographs ("),
-        ("[1, 2]", "labels.json is no labels.json of photographs (no object of JSON); delete it and run"),
-        ('{"a.png": {"number": "1"}, "a.png": {"number": "2"}}', "(a.png is there twice)"),
+        ("{", "labels.json is not a labels.json of photographs (Expecting property name"),
+        (b"\xff{}", "labels.json is not a labels.json of photographs ("),
+        ("[1, 2]", "labels.json is not a labels.json of photographs (not a JSON object); delete it and run"),
+        ('{"a.png": {"number": "1"}, "a.png": {"number": "2"}}', "(a.png appears twice)"),
         ({"000001.png": None}, 'labels.json says null of 000001.png, not a number of 1 to 5 digits such as {"number"'),
         ({"000001.png": {"number": "123456"}}, 'says {"number": "123456"} of 000001.png, not a number of 1 to 5'),
         ({"000001.png": {"number": ""}}, 'says {"number": ""} of 000001.png'),
@@ -630,7 +632,7 @@ def test_photographs_and_labels_that_do_not_fit_are_one_line(photographs, tmp_pa
 
 
 def test_a_validation_set_larger_than_the_photographs_is_one_line(photographs):
-    with pytest.raises(UserError, match=r"data.validation=5 leaves nothing of 5 numbers to train on"):
+    with pytest.raises(UserError, match=r"data.validation=5 leaves none of the 5 numbers to train on"):
         store(changed(photographs, validation=5), Path("outputs/scratch"))
 
 
@@ -670,7 +672,7 @@ def test_crops_that_are_missing_damaged_or_of_another_config_name_the_command(cr
 
 
 def test_a_window_larger_than_the_crop_is_refused(base):
-    with pytest.raises(UserError, match=r"data.window=65 is no part of a crop of 64 pixels"):
+    with pytest.raises(UserError, match=r"data.window=65 is not a part of a crop of 64 pixels"):
         SvhnSource(changed(base, window=65))
 
 

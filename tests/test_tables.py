@@ -281,7 +281,7 @@ def test_print_writes_nothing_and_an_unknown_table_is_one_line(workplace):
     folder, _ = workplace
     result = run("stn.table", "--table", "2", "--print", cwd=folder)
     assert "not run" in result.stdout and not (folder / "reports").exists()
-    assert "--table 70: there is 1, 2" in one_error(run("stn.table", "--table", "70", cwd=folder))
+    assert "--table 70 is not one of 1, 2" in one_error(run("stn.table", "--table", "70", cwd=folder))
 
 
 # For DVC

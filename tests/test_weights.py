@@ -156,9 +156,9 @@ def of_another_network(path: Path) -> None:
         (lambda path: flip(path, -1), "damaged"),
         (lambda path: flip(path, path.read_bytes().index(b"2015")), "damaged"),  # the card's seed of the data
         (lambda path: flip(path, 3), "damaged"),
-        (foreign, "no weight file of this project"),
+        (foreign, "not a weight file of this project"),
         (of_another_schema, "update stn"),
-        (of_another_network, "takes its weights"),
+        (of_another_network, "fits its weights"),
         (Path.unlink, "no such weight file"),
     ],
     ids=["empty", "cut", "tensors", "card", "header", "foreign", "schema", "network", "missing"],
@@ -232,7 +232,7 @@ def test_weights_whose_record_tells_of_another_training_are_told(project, change
     change(record)
     RECORD.write_text(json.dumps(record))
     line = one_error(run("stn.evaluate", f"weights={FILE}", cwd=project))
-    assert "is not of the training that" in line and f"`python -m stn.publish {RECORD}` writes it anew" in line
+    assert "is not from the training of" in line and f"`python -m stn.publish {RECORD}` writes it again" in line
     block = make_block("weights", Path("docs/weights.md"), Sources(lambda number: Report([[]], ""), {}, project))
     assert f"`{NAME}` †" in block and "tells of another training" in block
 

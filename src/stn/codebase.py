@@ -85,7 +85,9 @@ def installed(name: str) -> tuple[str, bool] | None:
         return "", package
     source = cast(InspectLoader, spec.loader).get_source(name)  # loaders of files and zip files have get_source
     if source is None:
-        raise UserError(f"{spec.origin}: its source is not there, by which results are named; install stn with sources")
+        raise UserError(
+            f"{spec.origin}: its source file is missing, which records name the code by; install stn with its sources"
+        )
     return source, package
 
 
@@ -188,7 +190,7 @@ class _Graph:
             name, _, symbol = root.partition(":")
             module = self.module(name)
             if module is None or not module.binds(symbol):
-                raise ValueError(f"{root}: there is no such definition")
+                raise ValueError(f"{root}: no such definition")
             places = module.defined.get(symbol, ())  # a root counts even if it is in APART
             parts.append(" ".join(self._number((name, place)) for place in places) or self._symbol(name, symbol))
         position = 0

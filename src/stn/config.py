@@ -104,17 +104,17 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
     steps = list(steps) if OmegaConf.is_list(steps) else [steps]
     if not steps or not all(type(step) is int and step > 0 for step in steps) or steps != sorted(steps):
         raise UserError(
-            f"budget.decay_every={cfg.budget.decay_every} is neither a number of steps nor a rising list of them: "
-            "give such as 50000 or [10000,20000,25000]"
+            f"budget.decay_every={cfg.budget.decay_every} must be a number of steps or a rising list of steps: "
+            "give, for example, 50000 or [10000,20000,25000]"
         )
     warm_up, steps = cfg.budget.warm_up, cfg.budget.steps
     if not 0 <= warm_up < 1:
         raise UserError(
-            f"budget.warm_up={warm_up} is no fraction of the steps: give one from 0 to below 1, such as 0.2"
+            f"budget.warm_up={warm_up} is not a fraction of the steps: give a number from 0 to below 1, such as 0.2"
         )
     if cfg.budget.schedule.name == "one_cycle" and math.isclose(warm_up * (steps + 1), 1):
         raise UserError(
-            f"budget.warm_up={warm_up} of budget.steps={steps} is a single step, in which no rate can rise: "
+            f"budget.warm_up={warm_up} of budget.steps={steps} is a single step, too few to raise the rate: "
             "take more steps, or budget.warm_up=0"
         )
     for key, smallest in (_SMALLEST | kind.SMALLEST).items():
@@ -123,7 +123,7 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
             raise UserError(f"{key}={value} is too small: it must be at least {smallest}")
     _check_exploration(cfg, kind)
     if not cfg.seeds:
-        raise UserError("seeds=[] names no seed: give a list of integers such as seeds=[0,1,2]")
+        raise UserError("seeds=[] is empty: give a list of integers such as seeds=[0,1,2]")
     check_seeds(cfg.seeds)
     if hasattr(kind, "check"):
         kind.check(cfg)
@@ -136,17 +136,17 @@ def _check_exploration(cfg: DictConfig, kind: ModuleType) -> None:
     budget = cfg.budget
     if len(budget.noise) != 2 or not all(0 <= value < math.inf for value in budget.noise):
         raise UserError(
-            f"budget.noise={list(budget.noise)} is no noise to explore with: give its first and its last standard "
-            "deviation, zero or positive, such as [0.25,0.1]"
+            f"budget.noise={list(budget.noise)} must be two standard deviations, the first and the last, "
+            "zero or positive: give, for example, [0.25,0.1]"
         )
     if not 0 <= budget.pull < math.inf:
-        raise UserError(f"budget.pull={budget.pull} is no pull: give zero or a positive number, such as 0.1")
+        raise UserError(f"budget.pull={budget.pull} must be zero or positive: give, for example, 0.1")
     if not budget.random_share and not budget.explore_share:
         return
     if budget.random_share and cfg.model is not None and not _has_random_places(kind, cfg.model):
         raise UserError(
             f"budget.random_share={budget.random_share}: model={cfg.model.name} of data.kind={cfg.data.kind} has no "
-            "windows that could stand at random places; drop it"
+            "windows to put at random places; drop it"
         )
     if budget.explore_share and cfg.model is not None and not _has_transformer(kind, cfg.model):
         raise UserError(
@@ -154,19 +154,21 @@ def _check_exploration(cfg: DictConfig, kind: ModuleType) -> None:
         )
     if not budget.random_share + budget.explore_share <= 1:
         raise UserError(
-            f"budget.random_share={budget.random_share} and budget.explore_share={budget.explore_share} are more than "
-            "all steps: give fractions, together 1 at most"
+            f"budget.random_share={budget.random_share} and budget.explore_share={budget.explore_share} add up to more "
+            "than 1: lower one of these fractions of the steps"
         )
     if budget.gradient == Gradient.pathwise:
         if budget.pull:
             raise UserError(f"budget.pull={budget.pull}: budget.gradient=pathwise has no pull; set it to 0")
         return
     if budget.explore_share and not budget.noise[0]:
-        raise UserError("budget.noise starts at 0: there is nothing to explore with; give such as [0.25,0.1]")
+        raise UserError("budget.noise starts at 0, so nothing is explored: give, for example, [0.25,0.1]")
     if budget.explore_share and budget.pull and cfg.model is not None and cfg.model.get("reach") is None:
-        raise UserError(f"budget.pull={budget.pull}: model={cfg.model.name} has no reach within which to be held")
+        raise UserError(
+            f"budget.pull={budget.pull}: model={cfg.model.name} has no model.reach; set it, or set budget.pull=0"
+        )
     if budget.explore_share and budget.batch_size < 2:
-        raise UserError(f"budget.batch_size={budget.batch_size}: exploration shows each image twice; give at least 2")
+        raise UserError(f"budget.batch_size={budget.batch_size}: exploration shows each image twice; give 2 at least")
 
 
 def _has_transformer(kind: ModuleType, model: DictConfig) -> bool:
@@ -183,16 +185,16 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """Raise UserError if a seed is out of range, or listed twice, which would count one run as two."""
     for seed in seeds:
         if not 0 <= seed <= LARGEST_SEED:
-            raise UserError(f"seeds: {seed} is no seed: give integers from 0 to {LARGEST_SEED}, such as 0,1,2")
+            raise UserError(f"seeds: {seed} is not a seed: give integers from 0 to {LARGEST_SEED}, such as 0,1,2")
         if list(seeds).count(seed) > 1:
-            raise UserError(f"seeds: {seed} is there twice: give each seed once, such as 0,1,2")
+            raise UserError(f"seeds: {seed} is given twice: give each seed once, such as 0,1,2")
 
 
 def _kind(cfg: DictConfig) -> ModuleType:
     """The `config` module of the data set's experiment; UserError if the network is not of that experiment."""
     kinds = find_experiments()
     if cfg.data.get("kind") not in kinds:
-        raise UserError(f"data.kind={cfg.data.get('kind')}: there is {', '.join(kinds)}")
+        raise UserError(f"data.kind={cfg.data.get('kind')} is not one of {', '.join(kinds)}")
     module = load(cfg.data.kind, "config")
     if cfg.model is not None and not _fits(cfg.model, module.MODEL):
         fitting = [kind for kind in kinds if _fits(cfg.model, load(kind, "config").MODEL)]

@@ -37,8 +37,8 @@ def _card(name: str) -> dict:
         raise UserError(str(error)) from error
     if reason := conflict(card):
         raise UserError(
-            f"{name} is not of the training that {card['record']} tells of ({reason}): "
-            f"`python -m stn.publish {card['record']}` writes it anew"
+            f"{name} is not from the training of {card['record']} ({reason}): "
+            f"`python -m stn.publish {card['record']}` writes it again"
         )
     return card
 

@@ -10,7 +10,7 @@ from stn.experiments import load
 def fetch(cfg: DictConfig) -> None:
     module = load(cfg.data.kind, "data")
     if not hasattr(module, "fetch"):
-        raise UserError(f"data={cfg.data.name} has no raw data to fetch: train it right away")
+        raise UserError(f"data={cfg.data.name} has no raw data to fetch: train it without this step")
     files = module.fetch(cfg.data)
     print(f"{cfg.data.raw}: {', '.join(file.name for file in files)}")
 

@@ -51,7 +51,7 @@ def read_params() -> Params:
 def check(params: Params) -> Params:
     """Return `params` if every knob is valid; otherwise raise a UserError that lists the valid values."""
     if params.budget not in BUDGETS and (params.budget, params.source) != (DEMO, "digits"):
-        raise UserError(f"budget: no {params.budget!r}; there are {', '.join(BUDGETS)}")
+        raise UserError(f"budget: {params.budget!r} is not one of {', '.join(BUDGETS)}")
     columns = [name.replace("mnist", params.source) for name in COLUMNS]
     for knob, choices in (
         ("columns", columns),
@@ -60,14 +60,14 @@ def check(params: Params) -> Params:
         values = getattr(params, knob)
         for value in values:
             if value not in choices:
-                raise UserError(f"{knob}: no {value!r}; there are {', '.join(choices)}")
+                raise UserError(f"{knob}: {value!r} is not one of {', '.join(choices)}")
             if values.count(value) > 1:
-                raise UserError(f"{knob}: {value} is there twice")
+                raise UserError(f"{knob}: {value} appears twice")
     for knob, choices in (("numbers", NUMBERS), ("birds", BIRDS)):
         if getattr(params, knob) not in choices:
-            raise UserError(f"{knob}: no {getattr(params, knob)!r}; there are {', '.join(choices)}")
+            raise UserError(f"{knob}: {getattr(params, knob)!r} is not one of {', '.join(choices)}")
     if not re.fullmatch(r"\d+(,\d+)*", params.seeds):
-        raise UserError(f"seeds: {params.seeds!r} is no list of integers such as 0,1,2")
+        raise UserError(f"seeds: {params.seeds!r} is not a list of integers such as 0,1,2")
     check_seeds([int(seed) for seed in params.seeds.split(",")])
     return params
 
@@ -77,7 +77,7 @@ def write_params(**knobs: str) -> list[str]:
     params = read_params()
     for knob, value in knobs.items():
         if knob not in KNOBS:
-            raise UserError(f"no knob {knob!r}: there are {', '.join(KNOBS)}")
+            raise UserError(f"{knob!r} is not one of the knobs {', '.join(KNOBS)}")
         setattr(params, knob, value.split(",") if knob == "columns" else value)
     check(params)
     text, messages = PARAMS.read_text(encoding="utf-8"), []
@@ -85,7 +85,7 @@ def write_params(**knobs: str) -> list[str]:
         quoted = {"seeds": f'"{value}"', "columns": f"[{value.replace(',', ', ')}]"}.get(knob, value)
         line = re.search(rf'^{knob}: ("[^"]*"|\[[^]]*\]|\S+)', text, re.MULTILINE)
         if line is None:
-            raise UserError(f"{PARAMS}: {knob} is not on a line of its own, such as `{knob}: {quoted}`")
+            raise UserError(f"{PARAMS}: {knob} must be on a line of its own, such as `{knob}: {quoted}`")
         old = line.group(1)
         if old != quoted:
             text = text.replace(f"{knob}: {old}", f"{knob}: {quoted}")

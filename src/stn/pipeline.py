@@ -157,16 +157,16 @@ def main() -> None:
         trainer = os.environ.get("STN_TRAINER", "cpu")
         trainers = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
         if trainer not in trainers:
-            raise UserError(f"TRAINER={trainer}: no {trainer!r} in conf/trainer; there are {', '.join(trainers)}")
+            raise UserError(f"TRAINER={trainer} is not one of those in conf/trainer: {', '.join(trainers)}")
         on_gpu = trainer in ("gpu", "ddp")  # the unknown memory of the GPU decides how many cells fit
         default_jobs = 1 if on_gpu else cores()
         jobs = default_jobs if args.jobs is None else args.jobs
         if not str(jobs).isdigit() or int(jobs) < 1:
-            raise UserError(f"JOBS={jobs} is no number of cells to train side by side, such as 2")
+            raise UserError(f"JOBS={jobs} is not a number of cells to train side by side: give 2, for example")
         if args.table not in map(str, TABLES):
-            raise UserError(f"TABLE={args.table}: there is {', '.join(map(str, TABLES))}")
+            raise UserError(f"TABLE={args.table} is not one of {', '.join(map(str, TABLES))}")
         if args.oracle and args.table != "1":
-            raise UserError(f"ORACLE=1 TABLE={args.table}: the true pose is for Table 1 alone")
+            raise UserError(f"ORACLE=1 TABLE={args.table}: only Table 1 has rows with the true pose")
         if on_gpu and int(jobs) > 1 and not gpu_is_shared():
             print("no MPS here, so cells take turns on the GPU: start it with `nvidia-cuda-mps-control -d`")
         if args.what == "demo":

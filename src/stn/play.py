@@ -41,7 +41,9 @@ def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
         return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, directory=str(folder)))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"PORT={port} cannot be had: {reason}; name another, or none for a free one") from None
+        raise UserError(
+            f"PORT={port} cannot be used: {reason}; choose another, or leave it out for a free one"
+        ) from None
 
 
 def serve(running: ThreadingHTTPServer, show: bool) -> None:
@@ -55,7 +57,7 @@ def serve(running: ThreadingHTTPServer, show: bool) -> None:
         try:
             running.serve_forever()
         except KeyboardInterrupt:
-            print("\nno longer served")
+            print("\nstopped")
 
 
 def main() -> None:
@@ -68,9 +70,11 @@ def main() -> None:
     args = parser.parse_args()
     with guard():
         if args.budget is not None and args.budget not in BUDGETS:
-            raise UserError(f"BUDGET={args.budget}: there is {', '.join(BUDGETS)}")
+            raise UserError(f"BUDGET={args.budget} is not one of {', '.join(BUDGETS)}")
         if not (args.port.isascii() and args.port.isdigit() and int(args.port) < 65536):
-            raise UserError(f"PORT={args.port} is no port: give a number from 1024 to 65535, or none for a free one")
+            raise UserError(
+                f"PORT={args.port} is not a port: give a number from 1024 to 65535, or leave it out for a free one"
+            )
         data = _config(args.data)
         running = None if args.build else server(FOLDER, int(args.port))  # first, so that a taken port fails early
         from stn.experiments.mnist.data import fetch  # these load Lightning, so only after the arguments are checked
@@ -79,7 +83,7 @@ def main() -> None:
         networks = find_networks(args.data, args.budget)
         for model, name in NETWORKS.items():
             if model not in {trained.model for trained in networks}:
-                print(f"{name}: no trained {args.data}/{model}, so the page is without it")
+                print(f"{name}: no trained {args.data}/{model}, so it is not on the page")
         runtime = fetch_runtime()
         fetch(data)
         print(f"building the page of {', '.join(NETWORKS[trained.model] for trained in networks)}", flush=True)
@@ -97,7 +101,7 @@ def _config(name: str) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"--data {name}: {one_line(error)}") from None
     if data.kind != "mnist" or data.distortion.kind.name != "pose":
-        raise UserError(f"--data {name}: the page is for digits that are turned, scaled and moved, such as mnist_rts")
+        raise UserError(f"--data {name}: the page shows digits that are rotated, scaled and shifted, such as mnist_rts")
     return data
 
 

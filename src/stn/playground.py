@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from stn.data.download import RemoteFile, download
 from stn.data.draws import generator
-from stn.data.progress import writing
+from stn.data.progress import progress, writing
 from stn.deployment import to_onnx
 from stn.errors import UserError
 from stn.experiments.mnist.data import Digits, distortion, undistorted
@@ -136,18 +136,16 @@ def build(folder: Path, data: DictConfig, networks: Sequence[Trained], runtime: 
             "scale": list(data.distortion.scale),
             "calibration": CALIBRATION,
             "digits": _first_of_each_class(digits["test"]),
-            "networks": [
-                {
-                    "model": trained.model,
-                    "name": NETWORKS[trained.model],
-                    "file": f"{trained.model}.onnx",
-                    **trained.run,
-                    **export(trained.network, data, part / f"{trained.model}.onnx"),
-                    **calibrate(trained.network, data, digits["validation"]),
-                }
-                for trained in networks
-            ],
+            "networks": [],
         }
+        with progress("building the page", len(networks), unit="networks") as tell:
+            for done, trained in enumerate(networks, 1):
+                file = f"{trained.model}.onnx"
+                about = {"model": trained.model, "name": NETWORKS[trained.model], "file": file, **trained.run}
+                about |= export(trained.network, data, part / file)
+                about |= calibrate(trained.network, data, digits["validation"])
+                facts["networks"].append(about)
+                tell(done)
         (part / "facts.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
@@ -247,7 +245,7 @@ def calibrate(network: Any, data: DictConfig, digits: Digits) -> dict[str, Any]:
     true = _square(warp.theta(parameters).view(-1, 2, 3))  # from canvas to digit
     canonical = (true @ maps).median(0).values
     if not canonical.det().abs() > SMALLEST:
-        raise UserError("a transformer of these networks shows a line or a point of its images: train it anew")
+        raise UserError("a transformer of these networks has shrunk its images to a line or a point: train it again")
     poses = read_poses(maps @ canonical.inverse(), data.canvas, warp.digit)
     angle = torch.remainder(poses[:, 0] - parameters[:, 0] + 180, 360) - 180
     errors = torch.stack([angle, poses[:, 1] / parameters[:, 1] - 1, *(poses[:, 2:4] - parameters[:, 2:4]).T], 1)
@@ -295,7 +293,7 @@ def fetch_runtime() -> Path:
     urls = () if _is_package(folder / name) else _addresses()
     path = download(RemoteFile(name, urls, MD5), folder, "web")
     if not _is_package(path):
-        raise UserError(f"{path} is not {RUNTIME} {VERSION}: remove it and run this again")
+        raise UserError(f"{path} is not {RUNTIME} {VERSION}: delete it and run this again")
     return path
 
 

@@ -17,7 +17,9 @@ def pretrain(cfg: DictConfig) -> None:
     from stn.training.run import load, scratch, train  # loads Lightning, so only after the config is checked
 
     if cfg.data.kind != "mnist" or cfg.model.transformation is not None:
-        raise UserError(f"{cfg.data.name}/{cfg.model.name} is no digit classifier: such is data=mnist_ts model=cnn")
+        raise UserError(
+            f"{cfg.data.name}/{cfg.model.name} is not a digit classifier: give data=mnist_ts model=cnn, for example"
+        )
     cell = f"{cfg.data.name}-{cfg.model.name}"
     record = Path(cfg.record or f"reports/results/{cfg.budget.name}/classifier/{cell}")
     cfg = cfg.copy()

@@ -114,9 +114,9 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path} is not in this folder: run this where the record is")
     tables = [table for table in find_tables().values() if path.stem in table.places]
     if path.suffix != ".json" or not path.is_file():
-        raise UserError(f"{path}: no such record; a record is a JSON file such as {EXAMPLE}")
+        raise UserError(f"{path}: there is no such record; a record is a JSON file such as {EXAMPLE}")
     if not tables:
-        raise UserError(f"{path}: the record of no table's cell, and no other weights are published")
+        raise UserError(f"{path}: it is not the record of a cell of a table, and only their weights are published")
     return load_records(tables[0], [path])[0]
 
 
@@ -157,7 +157,7 @@ def _write(run: Run) -> str:
     record, seed = run.record, run.record.seeds[0]
     raw = Path(record.config["data"]["raw"]).name
     if raw not in DATA_LICENCES:
-        raise UserError(f"{record.path}: no licence is known under which weights learned from {raw} may be published")
+        raise UserError(f"{record.path}: no licence is known that allows to publish weights learned from {raw}")
     learner = load(run.folder / "last.ckpt")
     # Copied, because the network gets rounded weights.
     state = {key: value.numpy().copy() for key, value in learner.network.state_dict().items()}

@@ -105,9 +105,7 @@ class Stages:
             if process.exitcode:
                 raise UserError(f"{stage.addressing} failed, see above; the same command resumes")
         if self._changed(stage, files):
-            raise UserError(
-                f"{stage.addressing}: its code or config changed meanwhile; the same command runs what is stale"
-            )
+            raise UserError(f"{stage.addressing}: its code or config changed while it ran; run the same command again")
         return stage
 
     def _changed(self, stage, files: dict[str, tuple[int, int]]) -> bool:

@@ -36,7 +36,7 @@ def numbered(text: str) -> int:
     """The number of a table, as typed; UserError if there is no such table."""
     tables = find_tables()
     if text not in map(str, tables):
-        raise UserError(f"--table {text}: there is {', '.join(map(str, tables))}")
+        raise UserError(f"--table {text} is not one of {', '.join(map(str, tables))}")
     return int(text)
 
 

@@ -11,7 +11,7 @@ from stn.errors import UserError
 def train(cfg: DictConfig) -> float | None:
     """Train a cell. Returns the last validation error in percent, mean over seeds, which a sweeper minimises."""
     if cfg.weights:
-        raise UserError(f"weights={cfg.weights} is for stn.evaluate: a training starts from its seed")
+        raise UserError(f"weights={cfg.weights} is only for stn.evaluate: training starts from random weights")
     search = HydraConfig.get().runtime.choices.get("search")
     if search and HydraConfig.get().mode != RunMode.MULTIRUN:
         raise UserError(f"search={search} tries several settings: `python -m stn.train -m search={search} ...`")

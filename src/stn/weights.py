@@ -62,7 +62,7 @@ def load(name: str | os.PathLike[str], map_location: "str | torch.device | None"
         network.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
     except (RuntimeError, KeyError, TypeError, ModuleNotFoundError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:150]
-        raise ValueError(f"{card['name']}: no network of this version of stn takes its weights ({reason})") from error
+        raise ValueError(f"{card['name']}: no network of this version of stn fits its weights ({reason})") from error
     network.card = card
     return network.eval().to(map_location or "cpu")
 
@@ -111,7 +111,7 @@ def read_card(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
     if "card" not in metadata:
-        raise ValueError(f"{path} is no weight file of this project: it has no card")
+        raise ValueError(f"{path} is not a weight file of this project: it has no card")
     try:
         card = json.loads(metadata["card"])
         gaps = [key for key in (*SAME, *OWN, "sha256") if key not in card]

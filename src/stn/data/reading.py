@@ -30,7 +30,7 @@ def read_idx(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run `python -m stn.fetch data=mnist_r`") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is no whole gzip file ({why(error)}); {remedy}") from None
+        raise UserError(f"{path} is not a complete gzip file ({why(error)}); {remedy}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {why(error)}; check the path and its permissions") from None
     magic = int.from_bytes(content[:4], "big")
@@ -73,4 +73,4 @@ def archive(
                 while stream.read(CHUNK):  # read on to the end, where gzip checks the checksum
                     pass
         except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
-            raise BrokenArchive(f"is no whole tar.gz ({why(error)})") from None
+            raise BrokenArchive(f"is not a complete tar.gz ({why(error)})") from None

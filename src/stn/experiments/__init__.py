@@ -43,7 +43,7 @@ def load_store(kind: str, data: str, door: str) -> ModuleType:
     """
     module = load(kind, "data")
     if not hasattr(module, "store"):
-        raise UserError(f"data={data} has no sets to store: train it right away")
+        raise UserError(f"data={data} has no sets to store: train it without this step")
     if door != module.DOOR:
         reasons = {"crop": "is cropped, not distorted", "distort": "is distorted, not cropped"}
         raise UserError(f"data={data} {reasons[module.DOOR]}: run `python -m stn.{module.DOOR} data={data}`")
@@ -63,5 +63,5 @@ def find_tables() -> dict[int, Table]:
     for name in find_experiments():
         for table in load(name, "table").TABLES:
             if tables.setdefault(table.number, table) is not table:
-                raise ValueError(f"{name}: there is a Table {table.number} already, {tables[table.number].title}")
+                raise ValueError(f"{name}: Table {table.number} exists already, {tables[table.number].title}")
     return dict(sorted(tables.items()))

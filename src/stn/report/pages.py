@@ -172,7 +172,7 @@ def make_block(name: str, page: Path, sources: Sources) -> str:
         "weights": lambda page, sources: weights_block(sources.root),
     }
     if name not in builders:
-        raise UserError(f"no such block; there are {', '.join(builders)}, tableN, bench/NAME and trials/NAME")
+        raise UserError(f"no such block; the blocks are {', '.join(builders)}, tableN, bench/NAME and trials/NAME")
     return builders[name](page, sources)
 
 
@@ -216,7 +216,7 @@ def _section(markdown: str, name: str) -> str:
         heading, _, text = part.partition("\n")
         sections[re.sub(r"\W+", "-", heading.strip().lower())] = text.strip()
     if name not in sections:
-        raise NoRecords(f"no section {name}; there are {', '.join(sections) or 'none'}")
+        raise NoRecords(f"no section {name}; the sections are {', '.join(sections) or 'none'}")
     return sections[name]
 
 
@@ -422,7 +422,7 @@ def bench_block(name: str, sources: Sources) -> str:
     for part in sources.read(REPORTS / "bench" / "README.md").split("\n## ")[1:]:
         if sign in part:
             return (part if "command" not in record else part.partition("\n")[2]).strip()
-    raise UserError(f"reports/bench/README.md says nothing of {name}.json; `make bench` writes it anew")
+    raise UserError(f"reports/bench/README.md says nothing of {name}.json; `make bench` writes it again")
 
 
 def trials_block(name: str, sources: Sources) -> str:

@@ -213,7 +213,7 @@ def _read(path: Path, table: Table) -> list[Record]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise damaged("no valid JSON") from error
+        raise damaged("not valid JSON") from error
     if not isinstance(facts, dict):
         raise damaged("no JSON object")
     gaps = [key for key in KEYS if key not in facts]
@@ -329,7 +329,7 @@ def _read_export(record: Record, table: Table) -> Export | None:
         gaps += [f"runs.{run}" for run in RUNS if run not in facts.get("runs", ())]
         gaps += [key for run in facts.get("runs", {}).values() for key in RUN_KEYS if key not in run]
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged record, no valid JSON; {advice}") from error
+        raise UserError(f"{path}: damaged record, not valid JSON; {advice}") from error
     if gaps or facts["schema"] != SCHEMA:
         reason = f"without {gaps[0]}" if gaps else f"schema {facts['schema']}, not {SCHEMA}"
         raise UserError(f"{path}: damaged record, {reason}; {advice}")
@@ -337,7 +337,7 @@ def _read_export(record: Record, table: Table) -> Export | None:
     first = record.seeds[0]
     trained = {"seed": first.seed, "date": first.provenance.get("date"), "errors": first.errors}
     if export.trained != trained or export.config != record.config:
-        raise UserError(f"{path}: not of the training that {cell.name} tells of; {advice}")
+        raise UserError(f"{path}: not from the training of {cell.name}; {advice}")
     if export.tested != record.data or export.n_test != record.n_test:
         raise UserError(f"{path}: tested on other images than {cell.name}; {advice}")
     return export

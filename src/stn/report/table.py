@@ -197,7 +197,7 @@ class Table:
             labels = [part.label for part in parts]
             for label in labels:
                 if labels.count(label) > 1:
-                    raise ValueError(f"Table {self.number}: {kind} {label!r} is there twice")
+                    raise ValueError(f"Table {self.number}: {kind} {label!r} appears twice")
         for row in self.rows:
             place = f"Table {self.number}: row {row.label!r}"
             references = [*filter(None, (row.baseline, row.control)), *chain.from_iterable(self.orders)]

@@ -35,7 +35,7 @@ def weights_block(root: Path) -> str:
     )
     line += f"record, with its 95 % interval, and of the weights as they are stored. Licence of the weights: {terms}."
     if any(STALE in row[0] for row in rows):
-        line += f" {STALE} its record tells of another training since; `python -m stn.publish` writes it anew."
+        line += f" {STALE} its record tells of another training since; `python -m stn.publish` writes it again."
     return f"{line}\n\n{markdown_table(HEAD, rows, 'llrlrlrl')}"
 
 

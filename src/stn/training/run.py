@@ -136,7 +136,7 @@ def load(path: Path) -> Learner:
         return Learner.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (KeyError, TypeError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a checkpoint of this project, or a damaged one ({reason[:120]})") from error
+        raise UserError(f"{path}: not a checkpoint of this project, or damaged ({reason[:120]})") from error
 
 
 def load_published(name: str) -> Learner:

@@ -69,7 +69,7 @@ def store(data: DictConfig, scratch: Path) -> dict:
     of_class = [order[digits.labels[order] == k][: data.images] for k in range(CLASSES)]
     fewest = min(map(len, of_class))
     if fewest < data.images:
-        raise UserError(f"data.images={data.images}: of one class there are {fewest} {split} digits, choose fewer")
+        raise UserError(f"data.images={data.images}: one class has only {fewest} {split} digits; choose fewer")
     indices = torch.stack(of_class, 1).flatten()
     parameters = warp.draw(len(indices), generator(data.seed, f"{split} places"), torch.float64)
     images = warp.render(parameters.double(), digits.images[indices], digits.images)
@@ -154,7 +154,7 @@ class Colocalisation:
     ) -> tuple[Views, Tensor]:
         """The images `index` (B,) of every class; they are `part` of the global batch of `size`."""
         if len(index) < 2:
-            raise UserError(f"budget.batch_size={size} leaves {len(index)} image of a class where pairs are needed")
+            raise UserError(f"budget.batch_size={size} leaves a single image of one class, but pairs are needed")
         places = _places(CLASSES * size, draws).unflatten(0, (size, CLASSES))[part]
         all_classes = CLASSES * index[:, None] + torch.arange(CLASSES)
         return self._views(all_classes.flatten(), places.flatten(0, 1), device)

@@ -136,8 +136,8 @@ class Colocaliser(nn.Module):
         super().__init__()
         if not 0 < smallest < start < 1:
             raise UserError(
-                f"model.smallest={smallest} and model.start={start}: sides of windows in sides of the image, the first "
-                "the smaller, both between 0 and 1"
+                f"model.smallest={smallest} and model.start={start}: the sides of windows as shares of the image's "
+                "side must be between 0 and 1, the first smaller than the second"
             )
         if not layers or not set(layers) <= set(range(1, len(LAYERS) + 1)):
             raise UserError(f"model.layers={list(layers)}: e(.) takes some of the layers 1 to {len(LAYERS)}")
@@ -167,7 +167,7 @@ class Colocaliser(nn.Module):
             raise UserError(f"{path} is missing: {remedy}") from None
         except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())[:120]
-            raise UserError(f"{path} holds no classifier of model.filters here ({reason}): {remedy}") from None
+            raise UserError(f"{path} does not hold a classifier with this model.filters ({reason}): {remedy}") from None
         return f"{path.name} (sha256 {hashlib.sha256(raw).hexdigest()[:8]})"
 
     def forward(self, views: Views | Tensor) -> Found:

@@ -223,7 +223,8 @@ def _sets(data: DictConfig, table: Table) -> dict[str, np.ndarray]:
         rows = np.flatnonzero(table.train & (table.labels == label))
         if data.validation >= len(rows):
             raise UserError(
-                f"data.validation={data.validation} leaves none of the {len(rows)} training images of {name}: lower it"
+                f"data.validation={data.validation} leaves none of the {len(rows)} training images of {name} to train "
+                "on: lower it"
             )
         # numpy guarantees that the streams of its legacy generator never change, so the split does not either.
         held_out.append(np.random.RandomState([data.seed, label]).permutation(rows)[: data.validation])
@@ -280,7 +281,7 @@ def _resized(folder: Path, name: str, side: int) -> tuple[np.ndarray, tuple[int,
         with Image.open(folder / "images" / name) as opened:
             image = opened.convert("RGB")  # some images are grey
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise Unfit(f"holds images/{name}, which is no whole image ({why(error)})") from None
+        raise Unfit(f"holds images/{name}, which is not a complete image ({why(error)})") from None
     shorter = min(image.size)
     size = tuple((2 * length * side + shorter) // (2 * shorter) for length in image.size)
     # Paper: silent. We: antialiased bilinear resizing, as torchvision does for ImageNet.

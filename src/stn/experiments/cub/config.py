@@ -68,13 +68,11 @@ def check(cfg: DictConfig) -> None:
     """Raise UserError for an invalid reach, windows with equal starts, or annotations without two windows."""
     model = cfg.model
     if model is not None and model.reach is not None and not model.reach > 0:
-        raise UserError(f"model.reach={model.reach} is no way to go: give a positive number, or null for no bound")
+        raise UserError(f"model.reach={model.reach} must be positive, or null for no bound")
     if model is not None and model.spread == 0 and (model.windows or 1) > 1:
-        raise UserError(
-            "model.spread=0 starts all windows in the middle, where they would never part: give such as 0.5"
-        )
+        raise UserError("model.spread=0 starts all windows in the middle, where they stay alike: give 0.5, for example")
     if model is not None and cfg.data.annotated and model.windows != 2:
-        raise UserError(f"data.annotated=true gives windows at head and body: model={model.name} is not of 2 windows")
+        raise UserError(f"data.annotated=true gives two windows, at head and body: model={model.name} does not have 2")
 
 
 def has_transformer(model: DictConfig) -> bool:

@@ -89,7 +89,8 @@ class Trunk(nn.Module):
             self.train(training)
         if getattr(features, "ndim", None) != 4:
             raise UserError(
-                f"model.node={self.node} of {self.name} gives no map of features: cut it elsewhere, or at null"
+                f"model.node={self.node} of {self.name} is not a map of features: name another node, or null for the "
+                "last map"
             )
         return tuple(features.shape[1:])
 
@@ -141,7 +142,7 @@ def _freeze(body: nn.Module, last: str, name: str) -> None:
     if not inside:
         parts = sorted({".".join(words[:i]) for words in (n.split(".") for n in names) for i in range(1, len(words))})
         closest = difflib.get_close_matches(last, parts, 3, cutoff=0.4) or parts[:3]
-        raise UserError(f"model.frozen={last} is no part of {name} with weights: did you mean {', '.join(closest)}?")
+        raise UserError(f"model.frozen={last} is not a part of {name} with weights: did you mean {', '.join(closest)}?")
     for _, parameter in itertools.islice(body.named_parameters(), inside[-1] + 1):
         parameter.requires_grad_(False)
 
@@ -186,7 +187,7 @@ def pretrained(name: str, node: str | None, body: nn.Module) -> Weights:
         remedy = REMEDY.format(file)
         raise UserError(f"no pretrained weights of {name} ({_line(error)}){remark}; {remedy}") from None
     if remark:
-        print(f"passed over{remark[1:]}", file=sys.stderr)
+        print(f"skipped{remark[1:]}", file=sys.stderr)
     preset = official.transforms()
     mean, std = tuple(preset.mean), tuple(preset.std)
     if getattr(model, "transform_input", False):  # old ports convert ImageNet's normalisation to (x - 0.5) / 0.5
@@ -230,18 +231,20 @@ def _body(name: str, node: str | None) -> tuple[str | None, nn.Module]:
     if find_spec("timm") is None:
         closest = _nearest(name, list_models(module=torchvision.models))
         raise UserError(
-            f"model.trunk={name} is no classification model of torchvision (did you mean {closest}?), and timm, which "
-            "may have it, is not installed: `sh setup.sh trunks`"
+            f"model.trunk={name} is not a classification model of torchvision (did you mean {closest}?), and timm, "
+            "which may have it, is not installed: `sh setup.sh trunks`"
         )
     import timm
 
     if name not in timm.list_models():
         closest = _nearest(name, [*list_models(module=torchvision.models), *timm.list_models()])
         raise UserError(
-            f"model.trunk={name} is no classification model of torchvision or timm: did you mean {closest}?"
+            f"model.trunk={name} is not a classification model of torchvision or timm: did you mean {closest}?"
         )
     if node is not None:
-        raise UserError(f"model.node={node}: {name} is timm's, which is cut at its last map of features; drop it")
+        raise UserError(
+            f"model.node={node}: {name} comes from timm and always ends at its last map of features; drop it"
+        )
     return None, timm.create_model(name, num_classes=0, global_pool="")
 
 
@@ -264,7 +267,7 @@ def _checked(node: str, name: str, model: nn.Module) -> str:
         parts |= {".".join(words[:i]) for i in range(1, len(words) + 1)}
     if node not in parts:
         closest = difflib.get_close_matches(node, sorted(parts), 3, cutoff=0.4) or nodes[-3:]
-        raise UserError(f"model.node={node} is no node of {name}: did you mean {', '.join(closest)}?")
+        raise UserError(f"model.node={node} is not a node of {name}: did you mean {', '.join(closest)}?")
     return node
 
 

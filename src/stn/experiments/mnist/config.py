@@ -104,9 +104,11 @@ def check(cfg: DictConfig) -> None:
     undo = OmegaConf.to_container(cfg.data.undo) if OmegaConf.is_list(cfg.data.undo) else cfg.data.undo
     if isinstance(undo, list):
         if not undo or not all(name in POSE for name in undo) or len(set(undo)) < len(undo):
-            raise UserError(f"data.undo={undo} is no part of a pose: give some of {', '.join(POSE)}, each once")
+            raise UserError(f"data.undo={undo} is not part of a pose: give some of {', '.join(POSE)}, each once")
         if cfg.data.distortion.kind != Distortion.pose:
-            raise UserError(f"data.undo={undo}: the distortion of data={cfg.data.name} is no pose; give true or false")
+            raise UserError(
+                f"data.undo={undo}: the distortion of data={cfg.data.name} is not a pose; give true or false"
+            )
     elif not isinstance(undo, bool):
         raise UserError(f"data.undo={undo}: give true, false, or some of {', '.join(POSE)}, such as [angle,scale]")
     if cfg.model is not None and cfg.model.parallel > 1:

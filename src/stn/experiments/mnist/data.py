@@ -63,7 +63,7 @@ def undistorted(data: DictConfig) -> dict[str, Digits]:
     images, labels, n_test = _embedded(Path(data.raw)) if data.source.name == "digits" else _mnist(Path(data.raw))
     n_train = len(images) - n_test
     if data.validation >= n_train:
-        raise UserError(f"data.validation={data.validation} leaves nothing of {n_train} training digits to train on")
+        raise UserError(f"data.validation={data.validation} leaves none of the {n_train} training digits to train on")
     if data.source.name == "mnist":
         # numpy guarantees that the streams of its legacy generator never change, so the split does not either.
         order = np.random.RandomState(data.seed).permutation(n_train)

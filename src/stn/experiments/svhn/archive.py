@@ -47,7 +47,7 @@ def digits_in(path: Path) -> Table:
         with h5py.File(path) as file, progress(str(path), len(file["digitStruct/name"]), unit="images") as tell:
             names, start, values = _read(file, tell)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is no {DIGITS} of SVHN ({why(error)}); {AGAIN}") from None
+        raise UserError(f"{path} is not a {DIGITS} of SVHN ({why(error)}); {AGAIN}") from None
     return Table(names, start, values[:, :4].astype(np.float32), values[:, 4].astype(np.int64))
 
 
@@ -93,9 +93,9 @@ def labels_in(text: bytes, place: str, images: Iterable[str]) -> Table:
     try:
         entries = json.loads(text, object_pairs_hook=_without_twins)
         if not isinstance(entries, dict):
-            raise ValueError("no object of JSON")
+            raise ValueError("not a JSON object")
     except ValueError as error:
-        raise UserError(f"{place} is no {LABELS} of photographs ({why(error)}); {AGAIN}") from None
+        raise UserError(f"{place} is not a {LABELS} of photographs ({why(error)}); {AGAIN}") from None
     numbers: dict[str, str] = {}
     for name, entry in entries.items():
         number = entry.get("number") if isinstance(entry, dict) else None
@@ -125,7 +125,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     if len(names) < len(pairs):
         twin = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-        raise ValueError(f"{twin} is there twice")
+        raise ValueError(f"{twin} appears twice")
     return names
 
 

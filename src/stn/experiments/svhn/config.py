@@ -90,10 +90,10 @@ def check(cfg: DictConfig) -> None:
     data, model, side = cfg.data, cfg.model, cfg.data.window or cfg.data.canvas
     _check_place(data.place)
     if not _is_range(list(data.held)):
-        raise UserError(f"data.held={data.held} is no range of shares: give two above 0, up to 1, such as [0.4,0.9]")
+        raise UserError(f"data.held={data.held} must be two shares of the side, above 0 and up to 1, such as [0.4,0.9]")
     if cfg.budget.random_share and data.window is not None:
         raise UserError(
-            f"budget.random_share={cfg.budget.random_share}: data.window chooses what is shown; set it to null"
+            f"budget.random_share={cfg.budget.random_share}: data.window already chooses what is shown; set it to null"
         )
     if model is None:
         return
@@ -101,11 +101,11 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"model.size={model.size} is larger than the images of {side} pixels: give at most {side}")
     for key in ("reach", "reach_sides"):
         if model[key] is not None and not model[key] > 0:
-            raise UserError(f"model.{key}={model[key]} is no way to go: give a positive number, or null for no bound")
+            raise UserError(f"model.{key}={model[key]} must be positive, or null for no bound")
     if model.family != Family.crop and (model.start is not None or model.reach_sides is not None):
-        raise UserError(f"model.start and model.reach_sides are of model.family=crop, not of {model.family}")
+        raise UserError(f"model.start and model.reach_sides belong to model.family=crop, not to {model.family}")
     if model.start is not None and not all(0 < share <= 1 for share in model.start):
-        raise UserError(f"model.start={model.start} are no sides of a window: give two shares above 0, up to 1")
+        raise UserError(f"model.start={model.start} must be the two sides of a window, as shares above 0 and up to 1")
 
 
 def has_random_places(model: DictConfig) -> bool:
@@ -125,8 +125,8 @@ def _check_place(place: Any) -> None:
     ranges = OmegaConf.to_container(place) if OmegaConf.is_list(place) else place
     if not _is_range(ranges) and not (isinstance(ranges, list) and len(ranges) == 2 and all(map(_is_range, ranges))):
         raise UserError(
-            f"data.place={place} is no place: give the least and the largest share of the canvas that a number takes, "
-            "such as [0.3,1.0], or such a pair for x and one for y"
+            f"data.place={place} must be the least and the largest share of the canvas that a number takes, "
+            "such as [0.3,1.0], or one such pair for x and one for y"
         )
 
 

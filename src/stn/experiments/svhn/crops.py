@@ -92,7 +92,7 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
     pool = [pool[i] for i in np.random.RandomState(data.seed).permutation(len(pool))]
     photographs = [number for number in pool if number.part == "train" or not data.whole]
     if not 0 < data.validation < len(photographs):
-        raise UserError(f"data.validation={data.validation} leaves nothing of {len(photographs)} numbers to train on")
+        raise UserError(f"data.validation={data.validation} leaves none of the {len(photographs)} numbers to train on")
     validation = photographs[: data.validation]
     validation_names = {number.name for number in validation}
     train = [number for number in pool if number.name not in validation_names]
@@ -123,7 +123,7 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
             members = [member for member, cropped in zip(members, is_cropped, strict=True) if cropped]
             if not members:
                 raise UserError(
-                    f"{data.raw} leaves nothing for {split}: every number is left out ({_counted(left_out)})"
+                    f"{data.raw} has no number left for {split}: every one is left out ({_counted(left_out)})"
                 )
             _close_gaps(work / f"{split}_images.npy", is_cropped)
             np.save(work / f"{split}_labels.npy", np.stack([member.labels for member in members]))

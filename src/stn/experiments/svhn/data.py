@@ -63,7 +63,7 @@ class SvhnSource:
 
     def __init__(self, data: DictConfig):
         if data.window is not None and not 0 < data.window <= data.canvas:
-            raise UserError(f"data.window={data.window} is no part of a crop of {data.canvas} pixels")
+            raise UserError(f"data.window={data.window} is not a part of a crop of {data.canvas} pixels")
         self.data = data
         self.side = data.window or data.canvas
         self.shape = (3, self.side, self.side)

@@ -109,11 +109,11 @@ def pose(data: DictConfig) -> SolidPose:
     """The pose distribution of a data config. Raises UserError for impossible values."""
     low, high = data.scale
     if not 0 < low <= high:
-        raise UserError(f"data.scale=[{low},{high}] is no range of scale factors: give such as [0.7,1.2]")
+        raise UserError(f"data.scale=[{low},{high}] is not a range of scale factors: give, for example, [0.7,1.2]")
     if not 0 <= data.rotation <= 180:
-        raise UserError(f"data.rotation={data.rotation} is no largest angle: give degrees from 0 to 180")
+        raise UserError(f"data.rotation={data.rotation} is not an angle in degrees from 0 to 180")
     if data.thickness % 2 or not 0 < data.thickness <= DIGIT:
-        raise UserError(f"data.thickness={data.thickness} cannot be extruded: give an even number up to {DIGIT}")
+        raise UserError(f"data.thickness={data.thickness} must be an even number up to {DIGIT}")
     return SolidPose(data.canvas, data.thickness, data.rotation, (low, high), data.roam)
 
 
