@@ -15,7 +15,7 @@ from stn.data.download import export_embedded
 from stn.data.draws import generator
 from stn.errors import UserError
 from stn.experiments.mnist.config import POSE
-from stn.experiments.mnist.data import distortion, load_stored, store, undistorted
+from stn.experiments.mnist.data import distortion, read_distorted, store, undistorted
 from stn.experiments.mnist.distortions import found_pose
 from stn.geometry.transforms import CORNERS, pixel_centres
 
@@ -185,7 +185,7 @@ def test_stored_sets_have_the_same_bytes_on_every_run(data, tmp_path):
 
 def test_stored_sets_hold_labels_and_the_parameters_that_made_them(data, tmp_path):
     about = store(data, tmp_path / "scratch")
-    test = load_stored(data, "test")
+    test = read_distorted(data, repr(distortion(data)), "test")
     plain = undistorted(data)["test"]
     assert test.images.dtype == torch.uint8 and len(test.images) == 10 * len(plain.images)
     torch.testing.assert_close(test.labels, plain.labels.repeat_interleave(10))
@@ -232,7 +232,7 @@ def test_frozen_training_digits_are_stored_beside_not_instead(data, tmp_path):
     store(data, tmp_path / "scratch")
     frozen = compose("data=digits_p", f"data.raw={tmp_path}/raw", f"data.stored={tmp_path}/stored", "data.train=frozen")
     store(frozen.data, tmp_path / "scratch")
-    assert len(load_stored(frozen.data, "train").images) == 1097
+    assert len(read_distorted(frozen.data, repr(distortion(frozen.data)), "train").images) == 1097
     assert not (tmp_path / "stored" / "train_images.npy").exists()
 
 
@@ -247,19 +247,19 @@ def test_the_splits_share_no_digit(data):
 
 def test_a_missing_or_damaged_set_names_the_command_that_makes_it(data, tmp_path):
     with pytest.raises(UserError, match=r"python -m stn\.distort data=digits_p"):
-        load_stored(data, "test")
+        read_distorted(data, repr(distortion(data)), "test")
     store(data, tmp_path / "scratch")
     images = tmp_path / "stored" / "test_images.npy"
     whole = images.read_bytes()
     for damage in (whole[:-9], whole[:-1] + bytes([whole[-1] ^ 1]), b"none"):
         images.write_bytes(damage)
         with pytest.raises(UserError, match=r"stn\.distort"):
-            load_stored(data, "test")
+            read_distorted(data, repr(distortion(data)), "test")
     images.write_bytes(whole)
     sets = tmp_path / "stored" / "sets.json"
     sets.write_text(json.dumps(json.loads(sets.read_text()) | {"seed": 1}))
     with pytest.raises(UserError, match=r"with seed=1 \(not 2015\): run `python -m stn\.distort data=digits_p`"):
-        load_stored(data, "test")
+        read_distorted(data, repr(distortion(data)), "test")
 
 
 def test_sets_may_be_stored_on_another_disk_than_outputs(tmp_path, monkeypatch):

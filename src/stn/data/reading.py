@@ -15,6 +15,7 @@ from stn.data.progress import why
 from stn.errors import UserError
 
 CHUNK = 1 << 16
+AGAIN = "delete it and run `python -m stn.fetch` again"
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -74,3 +75,12 @@ def archive(
                     pass
         except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
             raise BrokenArchive(f"is not a complete tar.gz ({why(error)})") from None
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Turn a BrokenArchive of the block into a UserError that names the archive."""
+    try:
+        yield
+    except BrokenArchive as error:
+        raise UserError(f"{path} {error}; {AGAIN}") from None

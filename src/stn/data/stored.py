@@ -79,3 +79,8 @@ def sha256(*arrays: np.ndarray) -> str:
     for array in arrays:
         hashed.update(np.ascontiguousarray(array).data)
     return hashed.hexdigest()
+
+
+def evenly(count: int, n: int) -> np.ndarray:
+    """Up to `count` of the indices 0 ... n - 1, evenly spaced from the first to the last."""
+    return np.unique(np.linspace(0, n - 1, min(count, n)).round().astype(int))

@@ -121,3 +121,8 @@ def group_parameters(network: nn.Module, **parts: nn.Module | None) -> dict[str,
 
 def _learning(part: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in part.parameters() if parameter.requires_grad]
+
+
+def name_of(choice: Any) -> Any:
+    """The name of a choice, which is an enum in a checked config and a string in a checkpoint; None stays None."""
+    return getattr(choice, "name", choice)

@@ -11,11 +11,12 @@ from stn.data.draws import generator
 from stn.experiments.mnist.data import (
     POSES,
     Digits,
+    DigitSets,
     StoredSet,
     distorted,
     distortion,
     fetch,
-    read_distorted,
+    nine_points,
     stored_folder,
     stored_splits,
     undistorted,
@@ -55,28 +56,15 @@ def _recipe(data: DictConfig) -> str:
     return f"pairs of {distortion(data)!r}"
 
 
-class AdditionSource:
+class AdditionSource(DigitSets):
     """The data source. Batches are (pairs (B, 2, canvas, canvas) float in [0, 1], sums (B,)), on the device."""
 
     chunk = 500  # pairs of a validation or test batch
     images_per_pick = 1  # of a training batch; a pair is one image with two channels
 
     def __init__(self, data: DictConfig):
-        self.data = data
+        super().__init__(data, _recipe(data))
         self.shape = (2, data.canvas, data.canvas)
-        self.warp = distortion(data)
-        self.sets: dict[str, StoredSet | Digits] = {}
-
-    def load(self, split: str) -> None:
-        """Read `train`, `validation` or `test`. Raises UserError if it is missing or damaged."""
-        if split not in self.sets:
-            stored = split != "train" or self.data.train.name == "frozen"
-            self.sets[split] = (
-                read_distorted(self.data, _recipe(self.data), split) if stored else undistorted(self.data)["train"]
-            )
-
-    def count(self, split: str) -> int:
-        return len(self.sets[split].labels)
 
     def batch(self, split: str, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """The stored pairs `index` (B,) of a split."""
@@ -117,8 +105,7 @@ class AdditionSource:
         theta = torch.from_numpy(arrays["theta"]).to(device)  # (n, N, P)
         examples = torch.arange(min(EXAMPLES, len(test_set.labels)))
         images, _ = self.batch("test", examples, device)
-        axis = torch.tensor([-0.6, 0.0, 0.6], device=device)
-        points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
+        points = nine_points(device)
         parameters = test_set.parameters[:POSES].to(device)  # type: ignore[union-attr]  # (POSES, 2, D)
         before = torch.stack([self.warp.digit_points(digit, points) for digit in parameters.unbind(1)], 1)
         sampled_points = [transformation.points(matrix, points) for matrix in theta[:POSES].unbind(1)]
@@ -140,13 +127,6 @@ class AdditionSource:
             "theta": theta[:POSES],
         }
         return {name: value.cpu().numpy() for name, value in tensors.items()}
-
-    def _resident(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The images and labels of a split, moved to the device once."""
-        stored = self.sets[split]
-        if stored.images.device != device:
-            stored.images, stored.labels = stored.images.to(device), stored.labels.to(device)
-        return stored.images, stored.labels
 
 
 def source(data: DictConfig) -> AdditionSource:

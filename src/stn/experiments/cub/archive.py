@@ -23,11 +23,10 @@ from PIL import Image
 
 from stn.data.download import CUB
 from stn.data.progress import progress, why, writing
-from stn.data.reading import archive
-from stn.data.stored import writing_sets
+from stn.data.reading import AGAIN, archive, whole
+from stn.data.stored import evenly, sha256, writing_sets
 from stn.environment import cores
 from stn.errors import UserError
-from stn.experiments.svhn.archive import AGAIN, whole
 
 PARTS = 15
 TEXTS = (
@@ -95,10 +94,7 @@ class StoredCub:
 
     def spot(self) -> str:
         """A digest of up to `SPOT` images: reading all images of 200 classes takes ten seconds."""
-        n, hashed = len(self.sizes), hashlib.sha256()
-        for i in np.unique(np.linspace(0, n - 1, min(SPOT, n)).round().astype(int)):
-            hashed.update(self.image(i))  # type: ignore[arg-type]  # typed as a buffer from Python 3.12 on
-        return hashed.hexdigest()
+        return sha256(*(self.image(i) for i in evenly(SPOT, len(self.sizes))))
 
 
 FACTS = [field.name for field in fields(StoredCub) if field.name != "pixels"]

@@ -160,13 +160,11 @@ def stored_folder(data: DictConfig) -> Path:
     return Path(data.stored if data.train.name == "stream" else f"{data.stored}_frozen")
 
 
-def load_stored(data: DictConfig, split: str) -> StoredSet:
-    """A stored set. Raises UserError, with the command that makes it, if it is missing or damaged."""
-    return read_distorted(data, repr(distortion(data)), split)
-
-
 def read_distorted(data: DictConfig, recipe: str, split: str) -> StoredSet:
-    """A set that `write_sets` wrote. Raises UserError if it is missing, damaged or of another recipe."""
+    """A set that `write_sets` wrote.
+
+    Raises UserError, with the command that makes the set, if it is missing, damaged or of another recipe.
+    """
     frozen = " data.train=frozen" if data.train.name == "frozen" else ""
     folder = stored_folder(data)
 
@@ -184,18 +182,15 @@ def read_distorted(data: DictConfig, recipe: str, split: str) -> StoredSet:
     )
 
 
-class DistortedDigits:
-    """The data source. Batches are (images (B, 1, side, side) float in [0, 1], labels (B,)), on the device.
+class DigitSets:
+    """What the data sources of distorted digits share: the sets, each moved to the device once, as uint8.
 
-    A set is moved to the device once, as uint8, and batches are indexed there.
+    `recipe` describes the distortion of the stored sets.
     """
 
-    chunk = 1000  # images of a validation or test batch
-    images_per_pick = 1  # of a training batch
-
-    def __init__(self, data: DictConfig):
+    def __init__(self, data: DictConfig, recipe: str):
         self.data = data
-        self.shape = (1, *[28 if data.undo is True else data.canvas] * 2)  # of the network's input
+        self.recipe = recipe
         self.warp = distortion(data)
         self.sets: dict[str, StoredSet | Digits] = {}
 
@@ -203,10 +198,30 @@ class DistortedDigits:
         """Read `train`, `validation` or `test`. Raises UserError if it is missing or damaged."""
         if split not in self.sets:
             stored = split != "train" or self.data.train.name == "frozen"
-            self.sets[split] = load_stored(self.data, split) if stored else undistorted(self.data)["train"]
+            self.sets[split] = (
+                read_distorted(self.data, self.recipe, split) if stored else undistorted(self.data)["train"]
+            )
 
     def count(self, split: str) -> int:
         return len(self.sets[split].labels)
+
+    def _resident(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The images and labels of a split, moved to the device once."""
+        stored = self.sets[split]
+        if stored.images.device != device:
+            stored.images, stored.labels = stored.images.to(device), stored.labels.to(device)
+        return stored.images, stored.labels
+
+
+class DistortedDigits(DigitSets):
+    """The data source. Batches are (images (B, 1, side, side) float in [0, 1], labels (B,)), on the device."""
+
+    chunk = 1000  # images of a validation or test batch
+    images_per_pick = 1  # of a training batch
+
+    def __init__(self, data: DictConfig):
+        super().__init__(data, repr(distortion(data)))
+        self.shape = (1, *[28 if data.undo is True else data.canvas] * 2)  # of the network's input
 
     def batch(self, split: str, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """The stored images `index` (B,) of a split."""
@@ -267,8 +282,7 @@ class DistortedDigits:
         )
         images = test_set.images[examples, None].float() / 255
         size = (self.data.canvas, self.data.canvas)
-        axis = torch.tensor([-0.6, 0.0, 0.6], device=device)
-        points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
+        points = nine_points(device)
         parameters = test_set.parameters[:POSES].to(device)  # type: ignore[union-attr]
         sampled_points = transformation.points(theta[:POSES], points)  # type: ignore[operator, union-attr]
         tensors = {
@@ -295,12 +309,11 @@ class DistortedDigits:
             return self.warp.undone(parameters, images)
         return self.warp.partly_undone(parameters, images, self.data.undo) if self.data.undo else images  # type: ignore[attr-defined]
 
-    def _resident(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The images and labels of a split, moved to the device once."""
-        stored = self.sets[split]
-        if stored.images.device != device:
-            stored.images, stored.labels = stored.images.to(device), stored.labels.to(device)
-        return stored.images, stored.labels
+
+def nine_points(device: torch.device) -> Tensor:
+    """The points (9, 2) of a frame, row by row, at which records hold what a transformer does."""
+    axis = torch.tensor([-0.6, 0.0, 0.6], device=device)
+    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
 
 
 def source(data: DictConfig) -> DistortedDigits:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from stn.experiments.base import group_parameters
+from stn.experiments.base import group_parameters, name_of
 from stn.geometry.sampling import LearnableSampler, bicubic, bilinear, integer
 from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, Transformation
 from stn.nn.localisation import FirstConvolution, Layers, convolutional, fully_connected
@@ -155,14 +155,9 @@ def network(model, data) -> DigitNetwork:
 def described(model, data) -> dict:
     """The arguments of a network from a model config and a data config, except its canvas and its width."""
     return {
-        "classifier": _name(model.classifier),
-        "transformation": _name(model.transformation),
-        "sampler": _name(model.sampler),
+        "classifier": name_of(model.classifier),
+        "transformation": name_of(model.transformation),
+        "sampler": name_of(model.sampler),
         "pool": data.pool,
         "localisation": dict(model.localisation),
     }
-
-
-def _name(choice) -> str | None:
-    """The name of a choice: an enum in a checked config, a string in a checkpoint."""
-    return getattr(choice, "name", choice)

@@ -7,8 +7,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ import numpy as np
 
 from stn.data.download import DIGITS, LABELS
 from stn.data.progress import progress, why, writing
-from stn.data.reading import BrokenArchive, archive
+from stn.data.reading import AGAIN, archive, whole
 from stn.errors import UserError
 from stn.files import digest
 
 FIELDS = ("left", "top", "width", "height", "label")
-AGAIN = "delete it and run `python -m stn.fetch` again"
 
 
 @dataclass
@@ -176,12 +174,3 @@ def _unpacked(part: Path, scratch: Path) -> tuple[Table, set[str]]:
     table = digits_in(copy)
     copy.unlink()
     return table, images
-
-
-@contextmanager
-def whole(part: Path) -> Iterator[None]:
-    """Turn a BrokenArchive of the block into a UserError that names the archive."""
-    try:
-        yield
-    except BrokenArchive as error:
-        raise UserError(f"{part} {error}; {AGAIN}") from None

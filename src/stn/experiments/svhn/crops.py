@@ -29,11 +29,11 @@ from PIL import Image, ImageFilter
 
 from stn.data.download import DIGITS
 from stn.data.progress import progress
-from stn.data.reading import archive
-from stn.data.stored import writing_sets
+from stn.data.reading import archive, whole
+from stn.data.stored import evenly, sha256, writing_sets
 from stn.environment import cores
 from stn.errors import UserError
-from stn.experiments.svhn.archive import Table, table_of, whole
+from stn.experiments.svhn.archive import Table, table_of
 
 POSITIONS, NONE = 5, 10  # the largest number of digits, and the class of a position without a digit
 KINDS = ("images", "labels", "boxes")  # the arrays of a stored set that a run reads
@@ -130,9 +130,9 @@ def store(data: DictConfig, scratch: Path, workers: int | None = None) -> dict:
             np.save(work / f"{split}_boxes.npy", boxes[split][is_cropped])
             np.save(work / f"{split}_names.npy", np.array([member.name for member in members]))
             with (work / f"{split}_images.npy").open("rb") as stream:
-                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+                images_digest = hashlib.file_digest(stream, "sha256").hexdigest()
             spot_digest = spot(*(np.load(work / f"{split}_{kind}.npy", mmap_mode="r") for kind in KINDS))
-            about["sets"][split] = {"images": len(members), "sha256": sha256, "spot": spot_digest}
+            about["sets"][split] = {"images": len(members), "sha256": images_digest, "spot": spot_digest}
         for name, reasons in left_out.items():
             about["left_out"][name] = {reason: sorted(reasons[reason]) for reason in sorted(reasons)}
     return about
@@ -348,8 +348,4 @@ def _close_gaps(path: Path, keep: np.ndarray) -> None:
 
 def spot(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> str:
     """A digest of the labels, the boxes and up to `SPOT` images: reading all images of `extra` takes a minute."""
-    indices = np.unique(np.linspace(0, len(images) - 1, min(SPOT, len(images))).round().astype(int))
-    hashed = hashlib.sha256()
-    for array in (labels, boxes, *(images[i] for i in indices)):
-        hashed.update(np.ascontiguousarray(array))  # type: ignore[arg-type]  # typed as a buffer from Python 3.12 on
-    return hashed.hexdigest()
+    return sha256(labels, boxes, *(images[i] for i in evenly(SPOT, len(images))))

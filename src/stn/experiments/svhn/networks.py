@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from stn.experiments.base import group_parameters
+from stn.experiments.base import group_parameters, name_of
 from stn.geometry.sampling import bicubic, bilinear, integer
 from stn.geometry.transforms import CORNERS, Affine, Crop, pixel_centres
 from stn.nn.transformer import SpatialTransformer
@@ -189,19 +189,14 @@ def network(model, data) -> SvhnNetwork:
     """The network of a model config for the images of a data config."""
     return SvhnNetwork(
         side=data.window or data.canvas,
-        transformers=BEFORE[_name(model.transformers)],
+        transformers=BEFORE[name_of(model.transformers)],
         width=model.width,
         dropout=model.dropout,
-        sampler=_name(model.sampler),
+        sampler=name_of(model.sampler),
         localisation=dict(model.localisation),
         size=model.size,
-        family=_name(model.family),
+        family=name_of(model.family),
         reach=model.reach,
         reach_sides=model.reach_sides,
         start=model.start,
     )
-
-
-def _name(choice) -> str:
-    """The name of a choice: an enum in a checked config, a string in a checkpoint."""
-    return getattr(choice, "name", choice)
