@@ -43,7 +43,8 @@ class Exploration:
     Args:
         levels: the transformers in the order in which an image meets them. Those that stand in parallel are one level,
             given as a sequence. (N transformers made with `starts` are one module, and one level, anyway.)
-        network: its dropout layers drop the same units in both views of an image.
+        network: its dropout layers drop the same units in both views of an image. Its transformers that do not explore
+            keep the theta of their bias in `pairs`, and learn nothing.
 
     Example:
         with Exploration(net[0]).pairs(images, sigma=0.2, generator=generator) as pairs:
@@ -54,11 +55,13 @@ class Exploration:
     def __init__(
         self, *levels: SpatialTransformer | Sequence[SpatialTransformer], network: nn.Module | None = None
     ) -> None:
-        modules = () if network is None else network.modules()
+        modules = [] if network is None else list(network.modules())
         self.dropouts = [module for module in modules if isinstance(module, nn.modules.dropout._DropoutNd)]
         self.levels = [[level] if isinstance(level, nn.Module) else list(level) for level in levels]
         if not any(self.levels):
             raise ValueError("there is no transformer to explore with")
+        transformers = [module for module in modules if isinstance(module, SpatialTransformer)]
+        self.others = [module for module in transformers if not any(module in level for level in self.levels)]
 
     @contextmanager
     def pairs(
@@ -92,6 +95,8 @@ class Exploration:
                     start = transformer.start if pull else None
                     perturb = pairs.perturb(mirrored == i, deviation, generator, start)
                     stack.callback(transformer.regression.register_forward_hook(perturb).remove)
+            for transformer in self.others:
+                stack.callback(transformer.regression.register_forward_hook(_still).remove)
             for dropout in self.dropouts:
                 dropout.forward = _in_both_views(dropout.forward)
                 stack.callback(delattr, dropout, "forward")  # which restores that of its class
@@ -138,6 +143,10 @@ def _in_both_views(dropout: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
 
 def _detached(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
     return theta.detach()
+
+
+def _still(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
+    return layer.bias.detach().to(theta.dtype).expand_as(theta)  # type: ignore[operator, union-attr]
 
 
 class Pairs:
