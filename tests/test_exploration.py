@@ -214,6 +214,26 @@ def test_held_localisation_networks_do_not_learn_and_the_rest_does():
     assert net[0].regression.bias.grad.abs().max() > 0  # nothing is left behind
 
 
+def test_a_transformer_that_does_not_explore_waits_at_its_bias():
+    torch.manual_seed(0)
+    first, second = (SpatialTransformer(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5) for _ in range(2))
+    nn.init.normal_(second.regression.weight)
+    net, images = nn.Sequential(first, second, nn.Flatten(), nn.Linear(64, 3)), torch.rand(6, 1, 8, 8)
+    free = second(images, return_theta=True)[1]
+    seen = []
+    watch = second.register_forward_hook(lambda module, inputs, V: seen.append((inputs[0].detach(), V.detach())))
+    with Exploration(first, network=net).pairs(images, 0.1, torch.Generator().manual_seed(0)) as pairs:
+        losses = net(pairs.images).square().sum(1)
+    pairs.loss(losses).backward()
+    watch.remove()
+    ((U, V),) = seen
+    bias = second.regression.bias.detach()
+    assert torch.equal(V, second.sampler(U, second.transformation.grid(bias.expand(len(U), -1), (8, 8), (8, 8))))
+    assert all(parameter.grad is None for parameter in second.parameters())
+    assert first.regression.bias.grad.abs().max() > 0 and net[3].weight.grad.abs().max() > 0
+    assert torch.equal(second(images, return_theta=True)[1], free)  # nothing is left behind
+
+
 def test_jitter_is_noise_before_the_bound_and_its_gradient_goes_through_the_sampler():
     torch.manual_seed(0)
     net = SpatialTransformer(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5, Translation(0.5), reach=0.5)
