@@ -16,8 +16,8 @@ from stn.experiments.cub.table import BIRDS
 from stn.experiments.mnist.table import SIZES
 from stn.experiments.svhn.table import HOUSE_NUMBERS
 
-STRIPS = ("64 px strips", "128 px strips")
 PHOTOGRAPHS = "photographs, 128 px"
+DERIVED = ("64 px strips", PHOTOGRAPHS)
 SPECIES = np.array(["Black footed Albatross", "Laysan Albatross", "Groove billed Ani", "Crested Auklet"])
 WHOLE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 POINTS = np.array([[x, y] for y in (-0.6, 0, 0.6) for x in (-0.6, 0, 0.6)])

@@ -23,7 +23,7 @@ from stn.experiments.svhn.table import HOUSE_NUMBERS
 from stn.report.drawing import PALE, STRONG, WRONG, assign_colours
 from stn.report.records import load_records
 from stn.report.table import Row
-from synthetic import STRIPS, write_cell, write_sizes
+from synthetic import DERIVED, write_cell, write_sizes
 
 FAMILIES = ("Aff", "Proj", "TPS")
 # The figures of the tables whose records are made up here; tests of co-localisation and volumes draw their own.
@@ -43,7 +43,7 @@ def records(tmp_path_factory):
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("numbers")
-    cells = [(row, column) for row in ("CNN", "ST-CNN Single", "ST-CNN Multi") for column in STRIPS]
+    cells = [(row, column) for row in ("CNN", "ST-CNN Single", "ST-CNN Multi") for column in DERIVED]
     paths = [write_cell(folder, *cell, [9], n_test=64, part=f"{cell[1]} of 64") for cell in cells]
     return load_records(HOUSE_NUMBERS, paths)
 
@@ -163,7 +163,7 @@ def test_windows_are_laid_on_the_image_where_the_record_has_them(numbers):
     laid = [axes for axes in draw_windows(numbers).figure.axes if axes.images and len(axes.patches) > 1]
     assert len(laid) == 2 * 2 * SHOWN
     for first, row, column in ((0, "ST-CNN Single", 0), (SHOWN, "ST-CNN Multi", 0)):
-        record = next(r for r in numbers if (r.row.label, r.column.label) == (row, STRIPS[column]))
+        record = next(r for r in numbers if (r.row.label, r.column.label) == (row, DERIVED[column]))
         outlines = [patch for patch in laid[first].patches if isinstance(patch, mpl.patches.Polygon)]
         for outline, window in zip(outlines, record.arrays["example_windows"][0], strict=True):
             np.testing.assert_allclose(outline.get_xy()[:4], window, atol=1e-3)
@@ -179,7 +179,7 @@ def test_readings_are_told_and_wrong_ones_stand_out(numbers):
     first, second = (" ".join(map(str, label[label < 10])) for label in arrays["example_label"][:2])
     assert said[first] != WRONG
     assert said[f"read {second[0]}"] == said["read nothing"] == WRONG
-    assert {"64 px strips of 64", "128 px strips of 64", "Single", "Multi"} <= set(said)
+    assert {"64 px strips of 64", "photographs, 128 px of 64", "Single", "Multi"} <= set(said)
     assert sum(text.get_text().startswith("read ") for text in texts) == 3 * 4
 
 

@@ -276,8 +276,8 @@ def test_a_damaged_weight_file_is_one_line(finished, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--port", "abc"], "PORT=abc is no port"),
-        (["--port", "70000"], "PORT=70000 is no port"),
+        (["--port", "abc"], "PORT=abc is not a port"),
+        (["--port", "70000"], "PORT=70000 is not a port"),
         (["--budget", "long"], "BUDGET=long is not one of smoke"),
         (["--data", "mnist_q"], "mnist_q"),
         (["--data", "mnist_e"], "rotated, scaled and shifted"),
@@ -294,7 +294,7 @@ def test_bad_input_is_one_line(tmp_path, arguments, words):
 def test_a_port_that_is_taken_is_one_line():
     from stn.play import server
 
-    with server(WEB) as running, pytest.raises(UserError, match=f"PORT={running.server_port} cannot be had"):
+    with server(WEB) as running, pytest.raises(UserError, match=f"PORT={running.server_port} cannot be used"):
         server(WEB, running.server_port)
 
 
@@ -555,6 +555,15 @@ def test_keys_do_what_the_mouse_does_and_the_result_is_spoken(page):
     spoken = page.text_content("#spoken")
     assert "This 5 is turned" in spoken and "read" in spoken
     assert page.get_attribute("#spoken", "aria-live") == "polite"
+
+
+def test_sliders_follow_a_button_at_once_so_that_a_key_starts_from_there(page):
+    assert page.evaluate("play.state()")["pose"]["rotation"] != 0
+    script = """() => {
+        document.querySelector("#reset").click();
+        return document.querySelector("input[name=rotation]").value;
+    }"""
+    assert page.evaluate(script) == "0"
 
 
 def test_everything_that_can_be_pressed_has_a_name_and_is_reached_by_tab(page):

@@ -9,7 +9,7 @@ from stn.errors import UserError
 from stn.experiments.mnist.table import DISTORTED, SIZES
 from stn.experiments.svhn.table import HOUSE_NUMBERS
 from stn.report.records import config_differences, load_records, missing
-from synthetic import STRIPS, write_cell, write_export, write_table
+from synthetic import DERIVED, write_cell, write_export, write_table
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def whole(tmp_path_factory):
 def strips(tmp_path_factory):
     """Table 2 on its columns of stand-ins, column by column."""
     folder = tmp_path_factory.mktemp("table2")
-    return [path for column in STRIPS for path in write_table(folder, [column], part="256 strips", n_test=256)]
+    return [path for column in DERIVED for path in write_table(folder, [column], part="256 strips", n_test=256)]
 
 
 def test_table_names_the_missing_cell(whole, tmp_path):
@@ -226,7 +226,7 @@ def test_a_seed_that_cannot_be_is_refused(tmp_path):
     [
         (
             {"trained": {"seed": 0, "date": "2024-12-31", "errors": 2000}},
-            "training that mnist_r-cnn-schedule_sizes-parameters_2500",
+            "training of mnist_r-cnn-schedule_sizes-parameters_2500",
         ),
         ({"config": {}}, "not from the training"),
         ({"tested": "sizes_rts"}, "tested on other images"),

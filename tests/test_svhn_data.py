@@ -905,7 +905,13 @@ def test_real_images_are_fetched_and_cropped(monkeypatch, tmp_path, base):
     mirror.mkdir(parents=True)
     (mirror / "train").symlink_to(STRIPS / "test")  # whole original images, few enough for a test
     (mirror / "test").symlink_to(STRIPS / "test")
-    overrides = ("data=svhn_strips_128", "model=svhn_cnn", "data.validation=56")
+    overrides = (
+        "data=svhn_strips_64",
+        "model=svhn_cnn",
+        "data.canvas=128",
+        "data.place=[0.3,0.7]",
+        "data.validation=56",
+    )
     for command in ("stn.fetch", "stn.crop"):
         result = run(command, *overrides, cwd=tmp_path)
         assert result.returncode == 0, result.stderr

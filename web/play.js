@@ -262,6 +262,16 @@ function describe() {
   return sentences.join(" ");
 }
 
+/** The sliders at the pose. A key moves a slider from where it stands, so they must not wait for the networks. */
+function setSliders() {
+  for (const input of document.querySelectorAll("input[type=range]")) {
+    input.value = pose[input.name];
+    const text = shown[input.name](pose[input.name]);
+    input.previousElementSibling.textContent = text;
+    input.setAttribute("aria-valuetext", text);
+  }
+}
+
 function show() {
   const frame = placed(pose);
   $("#outline").setAttribute("d", quad(frame));
@@ -270,12 +280,7 @@ function show() {
     const spot = apply(frame, point).map((value) => Math.max(-20, Math.min(20, value))); // never out of reach
     $(`[data-handle=${name}]`).setAttribute("transform", `translate(${spot})`);
   }
-  for (const input of document.querySelectorAll("input[type=range]")) {
-    input.value = pose[input.name];
-    const text = shown[input.name](pose[input.name]);
-    input.previousElementSibling.textContent = text;
-    input.setAttribute("aria-valuetext", text);
-  }
+  setSliders();
   digits.forEach((each, i) => $("#digits").children[i].setAttribute("aria-pressed", each === digit));
   const empty = !digit && !strokes.length;
   fillRow($("#poses").rows[0], empty ? null : pose);
@@ -412,6 +417,7 @@ function setOff() {
 function touch(act) {
   rest();
   act();
+  setSliders();
   change();
 }
 
