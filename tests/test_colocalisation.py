@@ -16,7 +16,7 @@ from stn.data.draws import generator
 from stn.errors import UserError
 from stn.experiments.colocalisation.data import Views, boxes, distortion, source
 from stn.experiments.colocalisation.figures import draw_classes, draw_search
-from stn.experiments.colocalisation.networks import Colocalisation, Found, overlap, windows
+from stn.experiments.colocalisation.networks import Localisation, TripletHinge, overlap, windows
 from stn.experiments.colocalisation.table import CLASSES as ROWS
 from stn.experiments.colocalisation.table import COLOCALISATION, MEAN, TC
 from stn.report import tables
@@ -210,8 +210,8 @@ def test_iou_is_that_of_the_paper():
 def test_found_means_an_iou_above_one_half():
     box = boxes(torch.tensor([[28.0, 28.0]]), 84)
     for side, right in ((28, True), (39.5, True), (39.7, False), (19.9, True), (19.7, False)):
-        found = Found(torch.tensor([[side / 84, 0.0, 0.0]]), torch.zeros(1))
-        assert Colocalisation.right(found, box).tolist() == [[right]]
+        found = Localisation(torch.tensor([[side / 84, 0.0, 0.0]]), torch.zeros(1))
+        assert TripletHinge.right(found, box).tolist() == [[right]]
 
 
 def test_the_loss_is_the_triplet_hinge_of_the_paper():
@@ -227,7 +227,7 @@ def test_the_loss_is_the_triplet_hinge_of_the_paper():
 
 def test_labels_take_no_part_in_the_loss():
     found = small_network()(some_views())
-    assert Colocalisation.loss(found, torch.zeros(20, 4)) == Colocalisation.loss(found, torch.ones(20, 4))
+    assert TripletHinge.loss(found, torch.zeros(20, 4)) == TripletHinge.loss(found, torch.ones(20, 4))
 
 
 def test_each_class_is_a_problem_of_its_own():
@@ -347,8 +347,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_with_its_trace_whole(folder,
 def test_to_watch_is_not_to_learn(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     _, watched = train_seed(config(), 0, tmp_path / "watched")
-    monkeypatch.delattr("stn.experiments.colocalisation.data.Colocalisation.traced")
-    monkeypatch.setattr("stn.experiments.colocalisation.data.Colocalisation.evidence", lambda *_: {})
+    monkeypatch.delattr("stn.experiments.colocalisation.data.ColocalisationSource.traced")
+    monkeypatch.setattr("stn.experiments.colocalisation.data.ColocalisationSource.evidence", lambda *_: {})
     _, unwatched = train_seed(config(), 0, tmp_path / "unwatched")
     assert "trace" not in unwatched
     np.testing.assert_array_equal(watched["theta"], unwatched["theta"])

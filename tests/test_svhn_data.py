@@ -102,6 +102,11 @@ def raw(root, *parts) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    monkeypatch.setattr(download, "SVHN_IMAGES", COUNTS)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -177,6 +182,16 @@ def test_folders_of_the_mirror_are_copied_whole_and_crop_alike(made, cropped, ba
     assert {path.name for path in Path("data/raw/svhn").iterdir()} == set(COUNTS)
     store(base, Path("outputs/scratch"))
     assert contents(Path("data/stored/svhn_64")) == contents(cropped / "data/stored/svhn_64")
+
+
+def test_a_folder_of_the_mirror_that_lacks_images_is_refused(made, monkeypatch, tmp_path):
+    root, _ = made
+    shutil.copytree(root / "parts", "mirror/svhn")
+    next(Path("mirror/svhn/train").glob("*.png")).unlink()
+    monkeypatch.setenv("STN_DATA_MIRROR", "mirror")
+    line = one_error_after_notices(run("stn.fetch", *SVHN, cwd=tmp_path))
+    assert "svhn/train holds 19 PNG images, not 20; replace it, or correct STN_DATA_MIRROR" in line
+    assert not Path("data/raw/svhn/train").exists()
 
 
 def test_a_folder_of_the_mirror_without_its_boxes_is_refused(made, monkeypatch, tmp_path):

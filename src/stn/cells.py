@@ -144,7 +144,7 @@ def describe_cell(budget: str, cell: Cell) -> dict[str, str]:
     }
 
 
-def describe_stored(name: str, cfg: DictConfig) -> dict[str, str]:
+def describe_stored(cfg: DictConfig) -> dict[str, str]:
     """The entry of a data set's stored sets in `cells.json`."""
     return {
         "door": load(cfg.data.kind, "data").DOOR,
@@ -172,7 +172,7 @@ def describe(params: Params) -> dict[str, dict]:
     export = digest_of("stn.deployment:deploy")
     return {
         "raw": {Path(folder).name: {"data": name, "folder": folder} for folder, name in sorted(raw.items())},
-        "stored": {name: describe_stored(name, cfg) for name, cfg in configs.items() if offers(cfg, "store")},
+        "stored": {name: describe_stored(cfg) for name, cfg in configs.items() if offers(cfg, "store")},
         "classifier": {
             "config": digest(json.dumps(experiment(classifier), sort_keys=True)),
             "code": training_digest(classifier.data.kind),

@@ -117,7 +117,7 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
             f"budget.warm_up={warm_up} of budget.steps={steps} is a single step, too few to raise the rate: "
             "take more steps, or budget.warm_up=0"
         )
-    for key, smallest in (_SMALLEST | kind.SMALLEST).items():
+    for key, smallest in (_SMALLEST | getattr(kind, "SMALLEST", {})).items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < smallest:
             raise UserError(f"{key}={value} is too small: it must be at least {smallest}")
@@ -208,7 +208,8 @@ def _kind(cfg: DictConfig) -> ModuleType:
 
 def _fits(model: DictConfig, schema: type) -> bool:
     """Whether a model config has every key of a schema that has no default."""
-    return {field.name for field in fields(schema) if field.default is MISSING} <= set(model)
+    required = {field.name for field in fields(schema) if field.default is MISSING and field.default_factory is MISSING}
+    return required <= set(model)
 
 
 def _scheduled(cfg: DictConfig, overrides: Sequence[str], kind: ModuleType) -> DictConfig:

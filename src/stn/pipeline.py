@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from stn.cells import CELLS, EXPORTED, declared, on_demand, record_path, stage, write
 from stn.config import CONF
@@ -32,12 +33,6 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     cells = declared(params, table) + (on_demand(params, table) if oracle else [])
     records = {f"cell@{stage(params.budget, cell)}": record_path(params.budget, cell) for cell in cells}
     previous_runs = {name: _seconds_and_dates(path) for name, path in records.items()}
-    if fresh:
-        for path in records.values():
-            path.unlink(missing_ok=True)
-            path.with_suffix(".npz").unlink(missing_ok=True)
-            path.with_name(f"{path.stem}-export.json").unlink(missing_ok=True)
-            shutil.rmtree(Path("outputs/runs") / params.budget / path.stem, ignore_errors=True)
     started = time.monotonic()
     runner = Stages(jobs)
     if not CELLS.exists():  # without it DVC cannot read dvc.yaml
@@ -46,13 +41,19 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     _dvc("repro", "-q", *force, "cells")
     if stages := needed(params, table):
         _dvc("repro", "-q", *stages)
+    if fresh:  # only now: if the data could not be had, the records stay
+        for path in records.values():
+            path.unlink(missing_ok=True)
+            path.with_suffix(".npz").unlink(missing_ok=True)
+            path.with_name(f"{path.stem}-export.json").unlink(missing_ok=True)
+            shutil.rmtree(Path("outputs/runs") / params.budget / path.stem, ignore_errors=True)
     runner.repro(sorted(records, key=_longest_first(previous_runs)))
     trained_stages = [name for name, path in records.items() if _seconds_and_dates(path) != previous_runs[name]]
     exports = export_names(params, table)
     if exports:  # one after the other, since each is timed
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
     if not runner.repro([f"table{table}"], force=True):  # a table from outside the project is no stage
-        subprocess.run([sys.executable, "-m", "stn.table", "--table", str(table), "--figures"], check=True)
+        _run(sys.executable, "-m", "stn.table", "--table", str(table), "--figures")
     minutes = (time.monotonic() - started) / 60
     print(f"{len(trained_stages)} of {len(records)} cells trained here in {minutes:.1f} min", end="")
     if len(trained_stages) < len(records):
@@ -107,9 +108,14 @@ def workspace(work: Path, root: Path, params: str) -> None:
     for name in ("conf", "src"):  # copied, because DVC does not follow links out of its folder
         shutil.copytree(root / name, work / name, ignore=ignore, dirs_exist_ok=True)
     (work / "params.yaml").write_text(params, encoding="utf-8")
-    subprocess.run([*DVC, "init", "--no-scm", "--quiet", "--force"], cwd=work, check=True)
-    environment = os.environ | {"PYTHONPATH": str(work / "src")}
-    subprocess.run([sys.executable, "-m", "stn.cells"], cwd=work, check=True, env=environment)
+    _run(*DVC, "init", "--no-scm", "--quiet", "--force", cwd=work)
+    _run(sys.executable, "-m", "stn.cells", cwd=work, env=os.environ | {"PYTHONPATH": str(work / "src")})
+
+
+def _run(*command: str, **how: Any) -> None:
+    """Run a command. If it fails, end with its status: it has said why."""
+    if status := subprocess.run(command, **how).returncode:
+        raise SystemExit(status)
 
 
 def _dvc(*arguments: str) -> None:

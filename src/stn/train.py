@@ -15,9 +15,9 @@ def train(cfg: DictConfig) -> float | None:
     search = HydraConfig.get().runtime.choices.get("search")
     if search and HydraConfig.get().mode != RunMode.MULTIRUN:
         raise UserError(f"search={search} tries several settings: `python -m stn.train -m search={search} ...`")
-    from stn.training.run import train  # loads Lightning, ten seconds, so only after the config is checked
+    from stn.training import run  # loads Lightning, ten seconds, so only after the config is checked
 
-    errors = [result["validation"][-1][1] for result in train(cfg) if result["validation"]]
+    errors = [result["validation"][-1][1] for result in run.train(cfg) if result["validation"]]
     return sum(errors) / len(errors) if errors else None
 
 

@@ -34,6 +34,7 @@ PAUSE = 1.0  # seconds before the second attempt; doubled before each further on
 CHUNK = 1 << 16
 
 SVHN = "http://ufldl.stanford.edu/housenumbers/"
+SVHN_IMAGES = {"train": 33_402, "test": 13_068, "extra": 202_353}
 SVHN_BYTES = {"train": 404_141_560, "test": 276_555_967, "extra": 1_955_489_752}  # no checksum is published
 DIGITS = "digitStruct.mat"  # the labels and boxes in each archive of SVHN
 LABELS = "labels.json"  # the labels of photographs of house numbers, without boxes
@@ -130,7 +131,8 @@ def _fetch_part(folder: Path, source: str, part: str) -> Path:
     packed, unpacked, location = folder / f"{part}.tar.gz", folder / part, ELSEWHERE.get((source, part), (source, part))
     if not packed.exists():
         table = LABELS if location in LABELLED else DIGITS
-        copied = _copied(unpacked, _at_mirror(*location), partial(_numbers_fault, table), (table, "*.png"))
+        images = SVHN_IMAGES[part] if source == "svhn" else None
+        copied = _copied(unpacked, _at_mirror(*location), partial(_numbers_fault, table, images), (table, "*.png"))
         if copied:
             return copied
     if source == "svhn":
@@ -194,11 +196,14 @@ def _copied(
     return target
 
 
-def _numbers_fault(table: str, folder: Path) -> str | None:
-    """What is wrong with a folder of images whose labels are in `table`; None if nothing is."""
+def _numbers_fault(table: str, expected: int | None, folder: Path) -> str | None:
+    """What is wrong with a folder of `expected` images (None: any number) and their `table`; None if nothing is."""
     if not (folder / table).is_file():
         return f"holds no {table}"
-    return None if any(folder.glob("*.png")) else "holds no PNG image"
+    n = sum(1 for _ in folder.glob("*.png"))
+    if not n:
+        return "holds no PNG image"
+    return None if expected in (None, n) else f"holds {n} PNG images, not {expected}"
 
 
 def export_embedded(folder: Path) -> list[Path]:

@@ -2,15 +2,18 @@
 
 `data.py` has `source(data)`, which returns a `DataSource`. The following are optional:
 - `fetch(data)` downloads the raw data to `data.raw` and returns the files.
-- `store(data, scratch)` writes sets to `data.stored` (`stn.data.stored`) and returns the contents of `sets.json`.
+- `store(data, scratch)` writes sets to `data.stored` (`stn.data.stored`) and returns the contents of `sets.json`, with
+  the number of `images` of each set.
 - `DOOR`, "distort" or "crop", is the front door that calls `store`. "distort" also needs `stored_folder(data)`, the
-  folder of the sets.
+  folder of the sets, and the `distortion` in `sets.json`.
 
 `networks.py` has `network(model, data)`, which returns a `Network`.
 
 `config.py` has the schemas `DATA` and `MODEL`. Optional are `SMALLEST`, the smallest values of keys; `check(cfg)`;
 `has_transformer(model)`, whether a network may be trained with exploration (`stn.schema.BudgetConfig`); and
 `has_random_places(model)`, whether a network has `at_random_places`.
+
+`table.py`, optional, has `TABLES`, the tables of the experiment (`stn.report.table.Table`).
 """
 
 from collections.abc import Mapping
@@ -75,7 +78,8 @@ class Network(Protocol):
     A call maps images to scores (B, classes) for labels (B,), or to (B, positions, classes) for labels (B, positions).
 
     The following are optional:
-    - `objective`, for a network with other outputs: `loss` and `right`, as in `stn.training.learner.Classification`.
+    - `objective`, for a network with other outputs: `loss`, `right` and, for exploration, `losses`, as in
+      `stn.training.learner.Classification`.
     - `load_pretrained()`, if the model config has `pretrained`: loads the initial weights and returns their name.
     - `at_random_places(images, generator)`, for `budget.random_share`: the scores with all windows at random places.
     - `explored`: the transformers that explore, if not all of them do.

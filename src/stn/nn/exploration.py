@@ -146,7 +146,7 @@ def _detached(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Te
 
 
 def _still(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
-    return layer.bias.detach().to(theta.dtype).expand_as(theta)  # type: ignore[operator, union-attr]
+    return layer.bias.detach().to(theta.dtype).expand_as(theta)  # type: ignore[operator]
 
 
 class Pairs:
@@ -194,11 +194,11 @@ class Pairs:
         """
         if not self.directions:
             raise ValueError("no transformer was called within `pairs`")
-        first, second = losses.float().chunk(2)
         if losses.ndim != 1 or len(losses) != len(self.images):
             raise ValueError(
                 f"one loss for each view is needed, shape ({len(self.images)},), not {tuple(losses.shape)}"
             )
+        first, second = losses.float().chunk(2)
         slope = self.n_levels * (first - second).detach() / 4
         estimate = (slope * sum(self.directions)).mean()
         return losses.float().mean() + estimate - estimate.detach() + self.pull * sum(self.distances)

@@ -80,14 +80,13 @@ class SpatialTransformer(nn.Module):
         with torch.no_grad():
             self.regression.bias.copy_(bias)
         # Not persistent: checkpoints do not depend on whether theta is bounded.
-        self.limits = None if reach is None else _limits(reach, n_parameters)
-        start, limits = (
-            (None, None)
-            if reach is None
-            else (bias, torch.tensor(self.limits * (self.parallel or 1), dtype=torch.float64))  # type: ignore[operator]
-        )
-        for name, value in {"start": start, "reach": limits}.items():
-            self.register_buffer(name, None if value is None else value.to(self.regression.bias), persistent=False)
+        self.limits = start = limits = None
+        if reach is not None:
+            self.limits = _limits(reach, n_parameters)
+            start = bias.to(self.regression.bias)
+            limits = torch.tensor(self.limits * (self.parallel or 1), dtype=torch.float64).to(self.regression.bias)
+        self.register_buffer("start", start, persistent=False)
+        self.register_buffer("reach", limits, persistent=False)
 
     def theta(self, U: Tensor) -> Tensor:
         """f_loc(U): theta (B, P), or (B, N, P) for N parallel transformers; float32 also under autocast."""

@@ -15,7 +15,7 @@ def replace_block(text: str, name: str, block: str) -> str:
     """`text` with `block` between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; UserError without one such pair."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise UserError(f"README.md: needs one {begin} and, below it, one {end}, for the table to stand between")
+        raise UserError(f"needs one {begin} and, below it, one {end}")
     head, rest = text.split(begin)
     return f"{head}{begin}\n\n{block.strip()}\n\n{end}{rest.split(end)[1]}"
 

@@ -28,11 +28,6 @@ def describe_cells(table: Table, records: Sequence[Record]) -> str:
     return f"Each cell: {describe_training(table, records)}, {tested} test {table.images}."
 
 
-def describe_provenance(table: Table, records: Sequence[Record]) -> str:
-    """The machines and versions that trained the cells."""
-    return describe_machines(table, records)
-
-
 def describe_intervals(table: Table, records: Sequence[Record]) -> str:
     """How the intervals are computed."""
     text = []
@@ -43,24 +38,6 @@ def describe_intervals(table: Table, records: Sequence[Record]) -> str:
             f"Intervals are at 95 %, Wilson's over test {table.images}: one seed cannot tell how far seeds differ."
         )
     return " ".join(text)
-
-
-# The sentences of every caption, in this order: functions of the table and its records, which may return "".
-SENTENCES: tuple[Callable[[Table, Sequence[Record]], str], ...] = (
-    describe_measure,
-    describe_remarks,
-    describe_cells,
-    describe_provenance,
-    describe_evidence,
-    describe_intervals,
-)
-
-
-def caption(table: Table, records: Sequence[Record]) -> str:
-    """One paragraph of Markdown, made from the records only."""
-    if not records:
-        return f"{_measure(table)}. No cell is trained yet: `{table.make}` trains them."
-    return " ".join(filter(None, (sentence(table, records) for sentence in SENTENCES)))
 
 
 def describe_training(table: Table, records: Sequence[Record]) -> str:
@@ -94,7 +71,7 @@ def describe_machines(table: Table, records: Sequence[Record]) -> str:
     seconds = sum(seed.seconds for record in cells for seed in record.seeds)
     return (
         f"Trained on {format_counts(machines)}; {format_counts(versions)}; "
-        f"{_format_duration(seconds)} of training in all."
+        f"{format_duration(seconds)} of training in all."
     )
 
 
@@ -167,7 +144,25 @@ def _describe_baselines(table: Table) -> str:
     return "; ".join(f"{', '.join(names)}: {baseline}" for baseline, names in kinds.items())
 
 
-def _format_duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
+
+
+# The sentences of every caption, in this order: functions of the table and its records, which may return "".
+SENTENCES: tuple[Callable[[Table, Sequence[Record]], str], ...] = (
+    describe_measure,
+    describe_remarks,
+    describe_cells,
+    describe_machines,
+    describe_evidence,
+    describe_intervals,
+)
+
+
+def caption(table: Table, records: Sequence[Record]) -> str:
+    """One paragraph of Markdown, made from the records only."""
+    if not records:
+        return f"{_measure(table)}. No cell is trained yet: `{table.make}` trains them."
+    return " ".join(filter(None, (sentence(table, records) for sentence in SENTENCES)))

@@ -32,6 +32,7 @@ from typing import Any
 from stn.errors import UserError
 from stn.report import tables
 from stn.report.blocks import markdown_table
+from stn.report.captions import format_duration
 from stn.report.records import Record
 from stn.report.weights import weights_block
 
@@ -356,11 +357,9 @@ def _cost(records: Sequence[Record]) -> str:
         )
         cells[machine] += 1
         seconds[machine] += sum(seed.seconds for seed in record.seeds) / len(record.seeds)
-    return "<br>".join(f"{n} cells, {_duration(seconds[name])}: {name}" for name, n in sorted(cells.items())) or "–"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
+    return (
+        "<br>".join(f"{n} cells, {format_duration(seconds[name])}: {name}" for name, n in sorted(cells.items())) or "–"
+    )
 
 
 def _short(machine: str) -> str:

@@ -35,7 +35,7 @@ class BlockLearner(Learner):
         super().__init__(experiment, log_every)
         self.automatic_optimization = False
         self._captured: Captured | None = None
-        self._unread: Made | None = None  # the block whose losses are not read yet
+        self._unread: BlockLosses | None = None  # the block whose losses are not read yet
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -53,7 +53,7 @@ class BlockLearner(Learner):
         for group, rate in zip(optimiser.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate
         self._count(len(labels))
-        previous, self._unread = self._unread, Made(first, rates, losses)
+        previous, self._unread = self._unread, BlockLosses(first, rates, losses)
         self._log_losses(previous)
 
     def _step(self, images: Tensor, labels: Tensor, rates: Sequence[float | Tensor]) -> Tensor:
@@ -86,7 +86,7 @@ class BlockLearner(Learner):
             counter.completed += steps
         loop._batches_that_stepped = self.global_step - 1  # the step of loggers; Lightning adds the last one
 
-    def _log_losses(self, block: "Made | None") -> None:
+    def _log_losses(self, block: "BlockLosses | None") -> None:
         """Log the losses of a block that are due; UserError if a loss is not finite."""
         if block is None:
             return
@@ -120,7 +120,7 @@ class BlockLearner(Learner):
         super().on_train_end()
 
 
-class Made:
+class BlockLosses:
     """The facts of a block: its first step, the learning rates by step and group, and its losses, once they arrive."""
 
     def __init__(self, first: int, rates: list[list[float]], losses: Tensor):

@@ -13,6 +13,12 @@ from stn.data.draws import generator
 from stn.experiments import load
 
 
+def phase_ends(budget: DictConfig) -> tuple[int, int]:
+    """The step at which the windows are no longer at random places, and that at which transformers stop exploring."""
+    random_end = round(budget.random_share * budget.steps)
+    return random_end, random_end + round(budget.explore_share * budget.steps)
+
+
 class DataModule(L.LightningDataModule):
     """Batches of a source, for one seed. A batch leaves the loader as indices and becomes images on the device.
 
@@ -82,15 +88,16 @@ class DataModule(L.LightningDataModule):
             draws = [generator(self.seed, "distortion", step + i, device=device) for i in range(len(index))]
             return self.source.train_block(index, draws, device)
         draws = generator(self.seed, "distortion", step, device=device)
-        if step < round(self.budget.random_share * self.budget.steps) and hasattr(self.source, "random_batch"):
+        if step < phase_ends(self.budget)[0] and hasattr(self.source, "random_batch"):
             return self.source.random_batch(index, draws, self.budget.batch_size, self.part(*k), device)
         return self.source.train_batch(index, draws, self.budget.batch_size, self.part(*k), device)
 
     def draws(self, purpose: str, step: int, k: int = 0) -> torch.Generator:
         """Random numbers for the k-th part of a step's batch on this process, on its device.
 
-        A single process that takes its batch in as many parts as all processes here draws the same numbers.
+        They depend on the part's place in the whole batch alone, so two processes draw what one with two parts draws.
         """
+        # The 0 stays: without it all explored records would have had other numbers.
         place = f"{purpose}/0/{self.trainer.global_rank + k * self.trainer.world_size}"
         return generator(self.seed, place, step, device=self.trainer.strategy.root_device)
 
@@ -100,7 +107,8 @@ class DataModule(L.LightningDataModule):
         return slice(trainer.global_rank + k * trainer.world_size, None, trainer.world_size * self.parts)
 
     def examples(self, n: int) -> tuple[Tensor, Tensor]:
-        """The first n validation images and labels, as the network gets them."""
+        """The first n validation images and labels, or all if there are fewer, as the network gets them."""
+        n = min(n, self.source.count("validation"))
         return self.on_after_batch_transfer(("validation", 0, torch.arange(n)), 0)
 
 

@@ -1,5 +1,6 @@
 """The LightningModule of all networks of the project: loss, optimiser, validation and test."""
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from stn.errors import UserError
 from stn.experiments import load
 from stn.nn.exploration import Exploration
 from stn.nn.transformer import SpatialTransformer
+from stn.training.data_module import phase_ends
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -87,9 +89,8 @@ class Learner(L.LightningModule):
     def _loss_of(self, images: Tensor, labels: Tensor, step: int, part: int) -> Tensor:
         """The mean loss of a training batch, with the exploration of that step (`stn.schema.BudgetConfig`)."""
         budget, n = self.cfg.budget, len(labels)
-        scatter_end = round(budget.random_share * budget.steps)
-        explore_end = scatter_end + round(budget.explore_share * budget.steps)
-        if step < scatter_end:
+        random_end, explore_end = phase_ends(budget)
+        if step < random_end:
             draws = self.trainer.datamodule.draws("places", step, part)  # type: ignore[attr-defined]
             return self.objective.loss(self.network.at_random_places(images, draws), labels) / n
         if self.exploration is None:
@@ -99,7 +100,7 @@ class Learner(L.LightningModule):
                 return self.objective.loss(self.network(images), labels) / n
         draws = self.trainer.datamodule.draws("exploration", step, part)  # type: ignore[attr-defined]
         first, last = budget.noise
-        sigma = first + (last - first) * (step - scatter_end) / (explore_end - scatter_end)
+        sigma = first + (last - first) * (step - random_end) / (explore_end - random_end)
         if budget.gradient == "pathwise":
             with self.exploration.jitter(sigma, draws):
                 return self.objective.loss(self.network(images), labels) / n
@@ -130,6 +131,8 @@ class Learner(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         error, loss = 100 * self._wrong / self._seen, self._loss / self._seen
+        if not math.isfinite(loss):
+            raise self.diverged(loss, self.global_step)
         if not self.trainer.sanity_checking:
             self.validation.append([self.global_step, round(error, 4), round(loss, 6)])
         self.log_dict({"validation/error": error, "validation/loss": loss})

@@ -16,8 +16,12 @@
         `evidence`.
 `<record>.npz`
     correct_s<seed>: (n_test,) bool, which test images were right.
-    With a transformer, for the first seed: theta (n_test, P) float16 of every test image, and what the data source's
-    `evidence` adds: example images with their grids, true and estimated poses.
+    For the first seed also:
+    positions: (n_test, K) bool, which of K labels of each test image were right, if an image has several.
+    theta: float16, of every test image (n_test, P), or of those that the data source's `evidence` takes; theta1, ... if
+        there are several transformers.
+    trace (T, n, P), trace_steps (T,): theta of the first n validation images during training, if the source has it.
+    What `evidence` adds: example images with their grids, true and estimated poses.
 """
 
 import json
@@ -61,14 +65,14 @@ def write_cell(
         "n_test": results[0]["n_test"],
         "config": experiment(cfg),
         "seeds": [{name: value for name, value in result.items() if name != "code"} for result in results],
-        "pose_names": arrays.pop("pose_names", []),
+        "pose_names": [str(name) for name in arrays.pop("pose_names", [])],
         "code": results[0]["code"],
         "adopted": [],
     }
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_whole(record.with_name(f"{record.name}.npz"), lambda file: np.savez_compressed(file, **arrays))
-        text = json.dumps(facts, indent=1) + "\n"
+        text = json.dumps(facts, indent=1, allow_nan=False) + "\n"
         write_whole(record.with_name(f"{record.name}.json"), lambda file: file.write(text.encode()))
     except OSError as error:
         raise UserError(
@@ -79,7 +83,7 @@ def write_cell(
 def write_result(folder: Path, result: dict, arrays: dict) -> None:
     """Write the result of a finished seed to its scratch folder. The JSON comes last and marks the seed as finished."""
     write_whole(folder / "result.npz", lambda file: np.savez_compressed(file, **arrays))
-    write_whole(folder / "result.json", lambda file: file.write(json.dumps(result).encode()))
+    write_whole(folder / "result.json", lambda file: file.write(json.dumps(result, allow_nan=False).encode()))
 
 
 def read_result(folder: Path) -> tuple[dict, dict] | None:

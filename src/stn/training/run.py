@@ -50,8 +50,8 @@ def train(cfg: DictConfig) -> list[dict]:
     results, arrays = [], {}
     for seed in cfg.seeds:
         folder = scratch(cfg, seed)
-        if cfg.fresh and folder.exists():
-            shutil.rmtree(folder)
+        if cfg.fresh:
+            shutil.rmtree(folder, ignore_errors=True)  # another process of this run may be at it too
         finished = read_result(folder)
         if finished is None:
             finished = train_seed(cfg, seed, folder)
@@ -68,12 +68,11 @@ def train(cfg: DictConfig) -> list[dict]:
 
 @rank_zero_only
 def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
-    names = arrays.pop("pose_names", [])
     settings = digest(json.dumps([experiment(cfg), list(cfg.seeds)], sort_keys=True))
     name = f"{cfg.data.name}-{cfg.model.name}-{settings}"  # a run with other settings writes another file
     record = Path(cfg.record or Path(cfg.outputs) / "results" / cfg.budget.name / name)
     network, shape = build_network(cfg).eval(), DataModule(cfg.data, cfg.budget, seed=0).source.shape
-    write_cell(record, cfg, network, shape, results, {**arrays, "pose_names": [str(name) for name in names]})
+    write_cell(record, cfg, network, shape, results, arrays)
     errors = ", ".join(f"{result['error']:.2f}" for result in results)
     print(f"{title(cfg)}: test error {errors} % of {results[0]['n_test']} images -> {record}.json")
 

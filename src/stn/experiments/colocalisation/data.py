@@ -114,7 +114,7 @@ def load_stored(data: DictConfig) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images), torch.from_numpy(parameters)
 
 
-class Colocalisation:
+class ColocalisationSource:
     """The data source. Batches are (`Views`, true boxes (B, 4)); the boxes only measure which windows are right.
 
     The training, validation and test split are the same images: within a run nothing is chosen by their results. All
@@ -182,9 +182,9 @@ class Colocalisation:
         }
 
 
-def source(data: DictConfig) -> Colocalisation:
+def source(data: DictConfig) -> ColocalisationSource:
     """The data source of Table 5."""
-    return Colocalisation(data)
+    return ColocalisationSource(data)
 
 
 def _places(n: int, draws: torch.Generator) -> Tensor:

@@ -30,23 +30,23 @@ FOUND = 0.5  # a window is right if its IoU with the digit's box is greater (pap
 LAYERS = (2, 5, 7)  # the last module of each layer in `cnn`: two convolutions with pooling and ReLU, then the scores
 
 
-class Found(NamedTuple):
+class Localisation(NamedTuple):
     """The output for B images: `theta` (B, 3) of the windows, and the mean `hinge` (B,) over each image's partners."""
 
     theta: Tensor
     hinge: Tensor
 
 
-class Colocalisation:
+class TripletHinge:
     """The objective: the triplet hinge is the loss, IoU decides what is right. The loss does not use the true boxes."""
 
     @staticmethod
-    def loss(result: Found, boxes: Tensor) -> Tensor:
+    def loss(result: Localisation, boxes: Tensor) -> Tensor:
         """The hinge, summed over images."""
         return result.hinge.sum()
 
     @staticmethod
-    def right(result: Found, boxes: Tensor) -> Tensor:
+    def right(result: Localisation, boxes: Tensor) -> Tensor:
         """(B, 1) bool: whether each window has an IoU greater than 0.5 with the digit's box."""
         return (overlap(windows(result.theta), boxes) > FOUND)[:, None]
 
@@ -119,7 +119,7 @@ class Colocaliser(nn.Module):
         pretrained: the file with the classifier's weights.
     """
 
-    objective = Colocalisation
+    objective = TripletHinge
 
     def __init__(
         self,
@@ -170,13 +170,13 @@ class Colocaliser(nn.Module):
             raise UserError(f"{path} does not hold a classifier with this model.filters ({reason}): {remedy}") from None
         return f"{path.name} (sha256 {hashlib.sha256(raw).hexdigest()[:8]})"
 
-    def forward(self, views: Views | Tensor) -> Found:
+    def forward(self, views: Views | Tensor) -> Localisation:
         if isinstance(views, Tensor):  # images alone: for the count of multiply-adds
             views = Views(views, torch.zeros(views.shape[0], dtype=torch.long), torch.zeros(views.shape[0], 2))
         theta = self.theta(views)
         crops = self.embedded(bilinear(views.images, self.attention.grid(theta, (self.crop, self.crop))))
         patches = self.embedded(self.patches(views, theta))
-        return Found(theta, self.hinge(crops, patches, views.classes))
+        return Localisation(theta, self.hinge(crops, patches, views.classes))
 
     def theta(self, views: Views) -> Tensor:
         """The windows' theta (B, 3) = s, tx, ty from the localisation network of each image's class; float32.

@@ -178,7 +178,10 @@ def read_distorted(data: DictConfig, recipe: str, split: str) -> StoredSet:
         {"distortion": recipe, "seed": data.seed},
         f"python -m stn.distort data={data.name}{frozen}",
         load,
-        lambda stored, facts: sha256(stored.images.numpy()) == facts["sha256"],
+        lambda stored, facts: (
+            len(stored.images) == len(stored.labels) == len(stored.parameters) == facts["images"]
+            and sha256(stored.images.numpy()) == facts["sha256"]
+        ),
     )
 
 

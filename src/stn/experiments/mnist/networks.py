@@ -35,8 +35,10 @@ class DigitNetwork(nn.Module):
         classifier: `"fcn"` or `"cnn"`.
         width: filters of the CNN, hidden units of the FCN.
         transformation: `"affine"`, `"projective"`, `"tps"`, or None for no transformer.
+        sampler: `"integer"`, `"bilinear"`, `"bicubic"` or `"learned"`.
         pool: average pooling between the transformer and the classifier (paper: 2 on RTS and TC, else none).
         localisation: of the localisation network, `filters` and `features` for a CNN, `hidden` and `layers` for an FCN.
+        classes: number of classes.
     """
 
     def __init__(
