@@ -30,14 +30,13 @@ def describe_cells(table: Table, records: Sequence[Record]) -> str:
 
 def describe_intervals(table: Table, records: Sequence[Record]) -> str:
     """How the intervals are computed."""
-    text = []
-    if any(len(record.seeds) > 1 for record in records):
-        text.append("Intervals are at 95 %, Student's over seeds.")
-    if any(len(record.seeds) == 1 for record in records):
-        text.append(
-            f"Intervals are at 95 %, Wilson's over test {table.images}: one seed cannot tell how far seeds differ."
-        )
-    return " ".join(text)
+    several = [len(record.seeds) > 1 for record in records]
+    if all(several):
+        return "Intervals are at 95 %, Student's over seeds."
+    wilson = f"Wilson's over test {table.images}: one seed cannot tell how far seeds differ."
+    if any(several):
+        return f"Intervals are at 95 %, where a cell has several seeds Student's over seeds, else {wilson}"
+    return f"Intervals are at 95 %, {wilson}"
 
 
 def describe_training(table: Table, records: Sequence[Record]) -> str:
@@ -48,9 +47,8 @@ def describe_training(table: Table, records: Sequence[Record]) -> str:
     if table.classes > 1:
         batches += f", {format_span(size // table.classes for size in sizes)} of each class"
     names = sorted({tuple(sorted(seed.seed for seed in record.seeds)) for record in records})
-    sets = " or ".join(", ".join(map(str, group)) for group in names)
-    plural = "seed" if all(len(group) == 1 for group in names) else "seeds"
-    return f"{format_span(seed.steps for seed in seeds)} steps of {batches}, {plural} {sets}"
+    sets = " or ".join(f"seed{'s' * (len(group) > 1)} {', '.join(map(str, group))}" for group in names)
+    return f"{format_span(seed.steps for seed in seeds)} steps of {batches}, {sets}"
 
 
 def describe_machines(table: Table, records: Sequence[Record]) -> str:
