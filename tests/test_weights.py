@@ -26,6 +26,7 @@ RECORD = Path("reports/results/smoke/mnist/digits_r-st_cnn_tps.json")
 FILE = Path(f"reports/weights/{NAME}.safetensors")
 CELL = ("data=digits_r", f"model={MODEL}", "model.width=4", "budget=smoke", "logger=none")
 PUBLISHED = stn.list_weights()
+TABLE_1 = publishing.COLUMNS[:4]
 MIRROR = os.environ.get("STN_DATA_MIRROR", "")
 MNIST = Path(MIRROR, "mnist").resolve() if MIRROR and "://" not in MIRROR else None
 published = pytest.mark.skipif(not PUBLISHED, reason="reports/weights is empty")
@@ -416,8 +417,8 @@ def test_an_installed_package_has_the_weights(clone):
 
 @published
 def test_every_network_of_table_1_is_published_and_all_are_small():
-    names = [f"{data}/{model}" for data in publishing.COLUMNS[:4] for model in publishing.MODELS]
-    assert sorted(names) == PUBLISHED
+    names = [f"{data}/{model}" for data in TABLE_1 for model in publishing.MODELS]
+    assert set(names) <= set(PUBLISHED)
     assert sum(path.stat().st_size for path in weights.folder().rglob("*.safetensors")) <= 12e6
 
 
@@ -472,7 +473,7 @@ def digits():
 
 @published
 @real
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.partition("/")[0] in TABLE_1])
 def test_digits_that_scipy_and_opencv_distort_give_the_same_error(digits, name):
     """The record's error lies in the interval of what is measured, at 95 % over all networks together."""
     network = stn.load(name)
