@@ -53,3 +53,16 @@ def test_the_summary_names_the_row_that_does_not_beat_its_baseline(records):
     assert summarise(DISTORTED, records)[-1] == (
         "An ST network beats its baseline in 23 of 24 cells; not in ST-FCN TPS on E."
     )
+
+
+def test_records_of_different_seeds_are_compared_over_those_that_both_have(tmp_path):
+    """Over all its seeds the CNN's error is 1.5 %, as the ST-CNN's; with seed 0, which both have, it is 2 %."""
+    paths = [write_cell(tmp_path, "CNN", "R", [200, 100]), write_cell(tmp_path, "ST-CNN Aff", "R", [150])]
+    records = load_records(DISTORTED, [], paths)
+    (comparison,) = compare(DISTORTED, records, find_baseline)
+    assert (comparison.theirs, comparison.ours) == (2.0, 1.5) and comparison.beats and len(comparison.tests) == 1
+    text = render_markdown(DISTORTED, records)
+    assert "one test for each seed that both have" in text
+    assert (
+        "where a cell has several seeds Student's over seeds, else Wilson's" in text and "seed 0 or seeds 0, 1" in text
+    )

@@ -41,9 +41,9 @@ class Value:
 class Comparison:
     """A record compared with another of its column, by an exact McNemar test for each common seed.
 
-    `ours` and `theirs` are the values that the table prints. Each of `tests` is (p, n01, n10): only the record has n01
-    images right, only the other has n10. `p` is the largest of the tests. `beats` compares the mean errors; `sure` is
-    true if all tests agree with it at p < 0.05.
+    `ours` and `theirs` are their means over the common seeds, as the table prints values. Each of `tests` is (p, n01,
+    n10): only the record has n01 images right, only the other has n10. `p` is the largest of the tests. `beats`
+    compares `ours` and `theirs`; `sure` is true if all tests agree with it at p < 0.05.
     """
 
     record: Record
@@ -122,9 +122,16 @@ def compare_pair(table: Table, record: Record, opponent: Record) -> Comparison:
     names = [seed.array for seed in record.seeds if seed.array in opponent.arrays]
     tests = [mcnemar(opponent.arrays[name], record.arrays[name]) for name in names]
     p = max((test[0] for test in tests), default=math.nan)
-    beats = record.error < opponent.error
+    ours, theirs = (_error_over(each, names) for each in (record, opponent))
+    beats = ours < theirs
     sure = p < SIGNIFICANT and all((n01 > n10) == beats for _, n01, n10 in tests)
-    return Comparison(record, opponent, table.turned(record.error), table.turned(opponent.error), tests, p, beats, sure)
+    return Comparison(record, opponent, table.turned(ours), table.turned(theirs), tests, p, beats, sure)
+
+
+def _error_over(record: Record, names: Sequence[str]) -> float:
+    """The mean error in percent over the seeds of these arrays, or over all seeds if there are none."""
+    errors = [seed.error for seed in record.seeds if seed.array in names]
+    return sum(errors) / len(errors) if errors else record.error
 
 
 def order_steps(table: Table, records: Sequence[Record]) -> list[list[Comparison]]:

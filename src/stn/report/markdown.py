@@ -12,7 +12,8 @@ from stn.report.table import Grid, Row, Section, Table
 
 PAIRED = (
     "Both networks on the same test {images}: McNemar's exact two-sided test on the {images} that only one of them "
-    "has right, one test per seed, the largest p shown, not corrected for the number of tests."
+    "has right, one test for each seed that both have, the largest p shown, not corrected for the number of tests. "
+    "Values are means over these seeds."
 )
 ORDER_HEAD = ("step before", "this step", "before", "this", "is a step up")
 
