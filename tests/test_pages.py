@@ -71,6 +71,16 @@ def test_the_index_has_the_best_of_each_column_at_the_longest_budget_that_has_ha
     assert lines(make_block("index", Path("README.md"), sources))[1][3:] == ["whole", "`quick`, 1 seed"]
 
 
+def test_a_row_on_demand_is_not_the_best_of_ours(project):
+    """The best row of medium becomes one that is told what the others have to find."""
+    _, sources, budgets = project
+    best = min(budgets[1], key=lambda record: record.error)
+    told = replace(best, row=replace(best.row, on_demand=True))
+    budgets[1][:] = [told if record is best else record for record in budgets[1]]
+    line = lines(make_block("index", Path("README.md"), sources))[1]
+    assert f"{best.error:.2f}" not in line[1]
+
+
 def test_a_stand_in_for_the_papers_data_is_not_held_against_the_paper(project):
     folder, sources, budgets = project
     for records in budgets:

@@ -32,7 +32,7 @@ from typing import Any
 from stn.errors import UserError
 from stn.report import tables
 from stn.report.blocks import markdown_table
-from stn.report.captions import format_duration
+from stn.report.captions import format_duration, format_span
 from stn.report.records import Record
 from stn.report.weights import weights_block
 
@@ -269,9 +269,15 @@ def index_block(page: Path, sources: Sources) -> str:
 
 
 def _index_line(experiment: Experiment, report: Report, link: str) -> list[str]:
-    """A line of the index: for each column the best cell, at the longest budget that has half of the cells."""
+    """A line of the index: for each column the best cell, at the longest budget that has half of the cells.
+
+    Rows on demand are left out: they are extra rows of ours, some of which are told what the others have to find.
+    """
     name = f"[{experiment.title}]({link}{f'#{experiment.anchor}' if experiment.anchor else ''})"
-    budgets = [[record for record in records if experiment.includes(record)] for records in report.budgets]
+    budgets = [
+        [record for record in records if experiment.includes(record) and not record.row.on_demand]
+        for records in report.budgets
+    ]
     budgets = [_on_papers_data(records) for records in budgets if records]
     if not budgets:
         return [name, "not run", "–", "–", "–"]
@@ -293,13 +299,13 @@ def _index_line(experiment: Experiment, report: Report, link: str) -> list[str]:
         raise UserError(f"{experiment.title}: not on the paper's data; say on its page what stand_in is")
     data = experiment.stand_in if is_derived else "whole"
     coverage = "" if len(longest) == len(places) else f", {len(longest)} of {len(places)} cells"
-    seeds = max(len(record.seeds) for record in longest)
+    seeds = [len(record.seeds) for record in longest]
     return [
         f"{name}, {experiment.measure or table[0]['metric']}",
         "<br>".join(best),
         "<br>".join(["–"] * len(references) if is_derived else references),
         data + coverage,
-        f"`{longest[0].budget}`, {seeds} seed{'s' * (seeds > 1)}",
+        f"`{longest[0].budget}`, {format_span(seeds)} seed{'s' * (max(seeds) > 1)}",
     ]
 
 
