@@ -26,7 +26,7 @@ from benchmarks.transformer import Spline, affine_by_pytorch, projective_by_hand
 from stn.config import compose
 from stn.environment import cores
 from stn.errors import UserError
-from stn.experiments.mnist.data import Digits, load_stored, store, undistorted
+from stn.experiments.mnist.data import Digits, distortion, read_distorted, store, undistorted
 from stn.experiments.mnist.networks import DigitNetwork
 from stn.nn.localisation import Layers
 from stn.training.blocks import BlockLearner
@@ -177,7 +177,7 @@ def stored(keys: list[str], scratch: Path) -> list[str]:
     """The overrides that locate the stored sets, which are made in `scratch` if they are missing."""
     cfg = compose("model=cnn", *keys)
     try:
-        load_stored(cfg.data, "validation")
+        read_distorted(cfg.data, repr(distortion(cfg.data)), "validation")
         return []
     except UserError:
         override = f"data.stored={scratch / 'distorted' / cfg.data.name}"

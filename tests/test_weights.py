@@ -214,7 +214,7 @@ def test_evaluate_tests_a_network_on_what_the_command_line_names(project):
     assert "drop model=" in one_error(run("stn.evaluate", f"weights={FILE}", "model=cnn", cwd=project))
     assert "one of the two" in one_error(run("stn.evaluate", f"weights={FILE}", "checkpoint=x", cwd=project))
     for door in ("stn.train", "stn.export"):
-        assert "is for stn.evaluate" in one_error(run(door, f"weights={FILE}", cwd=project))
+        assert "is only for stn.evaluate" in one_error(run(door, f"weights={FILE}", cwd=project))
 
 
 @pytest.mark.parametrize(
@@ -314,9 +314,9 @@ def test_a_record_that_is_none_is_refused(project):
         (str(RECORD.with_suffix(".npz")), "no such record"),
         (".", "no such record"),
         ("../x.json", "not in this folder"),
-        ("outputs/other.json", "no table's cell"),
+        ("outputs/other.json", "not the record of a cell"),
     ):
-        if reason == "no table's cell":
+        if reason == "not the record of a cell":
             shutil.copy(RECORD, path)
         assert reason in one_error(run("stn.publish", path, cwd=project))
 

@@ -13,7 +13,7 @@ NAMES = {"torch": "torch, eager", "float32": "ONNX float32", "int8": "ONNX int8"
 
 def export(cfg: DictConfig) -> None:
     if cfg.weights:
-        raise UserError(f"weights={cfg.weights} is for stn.evaluate: give stn.export a checkpoint=")
+        raise UserError(f"weights={cfg.weights} is only for stn.evaluate: give stn.export a checkpoint=")
     from stn.deployment import deploy  # loads Lightning, ten seconds, so only after the config is checked
     from stn.report.statistics import wilson
 

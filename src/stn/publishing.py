@@ -114,7 +114,7 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path} is not in this folder: run this where the record is")
     tables = [table for table in find_tables().values() if path.stem in table.places]
     if path.suffix != ".json" or not path.is_file():
-        raise UserError(f"{path}: there is no such record; a record is a JSON file such as {EXAMPLE}")
+        raise UserError(f"{path}: no such record; a record is a JSON file such as {EXAMPLE}")
     if not tables:
         raise UserError(f"{path}: it is not the record of a cell of a table, and only their weights are published")
     return load_records(tables[0], [path])[0]
