@@ -110,6 +110,22 @@ def test_output_into_a_pipe_that_is_closed_ends_quietly():
         assert process.stderr.read() == b"" and process.wait() == 141
 
 
+def test_an_interrupt_while_a_checkpoint_is_written_is_an_interrupt(tmp_path):
+    """PyTorch then raises a RuntimeError, since its zip file is cut short."""
+    code = """
+import torch
+from stn.front_door import guard
+
+class File:
+    def write(self, part): raise KeyboardInterrupt
+    def flush(self): pass
+
+with guard(): torch.save(torch.rand(10_000), File())
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (130, "interrupted; run the same command again\n")
+
+
 def test_an_interrupt_is_reported_once_where_one_front_door_starts_another():
     inner = "from stn.front_door import guard\nwith guard(): raise KeyboardInterrupt"
     outer = f"import subprocess, sys\nwith guard():\n    code = subprocess.call([sys.executable, '-c', {inner!r}])"

@@ -35,7 +35,9 @@ def guard() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not _is_interrupt(error):
+            raise
         if outermost:
             print("interrupted; run the same command again", file=sys.stderr)
         sys.exit(130)
@@ -47,6 +49,13 @@ def guard() -> Iterator[None]:
     finally:
         if outermost:
             os.environ.pop(OUTERMOST, None)  # a front door within another of this process may have done so
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether an interrupt is behind an error: where it cuts `torch.save` short, that raises a RuntimeError instead."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _reader_is_gone() -> bool:
