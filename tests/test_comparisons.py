@@ -63,6 +63,4 @@ def test_records_of_different_seeds_are_compared_over_those_that_both_have(tmp_p
     assert (comparison.theirs, comparison.ours) == (2.0, 1.5) and comparison.beats and len(comparison.tests) == 1
     text = render_markdown(DISTORTED, records)
     assert "one test for each seed that both have" in text
-    assert (
-        "where a cell has several seeds Student's over seeds, else Wilson's" in text and "seed 0 or seeds 0, 1" in text
-    )
+    assert "Student's over seeds where a cell has several, else Wilson's" in text and "seed 0 or seeds 0, 1" in text

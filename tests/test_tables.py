@@ -294,3 +294,21 @@ def test_dvc_shows_the_values_of_every_budget_and_the_curves_of_every_cell(recor
     lines = render_curves(records).splitlines()
     assert lines[:2] == ["cell,step,error", "mnist_r-fcn,1000,3.0"] and len(lines) == 1 + 2 * len(records)
     assert list(json.loads(render_metrics(find_tables()[3], [])).items()) == []
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_narrow_terminal_gets_every_number_whole(tmp_path, width):
+    """Columns that do not fit stand below the others, with the rows named again."""
+    columns = ("R", "RTS", "P", "E", "TC")
+    found = tables.load(1, write_table(tmp_path, columns))
+    texts = {}
+    for each in (100, width):
+        console = Console(width=each, record=True, file=(tmp_path / "out").open("w"))
+        console.print(tables.to_terminal(found, 1, [[replace(record, budget="medium") for record in found]]))
+        texts[each] = console.export_text()
+    assert max(map(len, texts[width].splitlines())) <= width and "…" not in texts[width]
+    numbers = r"\d\.\d \| +\d+\.\d\d"
+    assert sorted(re.findall(numbers, texts[width])) == sorted(re.findall(numbers, texts[100]))
+    assert len(re.findall(r"^ST-FCN TPS", texts[width], re.MULTILINE)) > len(
+        re.findall(r"^ST-FCN TPS", texts[100], re.MULTILINE)
+    )

@@ -157,7 +157,7 @@ def _write(run: Run) -> str:
     record, seed = run.record, run.record.seeds[0]
     raw = Path(record.config["data"]["raw"]).name
     if raw not in DATA_LICENCES:
-        raise UserError(f"{record.path}: no licence is known that allows to publish weights learned from {raw}")
+        raise UserError(f"{record.path}: no licence is known that allows publishing weights learned from {raw}")
     learner = load(run.folder / "last.ckpt")
     # Copied, because the network gets rounded weights.
     state = {key: value.numpy().copy() for key, value in learner.network.state_dict().items()}

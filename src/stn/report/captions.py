@@ -33,10 +33,13 @@ def describe_intervals(table: Table, records: Sequence[Record]) -> str:
     several = [len(record.seeds) > 1 for record in records]
     if all(several):
         return "Intervals are at 95 %, Student's over seeds."
-    wilson = f"Wilson's over test {table.images}: one seed cannot tell how far seeds differ."
+    wilson = f"Wilson's over test {table.images}"
     if any(several):
-        return f"Intervals are at 95 %, where a cell has several seeds Student's over seeds, else {wilson}"
-    return f"Intervals are at 95 %, {wilson}"
+        return (
+            f"Intervals are at 95 %: Student's over seeds where a cell has several, else {wilson}, which does not tell "
+            "how far seeds differ."
+        )
+    return f"Intervals are at 95 %, {wilson}: one seed cannot tell how far seeds differ."
 
 
 def describe_training(table: Table, records: Sequence[Record]) -> str:

@@ -1,10 +1,12 @@
-"""A table for the terminal, at most 100 columns wide. Colours only repeat what marks say."""
+"""A table for the terminal: 100 characters wide, or in parts if there are fewer. Colours only repeat what marks say."""
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -41,18 +43,63 @@ def render_terminal(table: Table, records: Sequence[Record], alternatives: Seque
     return Group(*parts)
 
 
-def _new_grid() -> RichTable:
-    return RichTable(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+@dataclass
+class FittedGrid:
+    """A grid whose columns stand in several parts, one below the other, if they do not fit next to each other.
+
+    Attributes:
+        names: how many of the first columns name a line; they stand in each part.
+        heads: the head of each column.
+        right: whether each column is aligned to the right.
+        lines: the texts of each line, and whether a gap follows it.
+    """
+
+    names: int = 1
+    heads: list[Text | str] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
+    lines: list[tuple[Sequence[Text | str], bool]] = field(default_factory=list)
+
+    def add_column(self, head: Text | str, right: bool = False) -> None:
+        self.heads.append(head)
+        self.right.append(right)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(max_width=10_000)
+        remaining = list(range(self.names, len(self.heads)))
+        while True:
+            count = len(remaining)
+            while (
+                count > 1
+                and Measurement.get(console, unbounded, self._part(remaining[:count])).maximum > options.max_width
+            ):
+                count -= 1
+            yield self._part(remaining[:count])
+            remaining = remaining[count:]
+            if not remaining:
+                return
+            yield Text()
+
+    def _part(self, columns: Sequence[int]) -> RichTable:
+        """The grid of the columns that name a line, and of these."""
+        part = RichTable(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        indices = [*range(self.names), *columns]
+        for i in indices:
+            part.add_column(self.heads[i], justify="right" if self.right[i] else "left", no_wrap=True)
+        for line, gap in self.lines:
+            part.add_row(*(line[i] for i in indices))
+            if gap:
+                part.add_row()
+        return part
 
 
-def _main_grid(table: Table, matrix: Matrix) -> RichTable:
-    grid = _new_grid()
+def _main_grid(table: Table, matrix: Matrix) -> FittedGrid:
+    grid = FittedGrid()
     labels = {
         column: textwrap.wrap(column.label, HEAD, break_long_words=False) if table.is_ours(column) else [column.label]
         for column in matrix.columns
     }
     height = max((len(label) for label in labels.values()), default=1)
-    grid.add_column("\n" * height + table.entries, no_wrap=True)
+    grid.add_column("\n" * height + table.entries)
     lines = [[Text(row.label)] for row in matrix.rows]
     for column, label in labels.items():
         papers = [f"{row.paper[column]:.1f}" if column in row.paper else "–" for row in matrix.rows]
@@ -60,14 +107,12 @@ def _main_grid(table: Table, matrix: Matrix) -> RichTable:
         run = any(place[1] is column for place in matrix.values)
         head = "ours" if table.is_ours(column) else "paper | ours" if run else "paper"
         above = "\n".join(label) if len(label) > 1 else label[0].center(width + 7)
-        grid.add_column(Text("\n" * (height - len(label)) + f"{above}\n{head}"), no_wrap=True)
+        grid.add_column(Text("\n" * (height - len(label)) + f"{above}\n{head}"))
         for line, row, paper in zip(lines, matrix.rows, papers, strict=True):
             # Padded by hand, so that the bars align whatever marks follow.
             line.append(_place(table, matrix, row, column, paper.rjust(5 if width < 6 else width)))
     for line, row, below in zip(lines, matrix.rows, [*matrix.rows[1:], matrix.rows[-1]], strict=True):
-        grid.add_row(*line)
-        if table.starts_block(row, below):
-            grid.add_row()
+        grid.lines.append((line, table.starts_block(row, below)))
     return grid
 
 
@@ -87,26 +132,24 @@ def _place(table: Table, matrix: Matrix, row: Row, column: Column, paper: str) -
     return text
 
 
-def _aside_grid(aside: Grid) -> RichTable:
-    grid = _new_grid()
+def _aside_grid(aside: Grid) -> FittedGrid:
+    grid = FittedGrid(names=min(2, len(aside.head) - 1))
     for head, side in zip(aside.short or aside.head, aside.align, strict=True):
-        grid.add_column(head, justify="right" if side == "r" else "left", no_wrap=True)
+        grid.add_column(head, right=side == "r")
     for line, below in zip(aside.body, [*aside.body[1:], *aside.body[-1:]], strict=True):
-        grid.add_row(*line)
-        if aside.block is not None and line[aside.block] != below[aside.block]:
-            grid.add_row()
+        grid.lines.append((line, aside.block is not None and line[aside.block] != below[aside.block]))
     return grid
 
 
-def _budget_grid(budgets: Grid) -> RichTable:
-    grid = _new_grid()
+def _budget_grid(budgets: Grid) -> FittedGrid:
+    grid = FittedGrid(names=2)
     # Padded by hand, so that numbers align whatever marks follow.
     columns = list(zip(budgets.head, *budgets.body, strict=True))
     widths = [max(len(text.partition(" ")[0]) for text in column) for column in columns]
     for i, (head, width) in enumerate(zip(budgets.head, widths, strict=True)):
-        grid.add_column(head if i < 2 else head.rjust(width), no_wrap=True)
+        grid.add_column(head if i < 2 else head.rjust(width))
     for line, below in zip(budgets.body, [*budgets.body[1:], budgets.body[-1]], strict=True):
         numbers = (text.partition(" ") for text in line[2:])
         padded = [f"{value:>{n}} {mark}" for (value, _, mark), n in zip(numbers, widths[2:], strict=True)]
-        grid.add_row(*line[:2], *padded, end_section=bool(below[0]))
+        grid.lines.append(([*line[:2], *padded], bool(below[0])))
     return grid

@@ -52,7 +52,7 @@ def train(cfg: DictConfig) -> list[dict]:
         folder = scratch(cfg, seed)
         if cfg.fresh:
             shutil.rmtree(folder, ignore_errors=True)  # another process of this run may be at it too
-        finished = read_result(folder)
+        finished = None if cfg.fresh else read_result(folder)
         if finished is None:
             finished = train_seed(cfg, seed, folder)
         else:
