@@ -227,7 +227,7 @@ def _corner_pixels(warp: Distortion, parameters: Tensor) -> tuple[Tensor, Tensor
 
 def _control_points(warp: Elastic, parameters: Tensor) -> tuple[Tensor, Tensor]:
     """Where the control points (n, K, 2) of the canvas lie in the digit, and where on the canvas, both normalised."""
-    fixed = control_points(warp.k).to(parameters)
+    fixed = (warp.reach * control_points(warp.k)).to(parameters)
     moved = fixed + 2 * parameters[:, 1:].view(-1, warp.k**2, 2) / warp.canvas
     zoom = warp.canvas / warp.digit / parameters[:, 0]
     return moved * zoom[:, None, None], fixed.expand_as(moved)
@@ -247,7 +247,7 @@ def _spline_weights(warp: Elastic) -> Tensor:
     if warp not in _solved:
         from scipy.interpolate import RBFInterpolator
 
-        fixed = control_points(warp.k).numpy()
+        fixed = (warp.reach * control_points(warp.k)).numpy()
         spline = RBFInterpolator(fixed, np.eye(len(fixed)), kernel="thin_plate_spline", degree=1)
         _solved[warp] = torch.from_numpy(spline(_identity(warp).view(-1, 2).numpy())).float()
     return _solved[warp]

@@ -64,7 +64,7 @@ def _axes(values: np.ndarray) -> np.ndarray:
     return np.stack(np.meshgrid(values, values), -1).reshape(-1, 2)
 
 
-KNOTS = _axes(np.linspace(-0.5, SIDE - 0.5, 4))  # from edge to edge of the image
+KNOTS = _axes((np.arange(4) + 0.5) * SIDE / 4 - 0.5)  # the centres of 4 x 4 tiles of the image
 SPLINE = interpolate.RBFInterpolator(KNOTS, np.eye(16), kernel="thin_plate_spline", degree=1)(_axes(np.arange(SIDE)))
 MAKERS = {"mnist_r": rotate, "mnist_rts": place, "mnist_p": project, "mnist_e": bend}
 

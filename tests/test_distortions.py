@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.interpolate import RBFInterpolator
 from scipy.stats import kstest
 
 from conftest import one_error, run
@@ -69,6 +70,18 @@ def test_e_moves_16_control_points_by_1_5_pixels():
     assert len(draw) == 33
     normal(draw["x0"], 1.5)
     normal(draw["y15"], 1.5)
+
+
+@pytest.mark.parametrize("name, axis", [("e", [-0.75, -0.25, 0.25, 0.75]), ("e_edge", [-1, -1 / 3, 1 / 3, 1])])
+def test_e_is_the_spline_of_scipy_through_the_moved_control_points(name, axis):
+    warp, _ = drawn(name, 1)
+    parameters = warp.draw(3, generator(1, "test"), torch.float64).double()
+    controls = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    pixels = pixel_centres((28, 28), torch.float64, torch.device("cpu"))
+    for (scale, *moves), grid in zip(parameters.numpy(), warp.grid(parameters), strict=True):
+        moved = (controls + 2 * np.reshape(moves, (-1, 2)) / 28) / scale
+        expected = RBFInterpolator(controls, moved, kernel="thin_plate_spline", degree=1)(pixels)
+        np.testing.assert_allclose(grid.view(-1, 2), expected, atol=1e-12)
 
 
 def test_tc_places_digit_and_patches_anywhere():
@@ -201,7 +214,8 @@ def test_stored_sets_hold_labels_and_the_parameters_that_made_them(data, tmp_pat
         ("rts", 1e-4, ()),
         ("p", 1e-3, ()),
         ("p", 1e-3, ("data.canvas=42",)),
-        ("e", 0.1, ()),
+        ("e", 0.2, ()),
+        ("e_edge", 0.1, ()),
         ("tc", 1e-4, ()),
     ],
 )

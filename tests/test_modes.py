@@ -194,7 +194,7 @@ def test_no_mode_leaves_anything_behind_that_a_later_network_would_receive(famil
 
 
 def test_distortions_keep_nothing_of_a_mode_either():
-    warps = [Projection(28, 28, (1, 1), 1.0), Elastic(28, 28, (1, 1), 1.0, 4)]
+    warps = [Projection(28, 28, (1, 1), 1.0), *(Elastic(28, 28, (1, 1), 1.0, 4, tiled) for tiled in (False, True))]
     for warp in warps:
         with FakeTensorMode():
             warp.grid(torch.rand(2, len(warp.names)))

@@ -55,6 +55,7 @@ class DistortionConfig:
     control_points: int
     patches: int
     patch_side: int
+    tiled: bool = False
 
 
 @dataclass(kw_only=True)

@@ -53,7 +53,7 @@ def distortion(data: DictConfig) -> Distortion:  # type: ignore[return]  # the s
         case "projective":
             return Projection(**common, scale=scale, sigma=settings.sigma)
         case "elastic":
-            return Elastic(**common, scale=scale, sigma=settings.sigma, k=settings.control_points)
+            return Elastic(**common, scale=scale, sigma=settings.sigma, k=settings.control_points, tiled=settings.tiled)
         case "clutter":
             return Clutter(**common, patches=settings.patches, side=settings.patch_side)
 

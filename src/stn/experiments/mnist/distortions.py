@@ -20,7 +20,7 @@ from stn.experiments.mnist.config import POSE
 from stn.geometry.constants import constant
 from stn.geometry.inverses import homography_through
 from stn.geometry.sampling import bilinear
-from stn.geometry.splines import control_points
+from stn.geometry.splines import control_points, spline_weights
 from stn.geometry.transforms import CORNERS, Affine, Projective, ThinPlateSpline, pixel_centres
 
 INVERSIONS = 20  # iterations for the inverse of a spline; the tests bound the remaining error
@@ -216,11 +216,21 @@ class Elastic(Distortion):
 
     The spline maps canvas to digit: the canvas shows at a control point what would otherwise appear at the moved one.
     The other direction would have moves of the same distribution, but need a system solved for each image.
+
+    Attributes:
+        tiled: True puts the control points at the centres of a tiling of the canvas with k x k squares, False from edge
+            to edge. Paper: silent.
     """
 
     scale: tuple[float, float]
     sigma: float
     k: int
+    tiled: bool
+
+    @property
+    def reach(self) -> float:
+        """The largest coordinate of a control point."""
+        return 1 - 1 / self.k if self.tiled else 1.0
 
     @cached_property
     def spline(self) -> ThinPlateSpline:
@@ -239,15 +249,23 @@ class Elastic(Distortion):
 
     def _theta(self, parameters: Tensor) -> Tensor:
         """The moved and scaled control points (n, 2 k k): the spline is linear in them, so it is scaled with them."""
-        centres = _centres(self.k, parameters.dtype, parameters.device)
+        centres = self.reach * _centres(self.k, parameters.dtype, parameters.device)
         zoom = self.canvas / self.digit / parameters[:, :1]
         return (centres + 2 * parameters[:, 1:] / self.canvas) * zoom
 
     def digit_points(self, parameters: Tensor, points: Tensor) -> Tensor:
-        return self.spline.points(self._theta(parameters), points)
+        # A thin plate spline is the same at every scale: moving the control points in from the edge by a factor, at
+        # unchanged values, is looking up points that are further out by that factor.
+        return self.spline.points(self._theta(parameters), points / self.reach)
 
     def grid(self, parameters: Tensor) -> Tensor:
-        return self.spline.grid(self._theta(parameters), (self.canvas, self.canvas))
+        theta, size = self._theta(parameters), (self.canvas, self.canvas)
+        if not self.tiled:
+            return self.spline.grid(theta, size)
+        shape = self.canvas**2, self.k**2
+        weights = constant(_tiled_weights, (self.k, self.reach, self.canvas), shape, theta.dtype, theta.device)
+        rows = theta.view(-1, self.k**2, 2).mT.flatten(0, 1)  # one product for all images
+        return (rows @ weights.mT).view(-1, 2, *size).movedim(1, 3)
 
     def inverse_grid(self, parameters: Tensor) -> Tensor:
         """The inverse by iteration: a spline has no inverse in closed form, and none at all where it folds.
@@ -368,6 +386,11 @@ def _corners(dtype: torch.dtype, device: torch.device) -> Tensor:
 def _centres(k: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The control points, (2 k k,)."""
     return constant(control_points, (k,), (k * k, 2), dtype, device).flatten()
+
+
+def _tiled_weights(k: int, reach: float, canvas: int, device: torch.device) -> Tensor:
+    """The weights of the control points at all pixels of the canvas, (canvas^2, k k)."""
+    return spline_weights(k, pixel_centres((canvas, canvas), torch.float64, device) / reach)
 
 
 def _between(u: Tensor, bounds: tuple[float, float]) -> Tensor:
