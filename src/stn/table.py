@@ -73,16 +73,18 @@ def longest_first(number: int, budgets: Sequence[list[Record]]) -> Sequence[list
     """The budgets that pages show, the longest complete one first; `smoke` is shown only if there is no other.
 
     A budget is complete if all cells that the pipeline trains by default have records; in Table 1, those of R, RTS, P
-    and E.
+    and one reading of E.
     """
     candidates = [results for results in budgets if results and results[0].budget in COMPARED]
     if len(candidates) > 1:
         params = read_params()
-        columns = list(COLUMNS[:4]) if params.source == "mnist" else params.columns
+        r, rts, p, *readings = COLUMNS[:5]
+        choices = [[r, rts, p, e] for e in readings] if params.source == "mnist" else [params.columns]
         for budget in reversed(COMPARED):
-            cells = declared(replace(params, budget=budget, columns=columns), number)
-            if all(record_path(budget, cell).exists() for cell in cells):
-                return sorted(candidates, key=lambda results: results[0].budget != budget)
+            for columns in choices:
+                cells = declared(replace(params, budget=budget, columns=columns), number)
+                if all(record_path(budget, cell).exists() for cell in cells):
+                    return sorted(candidates, key=lambda results: results[0].budget != budget)
     return candidates or budgets
 
 

@@ -18,6 +18,7 @@ E_EDGE = Column(
     "E edge",
     "mnist_e_edge",
     description="elastic, the other reading",
+    stand_ins=("digits_e_edge",),
     note="The paper does not say where the control points of E stand: E has them at the centres of 4 x 4 tiles of the "
     "image, E edge on a grid from edge to edge.",
 )
