@@ -3,8 +3,17 @@ ifeq ($(wildcard requirements.lock),)
 $(error error: $(CURDIR) is not the project's folder: run make there, or make -C FOLDER)
 endif
 
-# The variables that make's command line may set. Without this list a misspelt BUDGET would be ignored.
-VARIABLES := TABLE BUDGET SEEDS COLUMNS NUMBERS BIRDS ORACLE JOBS FRESH TRAINER PYTHON VENV CHECKPOINT ONLY DEVICE QUICK SERVE PORT OPEN
+# The variables that make's command line may set: those of each command, and those of all. Without this list a misspelt
+# BUDGET would be ignored, and so would one given to a command that has no budget.
+OF_demo := JOBS
+OF_table := TABLE BUDGET SEEDS COLUMNS NUMBERS BIRDS ORACLE JOBS FRESH TRAINER
+OF_figures := TABLE
+OF_export := CHECKPOINT
+OF_play := BUDGET PORT OPEN
+OF_bench := ONLY DEVICE QUICK
+OF_docs := SERVE
+COMMANDS := help setup demo table figures export play test coverage lint check bench docs lock clean
+VARIABLES := $(sort $(foreach command,$(COMMANDS),$(OF_$(command))) PYTHON VENV)
 # Only the command line counts, because a shell may export such a name for another purpose. COLUMNS, the width of the
 # terminal, is often exported, and programs read it, so the knob is KNOB_COLUMNS.
 EXPORTED := $(foreach name,$(VARIABLES),$(if $(findstring <environment>,<$(origin $(name))>),$(name)))
@@ -27,6 +36,17 @@ UNKNOWN := $(filter-out $(VARIABLES) $(PASSED),$(GIVEN))
 ifneq ($(UNKNOWN),)
 $(error error: no variable $(UNKNOWN): there are $(VARIABLES); put what is for the environment before make)
 endif
+NO_COMMAND := $(filter-out $(COMMANDS),$(MAKECMDGOALS))
+ifneq ($(and $(NO_COMMAND),$(filter %Makefile,$(firstword $(MAKEFILE_LIST)))),)
+nearest = $(shell python3 -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))' $(1) $(2) 2>/dev/null)
+NEAREST := $(call nearest,$(firstword $(NO_COMMAND)),$(COMMANDS))
+$(error error: no command $(NO_COMMAND): $(if $(NEAREST),did you mean $(NEAREST)? )There are $(COMMANDS))
+endif
+TAKEN := $(foreach command,$(MAKECMDGOALS),$(OF_$(command)))
+UNUSED := $(filter-out $(TAKEN) $(PASSED) PYTHON VENV,$(GIVEN))
+ifneq ($(and $(UNUSED),$(filter-out help,$(MAKECMDGOALS))),)
+$(error error: make $(MAKECMDGOALS) takes $(if $(TAKEN),only $(TAKEN),none of these words), not $(UNUSED))
+endif
 KNOB_COLUMNS := $(if $(filter COLUMNS,$(GIVEN)),$(COLUMNS))
 
 # pip and uv need a writable cache; stn.environment provides one to the programs that run later.
@@ -39,20 +59,32 @@ endif
 on = $(filter-out 0 no false,$(1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo table figures export play test coverage lint check bench docs lock clean
+.PHONY: $(COMMANDS)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  table takes TABLE=1|2|3|4|5|6|7|8|9 BUDGET=smoke|quick|medium|paper SEEDS=0,1,2 JOBS=2 FRESH=1 COLUMNS=mnist_r,mnist_tc ORACLE=1 NUMBERS=svhn|svhn_strips BIRDS=cub|cub50 TRAINER=cpu|gpu|ddp; PYTHON=python3.12 chooses the interpreter"
-	@echo "  such words count after make, as in: make table BUDGET=smoke; not before it, nor exported by the shell"
+	@printf '  %s\n' \
+		'' \
+		'make table takes these, as in: make table BUDGET=smoke; not before it, nor exported by the shell' \
+		'  TABLE=1|2|3|4|5|6|7|8|9            which table' \
+		'  BUDGET=smoke|quick|medium|paper    how long to train' \
+		'  SEEDS=0,1,2                        which seeds' \
+		'  COLUMNS=mnist_r,mnist_tc           columns of Table 1' \
+		'  ORACLE=1                           also the CNN of Table 1 that gets the true pose' \
+		'  NUMBERS=svhn|svhn_strips           data of Table 2' \
+		'  BIRDS=cub|cub50                    data of Table 3' \
+		'  JOBS=2                             cells side by side' \
+		'  FRESH=1                            train again what has a record' \
+		'  TRAINER=cpu|gpu|ddp                where to train' \
+		'each command takes PYTHON=python3.12, the interpreter of .venv'
 
 setup:  ## build .venv from requirements.lock
 	@$(SETUP)
 
-demo: setup  ## three minutes: CNN and ST-CNN on digits that need no download, table and pictures
+demo: setup  ## three minutes: CNN and ST-CNN on digits that need no download; JOBS=2
 	@python -m stn.pipeline demo $(if $(JOBS),--jobs "$(JOBS)")
 
-table: setup  ## TABLE=1 (or 2, 3, 4, 5, 6, 7, 8, 9): fetch, distort, train what is missing, print paper | ours
+table: setup  ## fetch, distort, train what has no record, print paper | ours; TABLE=1 to 9
 	@$(if $(filter 3 9,$(TABLE)),$(SETUP) trunks)
 	@$(if $(filter 8,$(TABLE)),$(SETUP) export)
 	@$(if $(TRAINER),STN_TRAINER="$(TRAINER)") python -m stn.pipeline table --table "$(or $(TABLE),1)" $(if $(BUDGET),--budget "$(BUDGET)") \
@@ -62,11 +94,11 @@ table: setup  ## TABLE=1 (or 2, 3, 4, 5, 6, 7, 8, 9): fetch, distort, train what
 figures: setup  ## draw the figures again from the records
 	@python -m stn.figures --table $(or $(TABLE),1)
 
-export: setup  ## CHECKPOINT=outputs/runs/.../last.ckpt: as ONNX, float32 and int8, tested and timed
+export: setup  ## CHECKPOINT=outputs/runs/.../last.ckpt: as ONNX, tested and timed
 	@$(SETUP) export
 	@python -m stn.export $(if $(CHECKPOINT),checkpoint="$(CHECKPOINT)")
 
-play: setup  ## a page: draw a digit, and see what the transformers make of it; BUDGET=, PORT=8000, OPEN=0
+play: setup  ## draw a digit in the browser, see what transformers make of it; BUDGET= PORT= OPEN=0
 	@$(SETUP) export
 	@python -m stn.play $(if $(BUDGET),--budget "$(BUDGET)") $(if $(PORT),--port "$(PORT)") $(if $(OPEN),$(if $(call on,$(OPEN)),,--no-browser))
 
@@ -82,11 +114,11 @@ lint: setup  ## ruff and mypy
 check: setup  ## do tables, README and docs say what the records say?
 	@python -m stn.table --check
 
-bench: setup  ## time everything beside its rivals: a table, reports/bench; ONLY=distortion,training DEVICE=cpu QUICK=1
+bench: setup  ## time everything beside its rivals; ONLY=distortion,training DEVICE=cpu QUICK=1
 	@$(SETUP) bench
 	@python -m benchmarks $(if $(ONLY),--only "$(ONLY)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(call on,$(QUICK)),--quick)
 
-docs: setup  ## the documentation as a site in outputs/site, without a network; SERVE=1 shows it while you write
+docs: setup  ## the documentation as a site in outputs/site; SERVE=1 shows it while you write
 	@$(SETUP) docs
 	@NO_MKDOCS_2_WARNING=1 python -m mkdocs $(if $(call on,$(SERVE)),serve,build --strict)
 	@$(if $(call on,$(SERVE)),,echo "open outputs/site/index.html")
@@ -98,5 +130,5 @@ lock:  # rarely needed: resolve requirements.lock again, and for each extra the 
 		awk 'NR == FNR {if (/^[^ ]/) base[$$1]; next} /^[^ ]/ {new = !($$1 in base)} new' requirements.lock - > requirements-$$extra.lock; \
 	done
 
-clean:  ## remove scratch; data, records and tables stay
+clean:  ## delete outputs/ (checkpoints, your own runs) and caches; data, records, tables stay
 	rm -rf outputs .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*

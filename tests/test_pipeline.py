@@ -349,10 +349,37 @@ def test_make_refuses_a_variable_that_it_does_not_know_in_one_line(arguments):
 def test_make_takes_every_variable_that_it_reads_or_sets_and_what_is_for_the_environment():
     read = set(re.findall(r"\$\(([A-Z]+)\)", (ROOT / "Makefile").read_text()))
     read -= {"CURDIR", "PATH", "VARIABLES", "PASSED", "GIVEN", "UNKNOWN", "EXPORTED"}  # its own
+    read -= {"MAKECMDGOALS", "COMMANDS", "NEAREST", "TAKEN", "UNUSED"}
     assert {"TABLE", "ORACLE", "CHECKPOINT", "QUICK", "PYTHON", "VENV"} <= read
     names = (*read, "SHELL", "STN_DATA_MIRROR", "STN_TRAINER", "WANDB_MODE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     result = make("help", "-n", *(f"{name}={'/bin/sh' if name == 'SHELL' else '1'}" for name in names))
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["demo", "BUDGET=quick", "TABLE=2"], "make demo takes only JOBS, not BUDGET TABLE"),
+        (["figures", "SEEDS=0"], "make figures takes only TABLE, not SEEDS"),
+        (["lint", "FRESH=1"], "make lint takes none of these words, not FRESH"),
+        (["tabel"], "no command tabel: did you mean table? There are help setup demo "),
+        (["setup", "figure"], "no command figure: did you mean figures? There are help setup demo "),
+        (["qqqqqq"], "no command qqqqqq: There are help setup demo "),
+    ],
+)
+def test_make_refuses_a_command_that_it_has_not_and_words_that_a_command_would_ignore(words, told):
+    result = make(*words)
+    assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    assert f"error: {told}" in result.stderr
+
+
+def test_make_help_fits_a_terminal_and_says_every_word_of_make_table():
+    lines = make("help").stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    words = re.search(r"^OF_table := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert {line.split("=")[0].strip() for line in lines if line.startswith("    ")} == set(words)
+    commands = re.search(r"^COMMANDS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert {line.split()[1] for line in lines if line.startswith("  make ")} >= {*commands} - {"lock"}
 
 
 def test_a_switch_that_is_set_to_0_is_off():
