@@ -15,14 +15,15 @@ case "$VENV" in /*) target=$VENV ;; *) target=$(pwd -P)/$VENV ;; esac
 PATH=${PATH#"$target/bin:"}  # make puts it first, but the python3 there may be about to be replaced
 UV=uv==0.13.9
 extras=$*
+started=$(date +%s)
 
 fail() {
   echo "error: $*" >&2
   exit 2
 }
 
-# Runs a command without its output, and says every ten seconds how long it has taken so far. If the command fails, ends
-# with one line: what could not be done, and the last output of the command.
+# Runs a command without its output, and says every ten seconds what it is at, and how long the set-up has taken so far.
+# If the command fails, ends with one line: what could not be done, and the last output of the command.
 try() {
   purpose=$1
   shift
@@ -38,12 +39,12 @@ try() {
 
 # Ends with this script at the latest. The sleeping process may outlast it, so it holds neither the output nor the lock.
 count_seconds() {
-  seconds=0
   while sleep 10 >/dev/null 2>&1 9>&- && kill -0 $$ 2>/dev/null; do
-    seconds=$((seconds + 10))
-    echo "$seconds seconds so far"
+    echo "${purpose%% (*}: $(seconds) seconds so far"
   done
 }
+
+seconds() { echo $(($(date +%s) - started)); }
 
 stop_counter() {
   [ -n "${counter-}" ] || return 0
@@ -180,6 +181,7 @@ if ! is_done; then
       --require-hashes -r "requirements-$extra.lock"
     echo "$stamp" >"$VENV/.$extra"
   done
+  echo "environment ready: $VENV, Python $(version_of "$VENV/bin/python"), in $(seconds) s"
 fi
 tell_dvc
 true

@@ -1,6 +1,7 @@
 """`make setup`, and which code runs where: on real interpreters, with stand-ins for pip, uv and the packages."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -148,6 +149,8 @@ def test_after_a_python_without_ensurepip_a_good_one_makes_the_environment(proje
     result = setup(project)
     assert result.returncode == 0, result.stderr
     assert is_made(project) and calls(project)
+    version = ".".join(map(str, sys.version_info[:3]))
+    assert re.fullmatch(rf"environment ready: \.venv, Python {version}, in \d+ s", result.stdout.splitlines()[-1])
     assert setup(project).stdout == "" and not calls(project)  # nothing is left to do
 
 
