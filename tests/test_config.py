@@ -183,6 +183,21 @@ def test_the_experiment_is_primitives_only():
         ("seed=4294967296", "4294967296 is not a seed"),
         ("seeds=[2,0,2]", "2 is given twice"),
         ("data=mnist", "data.name"),
+        ("data=mnist", "choose one of mnist_addition, mnist_e"),
+        ("data=cub", "choose one of cub50_224, cub50_448, cub_224, cub_448"),
+        (
+            "model=svhn",
+            "model=svhn has no model.name, because it only holds what other files share: choose one of svhn",
+        ),
+        ("model=st_cnn_afine", "'model/st_cnn_afine': did you mean st_cnn_affine? Available options in 'model': cnn"),
+        ("budget=smok", "did you mean smoke?"),
+        ("budget.stepz=3", "budget.stepz"),
+        ("budget.stepz=3", "did you mean budget.steps?"),
+        ("+budget.stepz=3", "did you mean budget.steps?"),
+        ("bugdet=smoke", "did you mean budget?"),
+        ("steps=3", "did you mean budget.steps?"),
+        ("model.localization.filters=3", "did you mean model.localisation?"),
+        ("smoke", "'smoke': a setting is key=value, such as budget=smoke"),
         ("export.opset=9", "export.opset=9"),
         ("model.parameters=0", "model.parameters=0"),
         ("model.parallel=2", "model.parallel=2: data=mnist_r takes one transformer"),
@@ -301,6 +316,25 @@ def test_a_misspelt_key_in_a_file_is_one_line_that_names_it():
     with pytest.raises(OmegaConfBaseException) as caught:
         checked(OmegaConf.create(tree | {"schedule": {}}))
     assert "model.localisation.filterz" in one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words, setting",
+    [
+        (["--budget", "smoke"], "--budget smoke is no option: settings have no dashes, did you mean budget=smoke?"),
+        (["--budgt=smoke"], "did you mean budget=smoke?"),
+        (["data=mnist_e", "--seed", "3"], "did you mean seed=3?"),
+        (["-x"], "unrecognized arguments: -x: a setting is key=value"),
+    ],
+)
+def test_dashes_before_a_setting_are_one_line_that_says_how_it_is_written(tmp_path, words, setting):
+    assert setting in one_error(run("stn.train", *words, cwd=tmp_path))
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "export", "pretrain", "fetch", "distort", "crop"])
+def test_help_begins_with_what_the_command_does_and_an_example(module, tmp_path):
+    first, *rest = run(f"stn.{module}", "--help", cwd=tmp_path).stdout.partition("config is powered by Hydra")
+    assert f"`python -m stn.{module} " in first and len(first.splitlines()) <= 5 and "budget:" in rest[-1]
 
 
 def test_a_wrong_command_line_ends_with_one_line_and_status_2(tmp_path):

@@ -5,12 +5,13 @@ import math
 import os
 import re
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast, get_type_hints
+from typing import Any, NoReturn, cast, get_type_hints
 from unittest.mock import patch
 
 import hydra
@@ -23,7 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 from stn.environment import share_cores, silence_reducer
 from stn.errors import UserError
 from stn.experiments import find_configs, find_experiments, load
-from stn.front_door import guard
+from stn.front_door import HELP, guard
+from stn.messages import one_line as one_line  # other modules import it from here
+from stn.messages import unknown_option
 from stn.report.table import Cell
 from stn.schema import BudgetConfig, Gradient, RunConfig
 from stn.schema import filled as filled  # other modules import it from here
@@ -64,7 +67,14 @@ def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Ca
                     silence_reducer()
                 return work(cfg)  # a sweeper minimises this value
 
-        with one_line_errors(), patch.object(sys, "argv", [*sys.argv, *_search_path()]):
+        def refuse(parser: ArgumentParser, message: str) -> NoReturn:
+            groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
+            raise UserError(unknown_option(sys.argv[1:], message, [*groups, *get_type_hints(RunConfig)]))
+
+        if HELP & set(sys.argv[1:]):
+            print(str(sys.modules[work.__module__].__doc__).rstrip(), end="\n\n")
+        arguments = [*sys.argv, *_search_path()]
+        with one_line_errors(), patch.object(sys, "argv", arguments), patch.object(ArgumentParser, "error", refuse):
             run()
 
     return main
@@ -88,6 +98,7 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
     """
     if not with_model:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, {"model": None}))
+    _refuse_bases(cfg, overrides)
     overrides = [*_of_experiment(overrides), *overrides]
     kind = _kind(cfg)
     cfg = _scheduled(cfg, overrides, kind)
@@ -129,6 +140,25 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
         kind.check(cfg)
     OmegaConf.set_readonly(cfg, True)
     return cfg
+
+
+def _refuse_bases(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Raise UserError if data or model is a file that has no name, because others build on it."""
+    for group in ("data", "model"):
+        if cfg[group] is not None and OmegaConf.is_missing(cfg[group], "name"):
+            chosen = [value for key, _, value in (override.partition("=") for override in overrides) if key == group]
+            base = chosen[-1] if chosen else "???"
+            raise UserError(
+                f"{group}={base} has no {group}.name, because it only holds what other files share: "
+                f"choose one of {', '.join(_built_on(group, base))}"
+            )
+
+
+def _built_on(group: str, base: str) -> list[str]:
+    """The files of a config group that build on the file `base`, directly or through others."""
+    paths = [path for folder in (CONF, *find_configs()) for path in (folder / group).glob("*.yaml")]
+    direct = [path.stem for path in paths if base in (cast(DictConfig, OmegaConf.load(path)).get("defaults") or ())]
+    return sorted({*direct, *(name for other in direct for name in _built_on(group, other))})
 
 
 def _check_exploration(cfg: DictConfig, kind: ModuleType) -> None:
@@ -328,21 +358,3 @@ def _without_defaults(values: Mapping, schema: type) -> dict:
         elif default is MISSING or value != default:
             deviations[key] = value
     return deviations
-
-
-def one_line(error: BaseException) -> str:
-    """The message of Hydra, omegaconf or ours, without line breaks and omegaconf's lists of keys and types."""
-    if isinstance(error, UserError):
-        return str(error)
-    text = str(error)
-    if "'hydra/sweeper/optuna'" in text:
-        return "search= needs Optuna, which is not installed: run `sh setup.sh search`"
-    cause = error.__cause__
-    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
-        text = f"{text.splitlines()[0]} {cause}"
-    key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
-    lines = [line.strip() for line in text.splitlines()]
-    lines = lines[: next((i for i, line in enumerate(lines) if line.startswith("Config search path")), None)]
-    lines = [line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[=:]", line)]
-    line = re.sub(r"\s+", " ", "; ".join(lines[:2]) if not isinstance(error, HydraException) else " ".join(lines))
-    return f"{key}: {line}" if key and key not in line else line

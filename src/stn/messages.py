@@ -1,0 +1,82 @@
+"""Errors of Hydra, omegaconf and argparse in one line that names the nearest valid choice."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from stn.errors import UserError
+
+EQUAL = "a setting is key=value, such as budget=smoke"
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that is spelt most like `word`; None if none is. Of dotted keys, the last name is compared."""
+    by_name = {choice.rpartition(".")[2]: choice for choice in reversed(list(choices))}  # of equal names, the first
+    match = get_close_matches(word, by_name, 1)
+    return by_name[match[0]] if match else None
+
+
+def hint(word: str, choices: Iterable[str]) -> str:
+    """`: did you mean <choice>?`, or nothing."""
+    choice = nearest(word, choices)
+    return f": did you mean {choice}?" if choice else ""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of Hydra, omegaconf or ours, without line breaks and omegaconf's lists of keys and types."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = str(error)
+    if "'hydra/sweeper/optuna'" in text:
+        return "search= needs Optuna, which is not installed: run `sh setup.sh search`"
+    cause = error.__cause__
+    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
+        text = f"{text.splitlines()[0]} {cause}"
+    if found := re.search(r"(Could not find '(.+)/([^/']+)')\s+(Available options in [^:]+:)\s+(.*)", text, re.DOTALL):
+        message, _, word, listed, rest = found.groups()
+        choices = rest.partition("Config search path")[0].split()
+        return f"{message}{hint(word, choices)} {listed} {' '.join(choices)}"
+    key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
+    lines = [line.strip() for line in text.splitlines()]
+    lines = lines[: next((i for i, line in enumerate(lines) if line.startswith("Config search path")), None)]
+    lines = [line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[=:]", line)]
+    line = re.sub(r"\s+", " ", "; ".join(lines[:2]) if not isinstance(error, HydraException) else " ".join(lines))
+    if "missing EQUAL" in line:
+        return f"{line.partition(' missing EQUAL')[0]}: {EQUAL}"
+    return (f"{key}: {line}" if key and key not in line else line) + _hint_of_key(error)
+
+
+def _hint_of_key(error: BaseException) -> str:
+    """What an unknown key may have been meant to be: another of the same group, or one further down."""
+    for each in (error, error.__cause__):
+        node = getattr(each, "parent_node", None)
+        if isinstance(node, DictConfig) and re.match("Key .* (is not in struct|not in )", str(each)):
+            choices = _keys(OmegaConf.to_container(node, resolve=False))
+            group = str(getattr(each, "full_key", "")).rpartition(".")[0]
+            return hint(str(getattr(each, "key", "")), [f"{group}.{choice}".lstrip(".") for choice in choices])
+    return ""
+
+
+def _keys(values: object) -> list[str]:
+    """The keys of nested mappings, dotted: first those of the outermost."""
+    if not isinstance(values, Mapping):
+        return []
+    return [*map(str, values), *(f"{key}.{name}" for key, value in values.items() for name in _keys(value))]
+
+
+def unknown_option(arguments: Sequence[str], message: str, keys: Iterable[str]) -> str:
+    """What argparse says of a command line of Hydra, for those who put dashes before a setting."""
+    for place, argument in enumerate(arguments):
+        option, equal, value = argument.partition("=")
+        name = option.lstrip("-")
+        if argument.startswith("-") and argument in message and len(name) > 1:
+            following = arguments[place + 1] if place + 1 < len(arguments) else ""
+            if not equal and following and "=" not in following and not following.startswith("-"):
+                argument, value = f"{argument} {following}", following
+            setting = f"{nearest(name, keys) or name}={value or '...'}"
+            return f"{argument} is no option: settings have no dashes, did you mean {setting}?"
+    return f"{message}: {EQUAL}"
