@@ -39,7 +39,7 @@ def place(tmp_path_factory):
     export_embedded(folder / "data/raw/digits")
     result = run("stn.distort", "data=digits_addition", cwd=folder)
     assert result.returncode == 0, result.stderr
-    assert "data/stored/digits_addition/test: 5000 images of pairs of Pose(canvas=42" in result.stdout
+    assert "data/stored/digits_addition/test: 5000 images of 42 x 42 pixels\n" in result.stdout
     return folder
 
 

@@ -1,11 +1,15 @@
 """The frame of every front door: it prepares the environment, and reports errors and interrupts in one line."""
 
+import atexit
 import os
 import select
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from stn.checkout import foreign_source
 from stn.environment import check_folder, settle
@@ -20,7 +24,7 @@ def guard() -> Iterator[None]:
     """Prints a UserError as `error: ...` on stderr and exits with 2; an interrupt exits with 130.
 
     The current folder must be a project's, and the running code that project's: else it exits with such an error too.
-    Where one front door starts another, the first alone reports an interrupt.
+    Where one front door starts another, the first alone reports an interrupt, and reports it once.
     """
     own = str(os.getpid())
     outermost = os.environ.setdefault(OUTERMOST, own) == own
@@ -38,8 +42,10 @@ def guard() -> Iterator[None]:
     except (KeyboardInterrupt, RuntimeError) as error:
         if not _is_interrupt(error):
             raise
+        _on_interrupt(signal.SIG_IGN)  # further ones, until the line is printed
         if outermost:
-            print("interrupted; run the same command again", file=sys.stderr)
+            print("interrupted; run the same command again", file=sys.stderr, flush=True)
+        _on_interrupt(_end_at_once)
         sys.exit(130)
     except BrokenPipeError:
         if not _reader_is_gone():
@@ -49,6 +55,19 @@ def guard() -> Iterator[None]:
     finally:
         if outermost:
             os.environ.pop(OUTERMOST, None)  # a front door within another of this process may have done so
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a job in the background
+            atexit.register(_on_interrupt, _end_at_once)
+
+
+def _on_interrupt(handler: Any) -> None:
+    """Handle SIGINT so from now on. Python allows this in the main thread only."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    """End without a traceback: all that is left is Python's own end, which waits for threads and unloads modules."""
+    os._exit(130)
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

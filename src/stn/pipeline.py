@@ -17,6 +17,7 @@ from stn.cells import CELLS, EXPORTED, declared, on_demand, record_path, stage, 
 from stn.config import CONF
 from stn.environment import cores
 from stn.errors import UserError
+from stn.files import write_texts
 from stn.front_door import guard
 from stn.params import KNOBS, TABLES, Params, read_params, write_params
 from stn.stages import Stages, gpu_is_shared
@@ -27,9 +28,12 @@ DVC = (sys.executable, "-m", "dvc")  # the dvc of this Python, not the one on PA
 def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -> None:
     """Fetch, distort or crop, train stale cells, `jobs` at a time, and write the table and its figures.
 
-    With `oracle` the on-demand cells of Table 1 are trained too: networks that are given the true pose.
+    With `oracle` the on-demand cells of Table 1 are trained too: networks that are given the true pose. With `fresh`
+    cells that are up to date are trained too; each record stays until the new one replaces it.
     """
     params = read_params()
+    which = "smoke, which params.yaml names (BUDGET=quick changes it)" if params.budget == "smoke" else params.budget
+    print(f"Table {table}, budget {which}: checking what is up to date", flush=True)
     cells = declared(params, table) + (on_demand(params, table) if oracle else [])
     records = {f"cell@{stage(params.budget, cell)}": record_path(params.budget, cell) for cell in cells}
     previous_runs = {name: _seconds_and_dates(path) for name, path in records.items()}
@@ -41,18 +45,18 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     _dvc("repro", "-q", *force, "cells")
     if stages := needed(params, table):
         _dvc("repro", "-q", *stages)
-    if fresh:  # only now: if the data could not be had, the records stay
-        for path in records.values():
-            path.unlink(missing_ok=True)
-            path.with_suffix(".npz").unlink(missing_ok=True)
-            path.with_name(f"{path.stem}-export.json").unlink(missing_ok=True)
-            shutil.rmtree(Path("outputs/runs") / params.budget / path.stem, ignore_errors=True)
-    runner.repro(sorted(records, key=_longest_first(previous_runs)))
+    runner.repro(
+        sorted(records, key=_longest_first(previous_runs)),
+        force=_begin_again(table, params.budget, records, previous_runs) if fresh else (),
+    )
+    if fresh:
+        _begun(table, params.budget).unlink(missing_ok=True)
     trained_stages = [name for name, path in records.items() if _seconds_and_dates(path) != previous_runs[name]]
     exports = export_names(params, table)
     if exports:  # one after the other, since each is timed
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
-    if not runner.repro([f"table{table}"], force=True):  # a table from outside the project is no stage
+    print(f"drawing Table {table} and its figures", flush=True)
+    if not runner.repro([f"table{table}"], force=[f"table{table}"]):  # a table from outside the project is no stage
         _run(sys.executable, "-m", "stn.table", "--table", str(table), "--figures")
     minutes = (time.monotonic() - started) / 60
     print(f"{len(trained_stages)} of {len(records)} cells trained here in {minutes:.1f} min", end="")
@@ -65,6 +69,32 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     print()
     if params.budget == "smoke":
         print(f"budget smoke: its numbers mean nothing; {_way_back()}")
+        print("it stays in params.yaml, so the next `make table` is at budget smoke too, unless you add BUDGET=quick")
+
+
+def _begin_again(table: int, budget: str, records: dict[str, Path], runs: dict[str, list | None]) -> list[str]:
+    """The cells that `make table FRESH=1` has to train: all of them, or after an interrupt those that are left.
+
+    At its start it removes what earlier runs left in outputs/, and writes down of which runs the records are. Returns
+    the cells whose records are still of these runs.
+    """
+    begun = _begun(table, budget)
+    try:
+        earlier = json.loads(begun.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        for path in records.values():
+            shutil.rmtree(Path("outputs/runs") / budget / path.stem, ignore_errors=True)
+        write_texts({begun: json.dumps(runs)})
+        earlier = runs
+    left = [name for name, run in runs.items() if run == earlier.get(name, run)]
+    if len(left) < len(runs):
+        print(f"{len(runs) - len(left)} of {len(runs)} cells were trained afresh before an interrupt")
+    return left
+
+
+def _begun(table: int, budget: str) -> Path:
+    """The file that is there from the start of `make table FRESH=1` until all cells are trained."""
+    return Path("outputs") / f"fresh-{budget}-table{table}.json"
 
 
 def _way_back() -> str:
@@ -91,6 +121,7 @@ def demo(jobs: int) -> None:
     """Run the same stages on the embedded digits, in the workspace `outputs/demo`."""
     root = CONF.parent
     work = root / "outputs" / "demo"
+    print(f"preparing {work.relative_to(root)}", flush=True)
     shutil.rmtree(work, ignore_errors=True)
     workspace(work, root, (CONF / "demo.yaml").read_text(encoding="utf-8"))
     os.chdir(work)
@@ -125,7 +156,7 @@ def _dvc(*arguments: str) -> None:
 
 def _seconds_and_dates(path: Path) -> list | None:
     try:
-        return [(seed["seconds"], seed["provenance"]["date"]) for seed in json.loads(path.read_bytes())["seeds"]]
+        return [[seed["seconds"], seed["provenance"]["date"]] for seed in json.loads(path.read_bytes())["seeds"]]
     except (OSError, ValueError, KeyError):
         return None
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -60,8 +60,8 @@ class Stages:
             forkserver.ensure_running()
         signal.signal(signal.SIGINT, self.interrupt)
 
-    def repro(self, names: list[str], force: bool = False) -> bool:
-        """Run the stale ones of these independent stages, or all with `force`, in this order.
+    def repro(self, names: list[str], force: Collection[str] = ()) -> bool:
+        """Run those of these independent stages that are stale or in `force`, in this order.
 
         A stage that fails does not stop the others; the first UserError is raised at the end. Finished stages are
         entered in `dvc.lock`, also after an interrupt. Returns whether `dvc.yaml` has any of these stages.
@@ -73,9 +73,12 @@ class Stages:
         with _translate_errors(), Repo(_wait_for_lock=True) as repo:  # as `dvc --wait-for-lock`
             stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in set(names)}
             are_declared = bool(stages)
-            if not force:
-                with lock_repo(repo):  # `repo.status` would read dvc.yaml again for each
-                    stages = {name: stage for name, stage in stages.items() if stage.status()}
+            with lock_repo(repo):  # `repo.status` would read dvc.yaml again for each
+                stages = {name: stage for name, stage in stages.items() if name in force or stage.status()}
+            cells = sum(name.startswith("cell@") for name in stages)
+            if cells:
+                pace = f", {self.jobs} at a time" if min(self.jobs, cells) > 1 else ""
+                print(f"training {cells} cell{'s' if cells > 1 else ''}{pace}", flush=True)
             files = _files()
             results, start, errors = [], time.monotonic(), []
             pool = ThreadPoolExecutor(self.jobs)
@@ -268,7 +271,12 @@ def run_module(command: str, deaf: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.default_int_handler)
     _, _, module, *arguments = shlex.split(command)
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # before its own frame catches it
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # else one more would end in a traceback of `multiprocessing`
 
 
 def main() -> None:

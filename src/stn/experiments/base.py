@@ -5,7 +5,7 @@
 - `store(data, scratch)` writes sets to `data.stored` (`stn.data.stored`) and returns the contents of `sets.json`, with
   the number of `images` of each set.
 - `DOOR`, "distort" or "crop", is the front door that calls `store`. "distort" also needs `stored_folder(data)`, the
-  folder of the sets, and the `distortion` in `sets.json`.
+  folder of the sets.
 
 `networks.py` has `network(model, data)`, which returns a `Network`.
 

@@ -24,13 +24,13 @@ class ProgressBar(Callback):
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         self.start, self.first = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero and self.first:
+            print(f"{self.name}: resumes at step {self.first} of {trainer.max_steps}", flush=True)
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
             self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())
             self.task = self.bar.add_task(self.name, total=trainer.max_steps, completed=self.first, note="")
             self.bar.start()
-        elif trainer.is_global_zero and self.first:
-            print(f"{self.name}: resumed at step {self.first}", flush=True)
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, *_) -> None:
         if self.bar:
