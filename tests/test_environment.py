@@ -126,6 +126,26 @@ with guard(): torch.save(torch.rand(10_000), File())
     assert (result.returncode, result.stderr) == (130, "interrupted; run the same command again\n")
 
 
+@pytest.mark.parametrize(
+    "work, line", [("pass", ""), ("raise KeyboardInterrupt", "interrupted; run the same command again\n")]
+)
+def test_an_interrupt_of_the_end_of_a_command_adds_no_line(work, line):
+    code = f"""
+import atexit, os, signal, time
+from stn.front_door import guard
+
+def once_more():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+
+atexit.register(once_more)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with guard(): {work}
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (130, line)
+
+
 def test_an_interrupt_is_reported_once_where_one_front_door_starts_another():
     inner = "from stn.front_door import guard\nwith guard(): raise KeyboardInterrupt"
     outer = f"import subprocess, sys\nwith guard():\n    code = subprocess.call([sys.executable, '-c', {inner!r}])"

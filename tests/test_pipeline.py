@@ -149,6 +149,42 @@ def test_what_took_longest_is_trained_first_and_before_it_what_is_new(order):
     assert names[2:] == ["cnn", "st_cnn_affine", "st_fcn_affine", "fcn"]
 
 
+def test_a_fresh_training_that_is_interrupted_keeps_the_old_records_and_goes_on_where_it_was(order, monkeypatch):
+    models = ("fcn", "cnn", "st_fcn_affine", "st_fcn_tps", "st_cnn_affine", "st_cnn_tps")
+    names = [f"cell@smoke-digits_r-{model}" for model in models]
+    records = {name: Path("reports/results/smoke/mnist") / f"digits_r-{name.rpartition('-')[2]}.json" for name in names}
+    for name in names:
+        write_seconds(name, 5.0)
+    old = {name: path.read_text() for name, path in records.items()}
+    earlier, begun = Path("outputs/runs/smoke/digits_r-cnn/s0"), []
+    earlier.mkdir(parents=True)
+
+    class Interrupted:
+        def __init__(self, jobs: int):
+            pass
+
+        def repro(self, names: list[str], force: list[str]) -> bool:
+            for name in (name for name in names if name in force):
+                begun.append(name)
+                if len(begun) == 3:
+                    raise KeyboardInterrupt
+                write_seconds(name, 6.0)
+            return True
+
+    monkeypatch.setattr("stn.pipeline.Stages", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bring_up_to_date(1, 1, fresh=True)
+    assert not earlier.exists() and len(begun) == 3
+    assert {name for name in names if records[name].read_text() == old[name]} == {*names} - {*begun[:2]}
+    earlier.mkdir(parents=True)  # a checkpoint of the cell that was interrupted
+    bring_up_to_date(1, 1, fresh=False)
+    bring_up_to_date(1, 1, fresh=True)
+    assert earlier.exists() and sorted(begun) == sorted([*names, begun[2], "table1", "table1"])
+    before = len(begun)
+    bring_up_to_date(1, 1, fresh=True)
+    assert not earlier.exists() and sorted(begun[before:]) == sorted([*names, "table1"])
+
+
 @pytest.mark.parametrize("git", [True, False])
 def test_git_takes_smoke_back_where_there_is_git(order, git, capsys):
     if git:

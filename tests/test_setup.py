@@ -278,6 +278,17 @@ def test_a_copy_runs_without_its_original_and_is_set_up_in_its_place(project, py
     assert subprocess.check_output(["sh", "-c", shell], text=True) == f"{moved}/.venv/bin/activate"
 
 
+def test_a_command_that_is_interrupted_while_it_starts_ends_in_one_line(project, python):
+    assert setup(project).returncode == 0
+    (project / "src/stn/train.py").write_text("raise KeyboardInterrupt\n")
+    for outer, line in (({}, "interrupted; run the same command again\n"), ({"STN_FRONT_DOOR": "1"}, "")):
+        command, around = [project / ".venv/bin/python", "-m", "stn.train"], environment(project, **outer)
+        result = subprocess.run(command, cwd=project, env=around, capture_output=True, text=True)
+        assert result.returncode == -signal.SIGINT and result.stderr == line
+    (project / "src/stn/train.py").write_text("1 / 0\n")
+    assert "ZeroDivisionError" in code_run(project / ".venv/bin/python", project)
+
+
 def test_commands_started_by_the_environment_are_its_own(project, python):
     """So `.venv/bin/dvc repro` starts `python -m stn.train` with the Python of `.venv`, which is not activated."""
     assert setup(project).returncode == 0

@@ -25,13 +25,23 @@ def put_on_path() -> None:
     """Make `import stn` load the current folder's project, or else the project that contains the environment.
 
     PYTHONPATH takes precedence. The environment's `bin` comes first on PATH, so that `.venv/bin/dvc` starts stages with
-    its own Python even if the environment is not activated.
+    its own Python even if the environment is not activated. An interrupt of a command of the project is one line.
     """
     sources = (source for folder in (_current_folder(), sys.prefix) if (source := find_source(folder)))
     sys.path.extend(dict.fromkeys(sources))
+    if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("stn."):
+        sys.excepthook = report
     scripts, path = os.path.join(sys.prefix, "bin"), os.environ.get("PATH", os.defpath)
     if path.partition(os.pathsep)[0] != scripts:
         os.environ["PATH"] = f"{scripts}{os.pathsep}{path}"
+
+
+def report(kind, error, trace) -> None:
+    """Say in one line that a command was interrupted while its imports ran; later `stn.front_door` says it."""
+    if kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, error, trace)
+    elif "STN_FRONT_DOOR" not in os.environ:  # of the command that started this one, and says it
+        print("interrupted; run the same command again", file=sys.stderr)
 
 
 def foreign_source() -> str | None:
