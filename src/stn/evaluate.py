@@ -22,9 +22,9 @@ def evaluate(cfg: DictConfig) -> None:
         f"error {100 * wrong / n:.2f} % [{low:.2f}, {high:.2f}] ({wrong} of {n} images)"
     )
     if card and data.name == card["data"]:
-        print(
-            f"its record, {card['record']}: error {card['error']:.2f} % ({card['errors']} of {card['n_test']} images)"
-        )
+        rounded = ", before its weights were rounded to float16" if card["stored"]["dtype"] == "float16" else ""
+        images = f"{card['errors']} of {card['n_test']} images"
+        print(f"its record, {card['record']}: error {card['error']:.2f} % ({images}){rounded}")
 
 
 def _card(name: str) -> dict:

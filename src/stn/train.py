@@ -1,5 +1,8 @@
 """Train the seeds of one cell and write its record: `python -m stn.train data=mnist_r model=st_cnn_tps seed=3`."""
 
+import os
+import sys
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -15,6 +18,9 @@ def train(cfg: DictConfig) -> float | None:
     search = HydraConfig.get().runtime.choices.get("search")
     if search and HydraConfig.get().mode != RunMode.MULTIRUN:
         raise UserError(f"search={search} tries several settings: `python -m stn.train -m search={search} ...`")
+    if sys.stdout.isatty() and os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, only the first
+        seeds = ", ".join(map(str, cfg.seeds))
+        print(f"{cfg.data.name}/{cfg.model.name}, budget {cfg.budget.name}, seed {seeds}: loading", flush=True)
     from stn.training import run  # loads Lightning, ten seconds, so only after the config is checked
 
     errors = [result["validation"][-1][1] for result in run.train(cfg) if result["validation"]]
