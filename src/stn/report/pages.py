@@ -271,6 +271,7 @@ def index_block(page: Path, sources: Sources) -> str:
 def _index_line(experiment: Experiment, report: Report, link: str) -> list[str]:
     """A line of the index: for each column the best cell, at the longest budget that has half of the cells.
 
+    A column that lacks cells at that budget is left out unless all do: its best network may be one of those not run.
     Rows on demand are left out: they are extra rows of ours, some of which are told what the others have to find.
     """
     name = f"[{experiment.title}]({link}{f'#{experiment.anchor}' if experiment.anchor else ''})"
@@ -287,8 +288,11 @@ def _index_line(experiment: Experiment, report: Report, link: str) -> list[str]:
     table = _values(longest)
     all_cells = [cell for records in budgets for cell in _values(records)]
     best, references = [], []
-    for column in dict.fromkeys(cell["column"] for cell in table):
-        cells = [cell for cell in table if cell["column"] == column]
+    columns = {column: [cell for cell in table if cell["column"] == column] for _, column in sorted(places, key=str)}
+    rows = {column: {row for row, other in places if other == column} for column in columns}
+    whole = [column for column, cells in columns.items() if len(cells) == len(rows[column])]
+    for column in dict.fromkeys(cell["column"] for cell in table if cell["column"] in whole or not whole):
+        cells = columns[column]
         pick = max if cells[0]["metric"].startswith("accuracy") else min
         cell = pick(cells, key=lambda cell: float(cell["ours"]))
         best.append(f"{column} **{float(cell['ours']):.2f}**" + (f" {cell['row']}" if len(cells) > 1 else ""))
