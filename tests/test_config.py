@@ -187,7 +187,7 @@ def test_the_experiment_is_primitives_only():
         ("data=cub", "choose one of cub50_224, cub50_448, cub_224, cub_448"),
         (
             "model=svhn",
-            "model=svhn has no model.name, because it only holds what other files share: choose one of svhn",
+            "model=svhn is not complete, it holds what other files share: choose one of svhn",
         ),
         ("model=st_cnn_afine", "'model/st_cnn_afine': did you mean st_cnn_affine? Available options in 'model': cnn"),
         ("budget=smok", "did you mean smoke?"),

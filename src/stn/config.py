@@ -149,7 +149,7 @@ def _refuse_bases(cfg: DictConfig, overrides: Sequence[str]) -> None:
             chosen = [value for key, _, value in (override.partition("=") for override in overrides) if key == group]
             base = chosen[-1] if chosen else "???"
             raise UserError(
-                f"{group}={base} has no {group}.name, because it only holds what other files share: "
+                f"{group}={base} is not complete, it holds what other files share: "
                 f"choose one of {', '.join(_built_on(group, base))}"
             )
 

@@ -14,10 +14,14 @@ EQUAL = "a setting is key=value, such as budget=smoke"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that is spelt most like `word`; None if none is. Of dotted keys, the last name is compared."""
+    """The choice that is spelt most like `word`; None if none is. Of dotted keys, the last name is compared.
+
+    An equal name is preferred, then a choice without dots.
+    """
     by_name = {choice.rpartition(".")[2]: choice for choice in reversed(list(choices))}  # of equal names, the first
-    match = get_close_matches(word, by_name, 1)
-    return by_name[match[0]] if match else None
+    plain = [name for name, choice in by_name.items() if name == choice]
+    match = get_close_matches(word, plain, 1) or get_close_matches(word, by_name, 1)
+    return by_name.get(word) or (by_name[match[0]] if match else None)
 
 
 def hint(word: str, choices: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from stn.report.comparisons import NOT_BEATEN, NOT_CLEARLY, SIGNIFICANT
 from stn.report.evidence import describe_evidence
@@ -76,6 +76,15 @@ def describe_machines(table: Table, records: Sequence[Record]) -> str:
     )
 
 
+def explain_against(table: Table, signs: Collection[str]) -> list[str]:
+    """What these signs say of a network and its baseline."""
+    meanings = {
+        NOT_BEATEN: f"does not beat its baseline ({table.rival or _describe_baselines(table)}).",
+        NOT_CLEARLY: f"beats its baseline without significance (p ≥ {SIGNIFICANT}, paired test).",
+    }
+    return [f"{sign} {meaning}" for sign, meaning in meanings.items() if sign in signs]
+
+
 def legend(table: Table, matrix: Matrix) -> str:
     """Explains the marks and words that occur in the matrix."""
     verdicts = {value.verdict for value in matrix.values.values()}
@@ -86,10 +95,7 @@ def legend(table: Table, matrix: Matrix) -> str:
         text.append(
             f"{better} better than, ≈ within, {worse} worse than the paper's value ± 0.05, by our 95 % interval."
         )
-    if NOT_BEATEN in against:
-        text.append(f"{NOT_BEATEN} does not beat its baseline ({table.rival or _describe_baselines(table)}).")
-    if NOT_CLEARLY in against:
-        text.append(f"{NOT_CLEARLY} beats its baseline without significance (p ≥ {SIGNIFICANT}, paired test).")
+    text += explain_against(table, against)
     sources = [f"{row.label}, {row.cited}" for row in matrix.rows if row.cited]
     if sources:
         text.append(f"Cited by the paper, not run: {'; '.join(sources)}.")

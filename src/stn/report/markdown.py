@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from stn.report.budgets import build_budgets
-from stn.report.captions import caption, legend
+from stn.report.captions import caption, explain_against, legend
 from stn.report.comparisons import Comparison, Contest, compare, format_p, order_steps
 from stn.report.matrix import Matrix, build_matrix, format_place, typeset_minus
 from stn.report.records import Record
@@ -35,6 +35,8 @@ def render_markdown(table: Table, records: Sequence[Record], alternatives: Seque
     if budgets:
         (first, *rest), grid = budgets
         text += [first, "\n".join(f"- {line}" for line in rest), render_grid(grid)]
+        others = [build_matrix(table, other) for other in alternatives if other]
+        text.append(" ".join(explain_against(table, _signs(*others) - _signs(matrix))))
     sections = [
         *_contests(table, records),
         *(build(table, records) for build in table.sections),
@@ -68,6 +70,11 @@ def _main_grid(table: Table, matrix: Matrix) -> Grid:
     head = [table.entries, *(column.label for column in matrix.columns)]
     head += [f"parameters ({names})" for names in matrix.parameter_heads]
     return Grid(head, body, "l" + "r" * (len(head) - 1))
+
+
+def _signs(*matrices: Matrix) -> set[str]:
+    """The signs by which networks are compared with their baselines."""
+    return {value.against for matrix in matrices for value in matrix.values.values()}
 
 
 def _format_count(counts: Mapping[Row, int], row: Row) -> str:
