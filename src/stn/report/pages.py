@@ -23,7 +23,7 @@ import io
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,11 +288,10 @@ def _index_line(experiment: Experiment, report: Report, link: str) -> list[str]:
     table = _values(longest)
     all_cells = [cell for records in budgets for cell in _values(records)]
     best, references = [], []
-    columns = {column: [cell for cell in table if cell["column"] == column] for _, column in sorted(places, key=str)}
-    rows = {column: {row for row, other in places if other == column} for column in columns}
-    whole = [column for column, cells in columns.items() if len(cells) == len(rows[column])]
-    for column in dict.fromkeys(cell["column"] for cell in table if cell["column"] in whole or not whole):
-        cells = columns[column]
+    names, wanted = dict.fromkeys(cell["column"] for cell in table), Counter(column for _, column in places)
+    cells_of = {name: [cell for cell in table if cell["column"] == name] for name in names}
+    for column in [name for name in names if len(cells_of[name]) == wanted[name]] or names:
+        cells = cells_of[column]
         pick = max if cells[0]["metric"].startswith("accuracy") else min
         cell = pick(cells, key=lambda cell: float(cell["ours"]))
         best.append(f"{column} **{float(cell['ours']):.2f}**" + (f" {cell['row']}" if len(cells) > 1 else ""))
@@ -357,14 +356,12 @@ def costs_block(page: Path, sources: Sources) -> str:
 
 def _cost(records: Sequence[Record]) -> str:
     """For each machine the number of cells, and the training time of one seed of all of them in sequence."""
-    cells: dict[str, int] = defaultdict(int)
+    cells = Counter[str]()
     seconds: dict[str, float] = defaultdict(float)
     for record in records:
-        provenance = record.seeds[0].provenance
-        machine = _short(
-            provenance.get("gpu")
-            or f"{provenance.get('cpu') or 'unknown processor'}, {provenance.get('cores', '?')} cores"
-        )
+        facts = record.seeds[0].provenance
+        on_cpu = f"{facts.get('cpu') or 'unknown processor'}, {facts.get('cores', '?')} cores"
+        machine = _short(facts.get("gpu") or on_cpu)
         cells[machine] += 1
         seconds[machine] += sum(seed.seconds for seed in record.seeds) / len(record.seeds)
     return (
@@ -440,8 +437,7 @@ def trials_block(name: str, sources: Sources) -> str:
     lines = list(csv.DictReader(io.StringIO(sources.read(path))))
     if not lines:
         raise UserError(f"{path} has no lines")
-    constant_keys = [key for key in lines[0] if len(lines) > 1 and len({line[key] for line in lines}) == 1]
-    common = {key: lines[0][key] for key in constant_keys}
+    common = {key: lines[0][key] for key in lines[0] if len(lines) > 1 and len({line[key] for line in lines}) == 1}
     keys = [key for key in lines[0] if key not in common]
     numeric = [all(re.fullmatch(r"-?[\d.]*", line[key] or "") for line in lines) for key in keys]
     table = markdown_table(
