@@ -91,6 +91,14 @@ def test_a_file_is_loaded_by_its_path_and_onto_a_device(project):
     assert next(stn.load(str(FILE), "meta").parameters()).device.type == "meta"
 
 
+def test_images_of_another_shape_are_refused_in_one_line(project):
+    network = stn.load(FILE)
+    assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    for shape in ((2, 1, 42, 42), (2, 3, 28, 28), (1, 28, 28)):
+        with pytest.raises(ValueError, match=r"digits_r/st_cnn_tps takes images \(B, 1, 28, 28\), not \(.*\)$"):
+            network(torch.rand(shape))
+
+
 def test_loading_draws_no_random_numbers(project):
     torch.manual_seed(3)
     expected = torch.rand(2)

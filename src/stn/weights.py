@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ def load(name: str | os.PathLike[str], map_location: "str | torch.device | None"
     """A trained network, in eval mode, with float32 weights; its `card` says what it is and how well it does.
 
     The digit networks map images (B, 1, side, side) in [0, 1], black background, to class scores (B, 10); `side` is
-    `card["config"]["data"]["canvas"]`. No random numbers are drawn from torch's generators.
+    `card["config"]["data"]["canvas"]`. Images of another shape are a ValueError that names the right one. No random
+    numbers are drawn from torch's generators.
 
     Args:
         name: one of `list_weights()`, or the path of a weight file, which ends in `.safetensors`.
@@ -53,18 +55,29 @@ def load(name: str | os.PathLike[str], map_location: "str | torch.device | None"
     from omegaconf.errors import OmegaConfBaseException
 
     from stn import experiments
-    from stn.schema import filled
+    from stn.schema import filled, typed
 
     try:
         config: Any = OmegaConf.create(filled(card["config"]))
         with torch.random.fork_rng(devices=[]):
             network = experiments.load(config.data.kind, "networks").network(config.model, config.data)
+            shape = experiments.load(config.data.kind, "data").source(typed(card["config"])["data"]).shape
         network.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
     except (RuntimeError, KeyError, TypeError, ModuleNotFoundError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:150]
         raise ValueError(f"{card['name']}: no network of this version of stn fits its weights ({reason})") from error
     network.card = card
+    network.register_forward_pre_hook(partial(_check_shape, card["name"], shape))
     return network.eval().to(map_location or "cpu")
+
+
+def _check_shape(name: str, shape: tuple[int, ...], network: "torch.nn.Module", inputs: "tuple[torch.Tensor]") -> None:
+    """Raise ValueError if a network is given images of a shape (B, ...) that it was not trained on."""
+    import torch
+
+    if not torch.jit.is_tracing() and tuple(inputs[0].shape[1:]) != shape:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{name} takes images (B, {wanted}), not {tuple(inputs[0].shape)}")
 
 
 def list_weights() -> list[str]:
