@@ -182,7 +182,6 @@ def test_the_experiment_is_primitives_only():
         ("seeds=[0,-1]", "-1 is not a seed"),
         ("seed=4294967296", "4294967296 is not a seed"),
         ("seeds=[2,0,2]", "2 is given twice"),
-        ("data=mnist", "data.name"),
         ("data=mnist", "choose one of mnist_addition, mnist_e"),
         ("data=cub", "choose one of cub50_224, cub50_448, cub_224, cub_448"),
         (

@@ -489,9 +489,9 @@ def test_the_committed_params_declare_the_32_cells_of_the_paper(monkeypatch):
     monkeypatch.chdir(ROOT)
     params = read_params()
     required, optional = shown(params, 1)
-    assert len(required) == 32 and len(optional) == 8 + 4  # TC, and the CNN that is told the true pose
+    assert len(required) == 32 and len(optional) == 8 + 8 + 5  # E edge, TC, and the CNN that is told the true pose
     assert [len(declared(params, table)) for table in TABLES] == [32, 6, 5, 14, 2, 3, 8, 24, 5]
-    assert len(on_demand(params, 1)) == 4 and len(shown(params, 3)[1]) == 2 * 11
+    assert len(on_demand(params, 1)) == 5 and len(shown(params, 3)[1]) == 2 * 11
 
 
 def test_photographs_of_house_numbers_are_chosen_with_the_strips(monkeypatch):
@@ -506,7 +506,7 @@ def test_photographs_of_house_numbers_are_chosen_with_the_strips(monkeypatch):
 def test_two_tables_that_show_the_same_experiment_share_its_cell(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert set(declared(read_params(), 1)) & set(declared(read_params(), 7))
-    assert len(describe(read_params())["cells"]) == 32 + 4 + 6 + 11 + 14 + 2 + 3 + 6 + 24 + 5
+    assert len(describe(read_params())["cells"]) == 32 + 5 + 6 + 11 + 14 + 2 + 3 + 6 + 24 + 5
 
 
 def test_every_declared_cell_is_a_stage_and_what_it_needs_too(monkeypatch):

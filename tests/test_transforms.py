@@ -157,12 +157,12 @@ def test_single_and_double_are_kept_and_half_is_raised(family, given, used):
 @each_size
 @pytest.mark.parametrize("family", [*MATRIX_FAMILIES, Affine3D()], ids=repr)
 def test_the_grid_of_one_image_is_that_of_a_batch(family, size):
-    """In float32 to the last bit; its gradient to rounding. It is made in fewer steps."""
+    """Up to rounding: it is made in fewer steps, and how a product is rounded depends on the processor."""
     size = (2, *size) if family.dimensions == 3 else size
     thetas = [near_identity(family, 1, 0.3, torch.float32).requires_grad_()]
     thetas.append(thetas[0].detach().clone().requires_grad_())
     grids = family.grid(thetas[0], size), family.grid(thetas[1].expand(2, -1), size)[:1]
-    assert torch.equal(*grids)
+    torch.testing.assert_close(*grids, rtol=0, atol=1e-6)
     upstream = torch.randn_like(grids[0])
     gradients = [torch.autograd.grad(grid, theta, upstream)[0] for grid, theta in zip(grids, thetas, strict=True)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)

@@ -392,7 +392,7 @@ def _single(theta: Tensor) -> bool:
 def _mapped_centres(rows: Tensor, size: tuple[int, ...]) -> Tensor:
     """`_mapped` of pixel centres, (B, H W, R), in fewer operations: for one image these cost more than the arithmetic.
 
-    The values are the same to the last bit; gradients are rounded differently.
+    Values and gradients may be rounded differently.
     """
     shape = len(size) + 1, math.prod(size)
     centres = constant(_homogeneous_centres, (tuple(size),), shape, rows.dtype, rows.device)
