@@ -15,8 +15,9 @@ import torch
 from conftest import interruptible, one_error, run
 from stn.codebase import commit, fault, training_digest
 from stn.config import compose
+from stn.environment import SHARED
 from stn.training import run as runs
-from stn.training.callbacks import Pictures
+from stn.training.callbacks import Pictures, ProgressBar
 from stn.training.data_module import DataModule
 from stn.training.learner import Learner
 
@@ -228,6 +229,16 @@ def sent_picture(images, n, seen):
     )
     Pictures(n).on_validation_end(trainer, SimpleNamespace(network=SimpleNamespace(seen=seen)))
     return sent["transformer"].image
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_cells_side_by_side_do_not_draw_bars_over_each_other(monkeypatch, shared):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv(SHARED, "1") if shared else monkeypatch.delenv(SHARED, raising=False)
+    bar, trainer = ProgressBar("mnist_r/cnn/s0"), SimpleNamespace(global_step=0, is_global_zero=True, max_steps=9)
+    bar.on_train_start(trainer, None)
+    assert (bar.bar is None) == shared
+    bar.teardown(trainer, None, "fit")
 
 
 @pytest.mark.parametrize("channels, rows, mode", [(1, 1, "L"), (2, 2, "L"), (3, 1, "RGB")])

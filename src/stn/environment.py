@@ -22,6 +22,7 @@ from stn.errors import UserError
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 THREADS = "OMP_NUM_THREADS"
 THREADS_GIVEN = bool(os.environ.get(THREADS))  # by the user, since no code has set it yet
+SHARED = "STN_SIDE_BY_SIDE"  # set for processes that train side by side, and so share a terminal
 ROOT = Path(__file__).parents[2]
 HOME = Path("outputs/home")  # replaces a home that is missing or not writable
 # The variables that name the cache folders of libraries, and the default of each, absolute or relative to HOME.
@@ -95,8 +96,9 @@ def cores() -> int:
 def share_cores(processes: int) -> None:
     """Let torch use the cores divided by `processes`: in child processes, and here if torch is not loaded yet.
 
-    The user's OMP_NUM_THREADS takes precedence.
+    The user's OMP_NUM_THREADS takes precedence. The processes know that they share the terminal too.
     """
+    os.environ[SHARED] = "1"
     if not THREADS_GIVEN:
         os.environ[THREADS] = str(max(1, cores() // processes))
 

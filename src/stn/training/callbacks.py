@@ -1,5 +1,6 @@
 """Callbacks that show a run's progress, and pictures and traces of what the transformer does."""
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -10,13 +11,18 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from stn.environment import SHARED
+
 if TYPE_CHECKING:
     from stn.training.data_module import DataModule
     from stn.training.learner import Learner
 
 
 class ProgressBar(Callback):
-    """A bar in a terminal; elsewhere a plain line after each validation, with the remaining time."""
+    """A bar in a terminal; elsewhere a plain line after each validation, with the remaining time.
+
+    Cells that are trained side by side print lines, because their bars would overwrite each other.
+    """
 
     def __init__(self, name: str):
         self.name = name
@@ -26,7 +32,7 @@ class ProgressBar(Callback):
         self.start, self.first = time.monotonic(), trainer.global_step
         if trainer.is_global_zero and self.first:
             print(f"{self.name}: resumes at step {self.first} of {trainer.max_steps}", flush=True)
-        if trainer.is_global_zero and sys.stdout.isatty():
+        if trainer.is_global_zero and sys.stdout.isatty() and SHARED not in os.environ:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
             self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())
             self.task = self.bar.add_task(self.name, total=trainer.max_steps, completed=self.first, note="")
