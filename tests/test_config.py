@@ -9,10 +9,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conftest import one_error, run, spawn
 from stn.cells import config
-from stn.config import CONF, LARGEST_SEED, checked, compose, deliberate, experiment, filled, one_line
+from stn.config import CONF, LARGEST_SEED, checked, compose, deliberate, experiment, filled
 from stn.errors import UserError
 from stn.experiments.mnist.networks import DigitNetwork, n_parameters
 from stn.experiments.mnist.table import SIZES
+from stn.messages import one_line
 from stn.report.table import LONGEST
 from stn.training.learner import build_network
 
@@ -186,7 +187,7 @@ def test_the_experiment_is_primitives_only():
         ("data=cub", "choose one of cub50_224, cub50_448, cub_224, cub_448"),
         (
             "model=svhn",
-            "model=svhn is not complete, it holds what other files share: choose one of svhn",
+            "model=svhn only holds what other files share: choose one of svhn",
         ),
         ("model=st_cnn_afine", "'model/st_cnn_afine': did you mean st_cnn_affine? Available options in 'model': cnn"),
         ("budget=smok", "did you mean smoke?"),

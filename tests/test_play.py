@@ -281,7 +281,7 @@ def test_a_damaged_weight_file_is_one_line(finished, monkeypatch):
         (["--budget", "long"], "BUDGET=long is not one of smoke"),
         (["--data", "mnist_q"], "mnist_q"),
         (["--data", "mnist_e"], "rotated, scaled and shifted"),
-        (["--data", "svhn"], "data=svhn is not complete"),
+        (["--data", "svhn"], "data=svhn only holds what other files share"),
         (["--data", "svhn_64"], "svhn_64"),
         (["--data", "digits_rts"], "no finished run of digits_rts"),
         (["--budget", "paper"], "no finished run of mnist_rts with cnn, st_cnn_affine"),

@@ -25,8 +25,7 @@ from stn.environment import share_cores, silence_reducer
 from stn.errors import UserError
 from stn.experiments import find_configs, find_experiments, load
 from stn.front_door import HELP, guard
-from stn.messages import one_line as one_line  # other modules import it from here
-from stn.messages import unknown_option
+from stn.messages import one_line, unknown_option
 from stn.report.table import Cell
 from stn.schema import BudgetConfig, Gradient, RunConfig
 from stn.schema import filled as filled  # other modules import it from here
@@ -149,8 +148,7 @@ def _refuse_bases(cfg: DictConfig, overrides: Sequence[str]) -> None:
             chosen = [value for key, _, value in (override.partition("=") for override in overrides) if key == group]
             base = chosen[-1] if chosen else "???"
             raise UserError(
-                f"{group}={base} is not complete, it holds what other files share: "
-                f"choose one of {', '.join(_built_on(group, base))}"
+                f"{group}={base} only holds what other files share: choose one of {', '.join(_built_on(group, base))}"
             )
 
 

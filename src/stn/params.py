@@ -8,10 +8,11 @@ from typing import cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stn.config import CONF, check_seeds, one_line
+from stn.config import CONF, check_seeds
 from stn.errors import UserError
 from stn.experiments import find_tables
 from stn.files import write_texts
+from stn.messages import one_line
 
 PARAMS = Path("params.yaml")
 KNOBS = ("budget", "seeds", "columns", "numbers", "birds")

@@ -14,9 +14,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from stn.config import compose, one_line
+from stn.config import compose
 from stn.errors import UserError
 from stn.front_door import guard
+from stn.messages import one_line
 from stn.params import BUDGETS
 
 FOLDER = Path("outputs/play")
