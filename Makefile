@@ -68,7 +68,7 @@ help:  ## this list
 		'make table takes these, as in: make table BUDGET=smoke; not before it, nor exported by the shell' \
 		'  TABLE=1|2|3|4|5|6|7|8|9            which table' \
 		'  BUDGET=smoke|quick|medium|paper    how long to train' \
-		'  SEEDS=0,1,2                        which seeds' \
+		'  SEEDS=0,1,2                        which seeds; those of a record are kept' \
 		'  COLUMNS=mnist_r,mnist_tc           columns of Table 1' \
 		'  ORACLE=1                           also the CNN of Table 1 that gets the true pose' \
 		'  NUMBERS=svhn|svhn_strips           data of Table 2' \

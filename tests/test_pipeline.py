@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from conftest import ROOT, beside, one_error, run, spawn
-from stn.cells import declared, describe, on_demand, shown, stage
+from stn.cells import config, declared, describe, on_demand, record_path, shown, stage
+from stn.codebase import training_digest
+from stn.config import experiment
 from stn.environment import cores
 from stn.errors import UserError
 from stn.params import BUDGETS, DEMO, TABLES, read_params, write_params
@@ -507,6 +509,39 @@ def test_two_tables_that_show_the_same_experiment_share_its_cell(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert set(declared(read_params(), 1)) & set(declared(read_params(), 7))
     assert len(describe(read_params())["cells"]) == 32 + 5 + 6 + 11 + 14 + 2 + 3 + 6 + 24 + 5
+
+
+def test_the_seeds_of_a_record_stay_when_others_are_asked_for(tmp_path, monkeypatch):
+    """Unless the record is of another config or of other code, or `make table FRESH=1` asks for just these seeds."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(PARAMS.replace('seeds: "0"', 'seeds: "3,0"'))
+    params = read_params()
+    cell = declared(params, 1)[0]
+    record = record_path(params.budget, cell)
+
+    def seeds() -> str:
+        return describe(params)["cells"][stage(params.budget, cell)]["seeds"]
+
+    assert seeds() == "3,0"
+    facts = {
+        "code": {"digest": training_digest("mnist"), "commit": "1" * 40},
+        "config": experiment(config(params.budget, cell)),
+        "complete": True,
+        "seeds": [{"seed": 0}, {"seed": 1}],
+    }
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps(facts))
+    assert seeds() == "0,1,3"
+    for part in (
+        {"complete": False},
+        {"code": {"digest": "0" * 16, "commit": "1" * 40}},
+        {"config": experiment(config("quick", cell))},
+    ):
+        record.write_text(json.dumps(facts | part))
+        assert seeds() == "3,0"
+    record.write_text(json.dumps(facts))
+    monkeypatch.setenv("STN_FRESH", "1")
+    assert seeds() == "3,0"
 
 
 def test_every_declared_cell_is_a_stage_and_what_it_needs_too(monkeypatch):

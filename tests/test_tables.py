@@ -156,7 +156,7 @@ def test_several_machines_and_seeds_are_told(tmp_path):
     paths[1].write_text(json.dumps(record))
     text = tables.to_markdown(tables.load(1, paths), 1)
     assert "seeds 0, 1, 2" in text and "Student's over seeds" in text and "Wilson" not in text
-    assert "AMD EPYC 9V74 with 2 cores (bf16-mixed) (1 cell) and NVIDIA H200 (32-true) (1 cell)" in text
+    assert "AMD EPYC 9V74 with 2 cores (bf16-mixed) (5 runs) and NVIDIA H200 (32-true) (1 run)" in text
 
 
 def test_table_without_a_record_can_be_written(tmp_path):

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,45 @@ def test_multiply_adds_do_not_depend_on_what_ran_before(model):
     )
     first, second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
     assert first == second
+
+
+def test_seeds_that_are_added_to_a_record_leave_those_it_has_untouched(workplace, tmp_path, monkeypatch):
+    folder, now = place(workplace, tmp_path), training_digest("mnist")
+    file, cell = folder / "here/digits_r-fcn.json", ("model=fcn", "record=here/digits_r-fcn")
+    train(folder, *cell)
+    old = json.loads(file.read_text())
+    old["code"] = {"digest": "0" * 16, "commit": "1" * 40}  # as if trained by earlier code, shown to give the same
+    old["adopted"] = [{"digest": now, "commit": "2" * 40, "evidence": "a test"}]
+    old["seeds"][0]["seconds"] = 1234.5
+    file.write_text(json.dumps(old))
+    with np.load(file.with_suffix(".npz")) as arrays:
+        before = dict(arrays)
+
+    shutil.rmtree(folder / "outputs")
+    assert "s0: kept from here/digits_r-fcn.json" in train(folder, *cell, "seeds=[0,1]").stdout
+    record = json.loads(file.read_text())
+    assert record["seeds"][0] == old["seeds"][0] and [seed["seed"] for seed in record["seeds"]] == [0, 1]
+    assert (record["code"], record["adopted"], record["pose_names"]) == (
+        old["code"],
+        old["adopted"],
+        old["pose_names"],
+    )
+    assert record["seeds"][1]["code"] == {"digest": now, "commit": commit()} and fault(record) is None
+    with np.load(file.with_suffix(".npz")) as arrays:
+        assert {*arrays} == {*before, "correct_s1"}
+        assert all(np.array_equal(arrays[name], before[name]) for name in before)
+
+    for override in ("seeds=[0,1]", "seeds=[1,0,2]", "seeds=[0]"):  # the same, in another order, fewer
+        assert "kept from" not in train(folder, *cell, override).stdout
+    file.write_text(json.dumps(record))
+    assert "kept from" not in train(folder, *cell, "seeds=[0,1,2]", "budget.learning_rate=0.01").stdout
+    file.write_text(json.dumps(record | {"adopted": []}))
+    shutil.rmtree(folder / "outputs")
+    assert "kept from" not in train(folder, *cell, "seeds=[0,1,2]").stdout
+    file.write_text(json.dumps(record))
+    shutil.rmtree(folder / "outputs")
+    monkeypatch.setenv("STN_FRESH", "1")  # make table FRESH=1
+    assert "kept from" not in train(folder, *cell, "seeds=[0,1,2]").stdout
 
 
 def test_a_finished_seed_is_never_trained_again(workplace, tmp_path):

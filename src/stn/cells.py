@@ -8,12 +8,13 @@ each of them it holds the digest of the resolved config and that of the code tha
 import argparse
 import copy
 import json
+import os
 from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from stn.codebase import digest_of, training_digest
+from stn.codebase import digest_of, is_shown, training_digest
 from stn.config import checked, compose, deliberate, experiment, read
 from stn.experiments import find_tables, load
 from stn.files import digest, write_texts
@@ -130,18 +131,38 @@ def offers(cfg: DictConfig, what: str) -> bool:
     return hasattr(load(cfg.data.kind, "data"), what)
 
 
-def describe_cell(budget: str, cell: Cell) -> dict[str, str]:
+def describe_cell(params: Params, cell: Cell) -> dict[str, str]:
     """The entry of a cell in `cells.json`; `params.yaml`, which always exists, fills in for an absent dependency."""
-    cfg = config(budget, cell)
+    cfg = config(params.budget, cell)
     weights = cfg.model.get("pretrained")
+    record, code = record_path(params.budget, cell), training_digest(cfg.data.kind)
     return {
-        "arguments": " ".join(arguments(budget, cell)),
-        "record": str(record_path(budget, cell).with_suffix("")),
+        "arguments": " ".join(arguments(params.budget, cell)),
+        "record": str(record.with_suffix("")),
+        "seeds": ",".join(map(str, _seeds(params, record, cfg, code))),
         "stored": cfg.data.stored if offers(cfg, "store") else str(PARAMS),
         "reads": weights if isinstance(weights, str) else cfg.data.raw if offers(cfg, "fetch") else str(PARAMS),
         "config": digest(json.dumps(deliberate(experiment(cfg)), sort_keys=True)),
-        "code": training_digest(cfg.data.kind),
+        "code": code,
     }
+
+
+def _seeds(params: Params, record: Path, cfg: DictConfig, code: str) -> list[int]:
+    """The seeds of a cell: those of its record, if the record is up to date, and those that `params.yaml` asks for.
+
+    So a record of three seeds stays one when one seed is asked for. `make table FRESH=1` (STN_FRESH) trains only what
+    is asked for.
+    """
+    asked = [int(seed) for seed in params.seeds.split(",")]
+    try:
+        facts = json.loads(record.read_text(encoding="utf-8"))
+        is_current = is_shown(facts, code) and deliberate(facts["config"]) == deliberate(experiment(cfg))
+        recorded = [int(seed["seed"]) for seed in facts["seeds"]] if is_current and facts["complete"] else []
+    except (OSError, ValueError, KeyError, TypeError):  # no record, or one that the table refuses
+        recorded = []
+    if os.environ.get("STN_FRESH"):
+        return asked
+    return recorded + [seed for seed in asked if seed not in recorded]
 
 
 def describe_stored(cfg: DictConfig) -> dict[str, str]:
@@ -170,6 +191,7 @@ def describe(params: Params) -> dict[str, dict]:
         configs[data] = classifier
     raw = {cfg.data.raw: name for name, cfg in reversed(configs.items()) if offers(cfg, "fetch")}
     export = digest_of("stn.deployment:deploy")
+    entries = {stage(params.budget, cell): describe_cell(params, cell) for cell in cells}
     return {
         "raw": {Path(folder).name: {"data": name, "folder": folder} for folder, name in sorted(raw.items())},
         "stored": {name: describe_stored(cfg) for name, cfg in configs.items() if offers(cfg, "store")},
@@ -177,14 +199,10 @@ def describe(params: Params) -> dict[str, dict]:
             "config": digest(json.dumps(experiment(classifier), sort_keys=True)),
             "code": training_digest(classifier.data.kind),
         },
-        "cells": {stage(params.budget, cell): describe_cell(params.budget, cell) for cell in cells},
+        "cells": entries,
         "exports": {
-            stage(params.budget, cell): {
-                "arguments": " ".join(arguments(params.budget, cell)),
-                "record": str(record_path(params.budget, cell).with_suffix("")),
-                "code": export,
-            }
-            for cell in exported
+            key: {name: entries[key][name] for name in ("arguments", "record", "seeds")} | {"code": export}
+            for key in (stage(params.budget, cell) for cell in exported)
         },
     }
 

@@ -28,8 +28,9 @@ DVC = (sys.executable, "-m", "dvc")  # the dvc of this Python, not the one on PA
 def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -> None:
     """Fetch, distort or crop, train stale cells, `jobs` at a time, and write the table and its figures.
 
-    With `oracle` the on-demand cells of Table 1 are trained too: networks that are given the true pose. With `fresh`
-    cells that are up to date are trained too; each record stays until the new one replaces it.
+    With `oracle` the on-demand cells of Table 1 are trained too: networks that are given the true pose. Seeds that a
+    record has stay in it when others are asked for. With `fresh` cells that are up to date are trained too, with the
+    seeds that are asked for; each record stays until the new one replaces it.
     """
     params = read_params()
     which = "smoke, which params.yaml names (BUDGET=quick changes it)" if params.budget == "smoke" else params.budget
@@ -41,7 +42,8 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     runner = Stages(jobs)
     if not CELLS.exists():  # without it DVC cannot read dvc.yaml
         write()
-    force = ["--force"] if os.environ.get("STN_EXPERIMENTS") else []  # DVC does not track code outside the project
+    # DVC tracks neither code outside the project nor which seeds are to be kept.
+    force = ["--force"] if fresh or os.environ.get("STN_EXPERIMENTS") else []
     _dvc("repro", "-q", *force, "cells")
     if stages := needed(params, table):
         _dvc("repro", "-q", *stages)
@@ -211,6 +213,8 @@ def main() -> None:
         knobs = {knob: value for knob in KNOBS if (value := getattr(args, knob)) is not None}
         for line in write_params(**knobs):
             print(line)
+        if args.fresh:
+            os.environ["STN_FRESH"] = "1"  # `stn.cells` and each cell would keep the seeds of a record
         bring_up_to_date(int(args.table), int(jobs), args.fresh, args.oracle)
 
 

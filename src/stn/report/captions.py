@@ -58,8 +58,9 @@ def describe_machines(table: Table, records: Sequence[Record]) -> str:
     """A sentence on machines, versions and the total training time."""
     machines: Counter[str] = Counter()
     versions: Counter[str] = Counter()
-    for record in _cells(table, records):
-        provenance = record.seeds[0].provenance
+    cells = _cells(table, records)
+    unit = "run" if any(len(record.seeds) > 1 for record in cells) else "cell"
+    for provenance in (seed.provenance for record in cells for seed in record.seeds):
         if provenance.get("gpu"):
             machine = provenance["gpu"]
         else:
@@ -68,10 +69,10 @@ def describe_machines(table: Table, records: Sequence[Record]) -> str:
         machines[f"{machine} ({provenance.get('precision', 'unknown precision')})"] += 1
         names = (("python", "Python"), ("torch", "torch"), ("stn", "stn"))
         versions[", ".join(f"{label} {provenance[key]}" for key, label in names if provenance.get(key))] += 1
-    cells = {record.path: record for record in records}.values()  # rows may share a record, and so its training
-    seconds = sum(seed.seconds for record in cells for seed in record.seeds)
+    trainings = {record.path: record for record in records}.values()  # rows may share a record, and so its training
+    seconds = sum(seed.seconds for record in trainings for seed in record.seeds)
     return (
-        f"Trained on {format_counts(machines)}; {format_counts(versions)}; "
+        f"Trained on {format_counts(machines, unit)}; {format_counts(versions, unit)}; "
         f"{format_duration(seconds)} of training in all."
     )
 
@@ -110,11 +111,11 @@ def format_span(values: Iterable[float]) -> str:
     return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
 
 
-def format_counts(counts: Counter[str]) -> str:
-    """The names; if there are several, each with its number of cells."""
+def format_counts(counts: Counter[str], unit: str = "cell") -> str:
+    """The names; if there are several, each with its number of cells or other units."""
     if len(counts) == 1:
         return next(iter(counts))
-    return " and ".join(f"{name} ({n} cell{'s' * (n > 1)})" for name, n in sorted(counts.items()))
+    return " and ".join(f"{name} ({n} {unit}{'s' * (n > 1)})" for name, n in sorted(counts.items()))
 
 
 def _cells(table: Table, records: Sequence[Record]) -> list[Record]:

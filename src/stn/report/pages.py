@@ -363,7 +363,7 @@ def _cost(records: Sequence[Record]) -> str:
         on_cpu = f"{facts.get('cpu') or 'unknown processor'}, {facts.get('cores', '?')} cores"
         machine = _short(facts.get("gpu") or on_cpu)
         cells[machine] += 1
-        seconds[machine] += sum(seed.seconds for seed in record.seeds) / len(record.seeds)
+        seconds[machine] += record.seeds[0].seconds
     return (
         "<br>".join(f"{n} cells, {format_duration(seconds[name])}: {name}" for name, n in sorted(cells.items())) or "–"
     )

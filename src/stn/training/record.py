@@ -9,9 +9,9 @@
         count), seconds of training, validation [[step, error %, loss], ...] and provenance (date, machine, versions,
         and `weights`: the pretrained weights that it started from, if any).
     pose_names: columns of the NPZ's poses.
-    code: the code that trained it: its `digest` (`stn.codebase`) and `commit`, with "+changes" if files differed from
-        the commit. Unknown values are null; without a digest, `note` says why. All seeds have one digest; the commit
-        is the first seed's.
+    code: the code that trained the first seed: its `digest` (`stn.codebase`) and `commit`, with "+changes" if files
+        differed from the commit. Unknown values are null; without a digest, `note` says why. A seed that was added
+        later and by other code has a `code` of its own, whose digest is the first seed's or one of those in `adopted`.
     adopted: later code that is shown to give the same numbers, oldest first: its `commit`, its `digest` and the
         `evidence`.
 `<record>.npz`
@@ -26,6 +26,7 @@
 
 import json
 import platform
+import zipfile
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +36,8 @@ import torch
 from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-from stn.config import experiment
+from stn.codebase import is_shown, training_digest
+from stn.config import deliberate, experiment
 from stn.environment import cores
 from stn.errors import UserError
 from stn.files import write_whole
@@ -64,10 +66,10 @@ def write_cell(
         "multiply_adds": multiply_adds(network, shape),
         "n_test": results[0]["n_test"],
         "config": experiment(cfg),
-        "seeds": [{name: value for name, value in result.items() if name != "code"} for result in results],
+        "seeds": [_without_code(result, results[0]["code"]) for result in results],
         "pose_names": [str(name) for name in arrays.pop("pose_names", [])],
         "code": results[0]["code"],
-        "adopted": [],
+        "adopted": results[0].get("adopted", []),
     }
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +80,39 @@ def write_cell(
         raise UserError(
             f"cannot write {error.filename or record}: {error.strerror}; set record=... elsewhere"
         ) from error
+
+
+def _without_code(result: dict, first: dict) -> dict:
+    """A seed as its record has it: with its code only if that is not the first seed's."""
+    apart = {"adopted"} | ({"code"} if result["code"] == first else set())
+    return {name: value for name, value in result.items() if name not in apart}
+
+
+def results_to_extend(record: Path, cfg: DictConfig) -> list[tuple[dict, dict]]:
+    """The results and arrays of a record's seeds, if the present run adds seeds to them; otherwise an empty list.
+
+    The record must be of the same config and of code that is shown to give the numbers of the present code, and its
+    seeds must be the first of `cfg.seeds`, but not all of them: those who ask for the same seeds want them trained.
+    """
+    try:
+        facts = json.loads(record.with_name(f"{record.name}.json").read_text(encoding="utf-8"))
+        seeds = [seed["seed"] for seed in facts["seeds"]]
+        is_same = deliberate(facts["config"]) == deliberate(experiment(cfg)) and facts["complete"]
+        if not is_same or not is_shown(facts, training_digest(cfg.data.kind)):
+            return []
+        if len(seeds) >= len(cfg.seeds) or seeds != list(cfg.seeds[: len(seeds)]):
+            return []
+        with np.load(record.with_name(f"{record.name}.npz")) as file:
+            arrays = dict(file)
+        correct = [arrays.pop(f"correct_s{seed}") for seed in seeds]
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # no record, or a damaged one
+        return []
+    results = [{"code": facts["code"]} | seed for seed in facts["seeds"]]
+    results[0]["adopted"] = facts["adopted"]
+    evidence = arrays | ({"pose_names": np.array(facts["pose_names"])} if facts["pose_names"] else {})
+    return [(results[0], evidence | {"correct": correct[0]})] + [
+        (result, {"correct": right}) for result, right in zip(results[1:], correct[1:], strict=True)
+    ]
 
 
 def write_result(folder: Path, result: dict, arrays: dict) -> None:

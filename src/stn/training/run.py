@@ -3,6 +3,7 @@
 import ctypes
 import json
 import logging
+import os
 import pickle
 import shutil
 import warnings
@@ -31,13 +32,17 @@ from stn.training.blocks import BlockLearner
 from stn.training.callbacks import Pictures, ProgressBar, Trace
 from stn.training.data_module import DataModule
 from stn.training.learner import Learner, build_network, new_learner
-from stn.training.record import provenance, read_result, write_cell, write_result
+from stn.training.record import provenance, read_result, results_to_extend, write_cell, write_result
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def train(cfg: DictConfig) -> list[dict]:
-    """Train the unfinished seeds of `cfg.seeds`, then write the cell's record. Returns the result of each seed."""
+    """Train the unfinished seeds of `cfg.seeds`, then write the cell's record. Returns the result of each seed.
+
+    Seeds that the record at `cfg.record` has already are kept if others are added to them, unless `cfg.fresh` or
+    `make table FRESH=1` (the environment variable STN_FRESH) asks for all of them.
+    """
     quieten()
     keep_memory()
     parts = cfg.trainer.accumulate
@@ -47,13 +52,19 @@ def train(cfg: DictConfig) -> list[dict]:
             f"budget.batch_size={cfg.budget.batch_size} is no multiple of {total_parts}, trainer.accumulate={parts} "
             f"parts on each device: choose another trainer.accumulate"
         )
+    is_fresh = cfg.fresh or bool(os.environ.get("STN_FRESH"))
+    recorded = [] if is_fresh or not cfg.record else results_to_extend(Path(cfg.record), cfg)
+    kept = {result["seed"]: (result, evidence) for result, evidence in recorded}
     results, arrays = [], {}
     for seed in cfg.seeds:
         folder = scratch(cfg, seed)
         if cfg.fresh:
             shutil.rmtree(folder, ignore_errors=True)  # another process of this run may be at it too
         finished = None if cfg.fresh else read_result(folder)
-        if finished is None:
+        if finished is None and seed in kept:
+            finished = kept[seed]
+            print(f"{title(cfg, seed)}: kept from {cfg.record}.json")
+        elif finished is None:
             finished = train_seed(cfg, seed, folder)
         else:
             print(f"{title(cfg, seed)}: finished earlier with these settings, kept (fresh=true trains it again)")
@@ -320,6 +331,7 @@ def quieten() -> None:
         ".*checkpoint that ended before the epoch ended.*",  # Lightning counts blocks as steps; the epoch did end
         ".*You are using a CUDA device .* that has Tensor Cores.*",  # precision is the budget's choice
         ".*when logging on epoch level in distributed setting.*",  # each process validates on all images
+        ".*Total length of `DataLoader` across ranks is zero.*",  # a run is continued whose last step is done
         ".*Trying to infer the `batch_size`.*",  # errors are counted, not averaged over batches
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # between lightning and torch
     ):
