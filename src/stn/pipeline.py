@@ -3,7 +3,6 @@
 DVC decides what is stale; this turns the knobs, runs cells side by side, and says what was trained and what reused.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from stn.environment import cores
 from stn.errors import UserError
 from stn.files import write_texts
 from stn.front_door import guard
+from stn.messages import Parser
 from stn.params import KNOBS, TABLES, Params, read_params, write_params
 from stn.stages import Stages, gpu_is_shared
 
@@ -176,7 +176,7 @@ def _places(path: Path) -> set[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stn.pipeline", description=__doc__)
+    parser = Parser(prog="python -m stn.pipeline", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("table", "demo"), default="table")
     parser.add_argument("--table", default="1")
     parser.add_argument("--budget")
