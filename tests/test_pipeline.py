@@ -194,6 +194,37 @@ def test_git_takes_smoke_back_where_there_is_git(order, git, capsys):
     assert f"budget smoke: its numbers mean nothing; {way}" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="no git here")
+def test_an_interrupt_tells_the_way_back_only_where_something_is_changed(tmp_path, monkeypatch):
+    def interrupt(jobs: int) -> None:
+        raise KeyboardInterrupt
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@y", *arguments], cwd=tmp_path, check=True)
+
+    def told() -> str:
+        result = run("stn.pipeline", "demo", cwd=project)
+        assert result.returncode == 130 and result.stdout == "" and result.stderr.count("\n") == 1
+        return result.stderr.strip()
+
+    monkeypatch.setattr("stn.pipeline.demo", interrupt)
+    project = tmp_path / "project"  # the repository may hold more than the project
+    (project / "reports").mkdir(parents=True)
+    names = ("params.yaml", "cells.json", "dvc.lock", "reports/table1.md")
+    for name in names:
+        (project / name).write_text("committed")
+    assert told() == "interrupted; run the same command again"  # there is no git
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    (project / "reports/table2.md").write_text("not committed")
+    assert told() == "interrupted; run the same command again"
+    for name in names[1:]:
+        (project / name).write_text("changed")
+    back = "`git checkout cells.json dvc.lock reports` to go back to the last commit, from which these differ"
+    assert told() == f"interrupted; run the same command again to go on, or {back}"
+
+
 def test_nothing_is_stale_the_second_time(tiny):
     assert "Running stage" not in dvc("repro", "table1", cwd=tiny)
 

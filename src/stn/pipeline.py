@@ -22,6 +22,7 @@ from stn.messages import Parser
 from stn.params import KNOBS, TABLES, Params, read_params, write_params
 from stn.stages import Stages, gpu_is_shared
 
+WRITTEN = ("params.yaml", "cells.json", "dvc.lock", "reports")  # committed files that the pipeline writes
 DVC = (sys.executable, "-m", "dvc")  # the dvc of this Python, not the one on PATH
 
 
@@ -97,9 +98,25 @@ def _begun(table: int, budget: str) -> Path:
     return Path("outputs") / f"fresh-{budget}-table{table}.json"
 
 
+def changes() -> str:
+    """Which of the committed files that the pipeline writes differ from the last commit, and the way back to it.
+
+    Empty if none differs, or if git does not know. Untracked files, such as new records, do not count.
+    """
+    command = ["git", "diff", "--name-only", "--relative", "HEAD", "--", *WRITTEN]
+    try:
+        lines = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=5).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    changed = [name for name in WRITTEN if any(line.partition("/")[0] == name for line in lines)]
+    if not changed:
+        return ""
+    return f" to go on, or `git checkout {' '.join(changed)}` to go back to the last commit, from which these differ"
+
+
 def _way_back() -> str:
     if Path(".git").exists():
-        return "`git checkout params.yaml cells.json dvc.lock reports` takes them back"
+        return f"`git checkout {' '.join(WRITTEN)}` takes them back"
     return "unpack params.yaml, cells.json, dvc.lock and reports again to take them back"
 
 
@@ -190,7 +207,7 @@ def main() -> None:
     args = parser.parse_args()
     path = os.environ.get("PATH", os.defpath)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"  # the python and dvc of this environment
-    with guard():
+    with guard(changes):
         trainer = os.environ.get("STN_TRAINER", "cpu")
         trainers = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
         if trainer not in trainers:
