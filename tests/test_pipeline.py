@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+import stn.stages
 from conftest import ROOT, beside, one_error, run, spawn
 from stn.cells import declared, describe, on_demand, shown, stage
 from stn.environment import cores
 from stn.errors import UserError
+from stn.files import TYPED_IN, openable
 from stn.params import BUDGETS, DEMO, TABLES, read_params, write_params
 from stn.pipeline import bring_up_to_date, export_names, needed, workspace
 
@@ -147,6 +150,44 @@ def test_what_took_longest_is_trained_first_and_before_it_what_is_new(order):
     names = [name.removeprefix("cell@smoke-digits_r-") for name in order]
     assert sorted(names[:2]) == ["st_cnn_tps", "st_fcn_tps"]
     assert names[2:] == ["cnn", "st_cnn_affine", "st_fcn_affine", "fcn"]
+
+
+def test_each_long_wait_is_told_before_it_begins(order, capsys):
+    cells = json.loads(Path("cells.json").read_text())
+    Path("cells.json").write_text(json.dumps(cells | {"stored": {"digits_r": {}}}))
+    bring_up_to_date(1, 1, fresh=False)
+    lines = capsys.readouterr().out.splitlines()
+    waits = ["checking what is up to date", "checking the data: store@digits_r", "drawing Table 1 and its figures"]
+    assert [line for line in lines if "about ten seconds" in line] == lines[:3]
+    assert all(wait in line for wait, line in zip(waits, lines, strict=False))
+
+
+def test_comparing_cells_is_told_and_dvc_draws_no_bars_of_its_own(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stn.stages, "survive_kills", lambda: pytest.fail("done"))
+    with pytest.raises(pytest.fail.Exception, match="done"):
+        stn.stages.Stages.repro(None, ["cell@a", "cell@b", "cell@c"], force=["cell@b"])
+    assert capsys.readouterr().out == "comparing 2 cells with dvc.lock, about five seconds\n"
+    from dvc.progress import Tqdm
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    assert list(Tqdm(range(3), desc="Collecting files", file=terminal)) == [0, 1, 2] and terminal.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    "typed_in, expected", [("", "outputs/demo/reports/a.png"), ("src", "../outputs/demo/reports/a.png")]
+)
+def test_the_demo_prints_paths_as_they_are_where_it_was_called(tmp_path, monkeypatch, typed_in, expected):
+    (tmp_path / "outputs/demo").mkdir(parents=True)
+    monkeypatch.setenv(TYPED_IN, str(tmp_path / typed_in))
+    monkeypatch.chdir(tmp_path / "outputs/demo")
+    assert openable(Path("reports/a.png")) == expected
+    monkeypatch.delenv(TYPED_IN)
+    assert openable(Path("reports/a.png")) == "reports/a.png"
 
 
 def test_a_fresh_training_that_is_interrupted_keeps_the_old_records_and_goes_on_where_it_was(order, monkeypatch):

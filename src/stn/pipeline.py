@@ -16,7 +16,7 @@ from stn.cells import CELLS, EXPORTED, declared, on_demand, record_path, stage, 
 from stn.config import CONF
 from stn.environment import cores
 from stn.errors import UserError
-from stn.files import write_texts
+from stn.files import TYPED_IN, openable, write_texts
 from stn.front_door import guard
 from stn.messages import Parser
 from stn.params import KNOBS, TABLES, Params, read_params, write_params
@@ -34,7 +34,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     """
     params = read_params()
     which = "smoke, which params.yaml names (BUDGET=quick changes it)" if params.budget == "smoke" else params.budget
-    print(f"Table {table}, budget {which}: checking what is up to date", flush=True)
+    print(f"Table {table}, budget {which}: checking what is up to date, about ten seconds", flush=True)
     cells = declared(params, table) + (on_demand(params, table) if oracle else [])
     records = {f"cell@{stage(params.budget, cell)}": record_path(params.budget, cell) for cell in cells}
     previous_runs = {name: _seconds_and_dates(path) for name, path in records.items()}
@@ -45,6 +45,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     force = ["--force"] if os.environ.get("STN_EXPERIMENTS") else []  # DVC does not track code outside the project
     _dvc("repro", "-q", *force, "cells")
     if stages := needed(params, table):
+        print(f"checking the data: {', '.join(stages)}, about ten seconds, longer if it is made now", flush=True)
         _dvc("repro", "-q", *stages)
     runner.repro(
         sorted(records, key=_longest_first(previous_runs)),
@@ -56,7 +57,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     exports = export_names(params, table)
     if exports:  # one after the other, since each is timed
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
-    print(f"drawing Table {table} and its figures", flush=True)
+    print(f"drawing Table {table} and its figures, about ten seconds", flush=True)
     if not runner.repro([f"table{table}"], force=[f"table{table}"]):  # a table from outside the project is no stage
         _run(sys.executable, "-m", "stn.table", "--table", str(table), "--figures")
     minutes = (time.monotonic() - started) / 60
@@ -138,14 +139,16 @@ def demo(jobs: int) -> None:
     """Run the same stages on the embedded digits, in the workspace `outputs/demo`."""
     root = CONF.parent
     work = root / "outputs" / "demo"
-    print(f"preparing {work.relative_to(root)}", flush=True)
+    os.environ[TYPED_IN] = str(Path.cwd())
+    folder = openable(work)
+    print(f"preparing {folder}, about ten seconds; data and records in the next lines are below it", flush=True)
     shutil.rmtree(work, ignore_errors=True)
     workspace(work, root, (CONF / "demo.yaml").read_text(encoding="utf-8"))
     os.chdir(work)
     os.environ["PYTHONPATH"] = str(work / "src")  # stages run the workspace's code
     sys.path.insert(0, os.environ["PYTHONPATH"])
     bring_up_to_date(1, jobs, fresh=False)
-    print(f"table and pictures: {work.relative_to(root)}/reports")
+    print(f"table: {folder}/reports/table1.md; figures: {folder}/reports/figures")
 
 
 def workspace(work: Path, root: Path, params: str) -> None:

@@ -18,7 +18,7 @@ from stn.cells import config, declared, record_path, shown
 from stn.config import CONF, experiment, filled
 from stn.errors import UserError
 from stn.experiments import find_tables
-from stn.files import whole, write_texts
+from stn.files import openable, whole, write_texts
 from stn.front_door import guard
 from stn.messages import Parser
 from stn.params import BUDGETS, COLUMNS, TABLES, Params, read_params
@@ -158,7 +158,7 @@ def draw(number: int, results: Sequence[Record]) -> None:
         path = REPORTS / "figures" / figure.name
         with whole(path) as part:
             figure.write(results, part)
-        print(path)
+        print(openable(path), flush=True)
 
 
 def send(number: int, budgets: Sequence[list[Record]]) -> None:
