@@ -29,16 +29,19 @@ export WANDB_MODE ?= offline
 SETUP := VENV="$(VENV)" PYTHON="$(PYTHON)" ORIGIN="$(origin PYTHON)" sh setup.sh
 COMPILE := uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header
 
+# The one of several names that is spelt most like a word, in capitals or not; nothing if none is.
+nearest = $(shell python3 -c 'import difflib, sys; names = {name.lower(): name for name in sys.argv[2:]}; \
+	print(*map(names.get, difflib.get_close_matches(sys.argv[1].lower(), names, 1, 0.7)))' '$(1)' $(2) 2>/dev/null)
+GIVEN := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
 # The command line may also set the other variables above, and those that make exports to programs.
 PASSED := BIN SETUP COMPILE SHELL MAKEFLAGS STN_TRAINER STN_DATA_MIRROR WANDB_% OMP_% CUDA_% HYDRA_% PIP_% UV_%
-GIVEN := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
-UNKNOWN := $(filter-out $(VARIABLES) $(PASSED),$(GIVEN))
+UNKNOWN := $(firstword $(filter-out $(VARIABLES) $(PASSED),$(GIVEN)))
 ifneq ($(UNKNOWN),)
-$(error error: no variable $(UNKNOWN): there are $(VARIABLES); put what is for the environment before make)
+MEANT := $(call nearest,$(UNKNOWN),$(VARIABLES))
+$(error error: $(UNKNOWN) is no setting: $(if $(MEANT),did you mean $(MEANT)?,there are $(VARIABLES); put what is for the environment before make))
 endif
 NO_COMMAND := $(filter-out $(COMMANDS),$(MAKECMDGOALS))
 ifneq ($(and $(NO_COMMAND),$(filter %Makefile,$(firstword $(MAKEFILE_LIST)))),)
-nearest = $(shell python3 -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))' $(1) $(2) 2>/dev/null)
 NEAREST := $(call nearest,$(firstword $(NO_COMMAND)),$(COMMANDS))
 $(error error: no command $(NO_COMMAND): $(if $(NEAREST),did you mean $(NEAREST)? )There are $(COMMANDS))
 endif
@@ -123,7 +126,7 @@ docs: setup  ## the documentation as a site in outputs/site; SERVE=1 shows it wh
 	@NO_MKDOCS_2_WARNING=1 python -m mkdocs $(if $(call on,$(SERVE)),serve,build --strict)
 	@$(if $(call on,$(SERVE)),,echo "open outputs/site/index.html")
 
-lock:  # rarely needed: resolve requirements.lock again, and for each extra the packages that it adds
+lock:  ## resolve the versions in requirements*.lock again; rarely needed
 	@$(COMPILE) --extra experiments --extra dev pyproject.toml -o requirements.lock
 	@for extra in bench docs trunks export browser search; do \
 		$(COMPILE) --extra experiments --extra dev --extra $$extra --constraints requirements.lock pyproject.toml | \

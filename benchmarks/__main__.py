@@ -24,6 +24,7 @@ from stn.environment import cores
 from stn.errors import UserError
 from stn.experiments.mnist.data import undistorted
 from stn.front_door import guard
+from stn.messages import Parser
 from stn.training.record import provenance
 from stn.training.run import precision
 
@@ -233,7 +234,7 @@ REMARKS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

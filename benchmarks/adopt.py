@@ -10,7 +10,6 @@ The curves are of a CPU. What a GPU alone runs is compared as code: a record tha
 while that differs.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from stn.codebase import digest_of, is_shown, training_digest
 from stn.config import deliberate
 from stn.errors import UserError
 from stn.front_door import guard
+from stn.messages import Parser
 from stn.params import TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -276,7 +276,7 @@ def adopt(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.adopt", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.adopt", description=__doc__)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the curves there, for another try")
     keep = parser.parse_args().keep
     with guard(), tempfile.TemporaryDirectory() as folder:

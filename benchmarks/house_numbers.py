@@ -5,7 +5,6 @@ ST-CNN Single and ST-CNN Multi; and a whole step of the CNN on real batches agai
 `reports/bench/house_numbers-<device>-<data>-<width>.json`. A part of `make bench`, where the crops are.
 """
 
-import argparse
 import json
 import statistics
 from functools import partial
@@ -17,6 +16,7 @@ from benchmarks.timing import alternate, seconds
 from stn.config import compose
 from stn.data.draws import generator
 from stn.front_door import guard
+from stn.messages import Parser
 from stn.training.data_module import DataModule
 from stn.training.learner import new_learner
 from stn.training.record import provenance
@@ -120,7 +120,7 @@ def write(about: dict, device: torch.device, folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--data", default="svhn_strips_64")
     parser.add_argument("--width", type=float, default=1.0, help="times the paper's filters and units")

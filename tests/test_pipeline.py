@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+import stn.stages
 from conftest import ROOT, beside, one_error, run, spawn
 from stn.cells import config, declared, describe, on_demand, record_path, shown, stage
 from stn.codebase import training_digest
 from stn.config import experiment
 from stn.environment import cores
 from stn.errors import UserError
+from stn.files import TYPED_IN, openable
 from stn.params import BUDGETS, DEMO, TABLES, read_params, write_params
 from stn.pipeline import bring_up_to_date, export_names, needed, workspace
 
@@ -151,6 +154,44 @@ def test_what_took_longest_is_trained_first_and_before_it_what_is_new(order):
     assert names[2:] == ["cnn", "st_cnn_affine", "st_fcn_affine", "fcn"]
 
 
+def test_each_long_wait_is_told_before_it_begins(order, capsys):
+    cells = json.loads(Path("cells.json").read_text())
+    Path("cells.json").write_text(json.dumps(cells | {"stored": {"digits_r": {}}}))
+    bring_up_to_date(1, 1, fresh=False)
+    lines = capsys.readouterr().out.splitlines()
+    waits = ["checking what is up to date", "checking the data: store@digits_r", "drawing Table 1 and its figures"]
+    assert [line for line in lines if "about ten seconds" in line] == lines[:3]
+    assert all(wait in line for wait, line in zip(waits, lines, strict=False))
+
+
+def test_comparing_cells_is_told_and_dvc_draws_no_bars_of_its_own(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stn.stages, "survive_kills", lambda: pytest.fail("done"))
+    with pytest.raises(pytest.fail.Exception, match="done"):
+        stn.stages.Stages.repro(None, ["cell@a", "cell@b", "cell@c"], force=["cell@b"])
+    assert capsys.readouterr().out == "comparing 2 cells with dvc.lock, about five seconds\n"
+    from dvc.progress import Tqdm
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    assert list(Tqdm(range(3), desc="Collecting files", file=terminal)) == [0, 1, 2] and terminal.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    "typed_in, expected", [("", "outputs/demo/reports/a.png"), ("src", "../outputs/demo/reports/a.png")]
+)
+def test_the_demo_prints_paths_as_they_are_where_it_was_called(tmp_path, monkeypatch, typed_in, expected):
+    (tmp_path / "outputs/demo").mkdir(parents=True)
+    monkeypatch.setenv(TYPED_IN, str(tmp_path / typed_in))
+    monkeypatch.chdir(tmp_path / "outputs/demo")
+    assert openable(Path("reports/a.png")) == expected
+    monkeypatch.delenv(TYPED_IN)
+    assert openable(Path("reports/a.png")) == "reports/a.png"
+
+
 def test_a_fresh_training_that_is_interrupted_keeps_the_old_records_and_goes_on_where_it_was(order, monkeypatch):
     models = ("fcn", "cnn", "st_fcn_affine", "st_fcn_tps", "st_cnn_affine", "st_cnn_tps")
     names = [f"cell@smoke-digits_r-{model}" for model in models]
@@ -194,6 +235,37 @@ def test_git_takes_smoke_back_where_there_is_git(order, git, capsys):
     bring_up_to_date(1, 1, fresh=False)
     way = "`git checkout params.yaml cells.json dvc.lock reports` takes them back" if git else "unpack params.yaml"
     assert f"budget smoke: its numbers mean nothing; {way}" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="no git here")
+def test_an_interrupt_tells_the_way_back_only_where_something_is_changed(tmp_path, monkeypatch):
+    def interrupt(jobs: int) -> None:
+        raise KeyboardInterrupt
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@y", *arguments], cwd=tmp_path, check=True)
+
+    def told() -> str:
+        result = run("stn.pipeline", "demo", cwd=project)
+        assert result.returncode == 130 and result.stdout == "" and result.stderr.count("\n") == 1
+        return result.stderr.strip()
+
+    monkeypatch.setattr("stn.pipeline.demo", interrupt)
+    project = tmp_path / "project"  # the repository may hold more than the project
+    (project / "reports").mkdir(parents=True)
+    names = ("params.yaml", "cells.json", "dvc.lock", "reports/table1.md")
+    for name in names:
+        (project / name).write_text("committed")
+    assert told() == "interrupted; run the same command again"  # there is no git
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    (project / "reports/table2.md").write_text("not committed")
+    assert told() == "interrupted; run the same command again"
+    for name in names[1:]:
+        (project / name).write_text("changed")
+    back = "`git checkout cells.json dvc.lock reports` to go back to the last commit, from which these differ"
+    assert told() == f"interrupted; run the same command again to go on, or {back}"
 
 
 def test_nothing_is_stale_the_second_time(tiny):
@@ -375,18 +447,32 @@ def test_the_demo_has_its_budget_and_no_other_is_left_out(tmp_path, monkeypatch)
     assert read_params().budget == DEMO
 
 
-@pytest.mark.parametrize("arguments", [["BUGDET=smoke"], ["budget=smoke"], ["TABLE=1", "SEED=0 1", "JOB=2"]])
-def test_make_refuses_a_variable_that_it_does_not_know_in_one_line(arguments):
+@pytest.mark.parametrize(
+    "arguments, unknown, meant",
+    [
+        (["BUGDET=smoke"], "BUGDET", "BUDGET"),
+        (["TABEL=7"], "TABEL", "TABLE"),
+        (["budget=smoke"], "budget", "BUDGET"),
+        (["TABLE=1", "SEED=0 1"], "SEED", "SEEDS"),
+        (["TABLE=1", "JOB=2"], "JOB", "JOBS"),
+    ],
+)
+def test_make_refuses_a_misspelt_setting_in_one_line(arguments, unknown, meant):
     result = make("table", *arguments)
     assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1
-    unknown = sorted(name for name in (given.partition("=")[0] for given in arguments) if name != "TABLE")
-    told, known = re.search(r"error: no variable (.*): there are (.*);", result.stderr).groups()
-    assert sorted(told.split()) == unknown and {"TABLE", "BUDGET", "SEEDS", "TRAINER"} <= set(known.split())
+    assert f"error: {unknown} is no setting: did you mean {meant}?" in result.stderr
+
+
+def test_make_refuses_a_setting_that_it_does_not_know_in_one_line():
+    result = make("table", "EPOCHS=3")
+    assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    (known,) = re.findall(r"error: EPOCHS is no setting: there are (.*); put what is for the env", result.stderr)
+    assert {"TABLE", "BUDGET", "SEEDS", "TRAINER"} <= set(known.split())
 
 
 def test_make_takes_every_variable_that_it_reads_or_sets_and_what_is_for_the_environment():
     read = set(re.findall(r"\$\(([A-Z]+)\)", (ROOT / "Makefile").read_text()))
-    read -= {"CURDIR", "PATH", "VARIABLES", "PASSED", "GIVEN", "UNKNOWN", "EXPORTED"}  # its own
+    read -= {"CURDIR", "PATH", "VARIABLES", "PASSED", "GIVEN", "UNKNOWN", "MEANT", "EXPORTED"}  # its own
     read -= {"MAKECMDGOALS", "COMMANDS", "NEAREST", "TAKEN", "UNUSED"}
     assert {"TABLE", "ORACLE", "CHECKPOINT", "QUICK", "PYTHON", "VENV"} <= read
     names = (*read, "SHELL", "STN_DATA_MIRROR", "STN_TRAINER", "WANDB_MODE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
@@ -401,6 +487,7 @@ def test_make_takes_every_variable_that_it_reads_or_sets_and_what_is_for_the_env
         (["figures", "SEEDS=0"], "make figures takes only TABLE, not SEEDS"),
         (["lint", "FRESH=1"], "make lint takes none of these words, not FRESH"),
         (["tabel"], "no command tabel: did you mean table? There are help setup demo "),
+        (["LOCK"], "no command LOCK: did you mean lock? There are help setup demo "),
         (["setup", "figure"], "no command figure: did you mean figures? There are help setup demo "),
         (["qqqqqq"], "no command qqqqqq: There are help setup demo "),
     ],
@@ -417,7 +504,7 @@ def test_make_help_fits_a_terminal_and_says_every_word_of_make_table():
     words = re.search(r"^OF_table := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
     assert {line.split("=")[0].strip() for line in lines if line.startswith("    ")} == set(words)
     commands = re.search(r"^COMMANDS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
-    assert {line.split()[1] for line in lines if line.startswith("  make ")} >= {*commands} - {"lock"}
+    assert {line.split()[1] for line in lines if line.startswith("  make ")} == {*commands}
 
 
 def test_a_switch_that_is_set_to_0_is_off():
@@ -432,7 +519,7 @@ def test_the_width_of_the_terminal_is_no_knob():
 
 
 def test_only_the_command_line_turns_a_knob_and_what_is_exported_is_told():
-    knobs = re.search(r"there are ([A-Z ]+);", make("table", "BUDGTE=smoke").stderr)[1].split()
+    knobs = re.search(r"there are ([A-Z ]+);", make("table", "EPOCHS=3").stderr)[1].split()
     plain = {target: make(target).stdout for target in ("demo", "table", "figures", "export", "bench")}
     for knob in knobs:
         exported = {target: make(target, **{knob: "8"}) for target in plain}

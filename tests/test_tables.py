@@ -168,6 +168,21 @@ def test_table_without_a_record_can_be_written(tmp_path):
     tables.to_terminal([], 2)
 
 
+def test_beside_stand_ins_for_the_papers_data_no_format_shows_its_numbers(tmp_path):
+    found = tables.load(1, write_table(tmp_path, ["R", "RTS"], part="embedded digits"))
+    console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
+    console.print(tables.to_terminal(found, 1))
+    terminal = console.export_text()
+    assert re.search(r"^ST-FCN TPS +2\.00 +2\.00 *$", terminal, re.MULTILINE), terminal
+    assert "Table 1: distorted MNIST, on stand-in data" in terminal
+    markdown, tex = tables.to_markdown(found, 1), tables.to_tex(found, 1)
+    assert re.search(r"^\| ST-FCN TPS +\| +\*\*2\.00\*\* +\| +\*\*2\.00\*\* +\|", markdown, re.MULTILINE), markdown
+    assert r"ST-FCN TPS & \textbf{2.00} & \textbf{2.00} &" in tex, tex
+    for text in (terminal, markdown, tex):
+        assert "not comparable with the paper" in " ".join(text.split())
+        assert "the paper's" not in text and "paper |" not in text and "(2.1)" not in text
+
+
 def test_a_stand_in_for_the_papers_data_hides_what_nobody_ran(tmp_path):
     demo = tables.to_markdown(tables.load(1, [write_cell(tmp_path, "CNN", "R", [120], part="embedded digits")]), 1)
     assert "TC" not in demo and "FCN" not in demo and "not run" not in demo

@@ -113,6 +113,20 @@ def test_seeds_that_are_added_to_a_record_leave_those_it_has_untouched(workplace
     assert "kept from" not in train(folder, *cell, "seeds=[0,1,2]").stdout
 
 
+def test_a_run_says_at_once_what_it_loads_in_a_terminal_or_not_but_of_several_processes_one(
+    workplace, tmp_path, monkeypatch
+):
+    folder = place(workplace, tmp_path)
+    command = [sys.executable, "-m", "stn.train", "data=digits_r", "seeds=[0,1]", *QUICKLY]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        process.kill()
+    assert line == "digits_r/st_cnn_affine, budget smoke, seed 0, 1: loading, about ten seconds\n"
+    assert "digits_r/st_cnn_affine, budget smoke, seed 0: starts\n" in train(folder, "budget.steps=1").stdout
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert "starts" not in train(folder, "budget.steps=1").stdout
+
+
 def test_a_finished_seed_is_never_trained_again(workplace, tmp_path):
     folder = place(workplace, tmp_path)
     train(folder, "model=cnn")

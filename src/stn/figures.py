@@ -3,14 +3,13 @@
 `python -m stn.table --figures`, the command of the stages `table1` to `table9`, writes the table and draws them.
 """
 
-import argparse
-
 from stn.front_door import guard
+from stn.messages import Parser
 from stn.table import draw, numbered, records
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stn.figures", description=__doc__)
+    parser = Parser(prog="python -m stn.figures", description=__doc__)
     parser.add_argument("--table", metavar="N", default="1", help="which: 1 if not given")
     args = parser.parse_args()
     with guard():

@@ -1,6 +1,7 @@
 """Writes files so that a killed writer leaves no part of one, and names contents by digests."""
 
 import hashlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from stn.errors import UserError
+
+TYPED_IN = "STN_TYPED_IN"  # the folder where the command was typed, set by a command that goes on in another
 
 
 @contextmanager
@@ -93,3 +96,8 @@ def _removed(*parts: Path) -> Iterator[None]:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
+
+
+def openable(path: Path) -> str:
+    """A path as its reader can open it: from the folder where the command was typed."""
+    return os.path.relpath(path, os.environ.get(TYPED_IN, "."))

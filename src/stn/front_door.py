@@ -6,7 +6,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ HELP = {"-h", "--help", "--hydra-help", "--version"}  # these work in any folder
 
 
 @contextmanager
-def guard() -> Iterator[None]:
+def guard(describe_rest: Callable[[], str] = str) -> Iterator[None]:
     """Prints a UserError as `error: ...` on stderr and exits with 2; an interrupt exits with 130.
+
+    The line on an interrupt says how to go on, and then what `describe_rest` says of files that are left changed.
 
     The current folder must be a project's, and the running code that project's: else it exits with such an error too.
     Where one front door starts another, the first alone reports an interrupt, and reports it once.
@@ -44,7 +46,7 @@ def guard() -> Iterator[None]:
             raise
         _on_interrupt(signal.SIG_IGN)  # further ones, until the line is printed
         if outermost:
-            print("interrupted; run the same command again", file=sys.stderr, flush=True)
+            print(f"interrupted; run the same command again{describe_rest()}", file=sys.stderr, flush=True)
         _on_interrupt(_end_at_once)
         sys.exit(130)
     except BrokenPipeError:

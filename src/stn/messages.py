@@ -1,8 +1,11 @@
 """Errors of Hydra, omegaconf and argparse in one line that names the nearest valid choice."""
 
 import re
+import sys
+from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -84,3 +87,42 @@ def unknown_option(arguments: Sequence[str], message: str, keys: Iterable[str]) 
             setting = f"{nearest(name, keys) or name}={value or '...'}"
             return f"{argument} is no option: settings have no dashes, did you mean {setting}?"
     return f"{message}: {EQUAL}"
+
+
+class Parser(ArgumentParser):
+    """An argparse whose errors are one line, `error: ...`, with the nearest option or choice, and exit status 2."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        # Before argparse does: it would take the value of a misspelt option for another argument.
+        for argument in sys.argv[1:] if args is None else args:
+            if argument == "--":
+                break
+            self._check(argument)
+        return super().parse_known_args(args, namespace)
+
+    def _check(self, argument: str) -> None:
+        """End with an error if an argument is an option that there is not."""
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        name = argument.partition("=")[0]
+        if not re.match(r"-+[A-Za-z]", name) or name == "-h" or any(option.startswith(name) for option in options):
+            return
+        names = [option.lstrip("-") for option in options]
+        choice = nearest(name.lstrip("-"), names)
+        self.error(f"{name} is no option: {f'did you mean --{choice}?' if choice else f'there are {_listed(options)}'}")
+
+    def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        if match := re.fullmatch(r"(.+): invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL):
+            argument, value, listed = match.groups()
+            choices = listed.replace("'", "").split(", ")
+            message = f"{argument}: {value} is not one of {_listed(choices)}{hint(value, choices)}"
+        elif match := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
+            name, equal, value = match[1].partition("=")
+            choice = nearest(name, [option.lstrip("-") for option in self._option_string_actions]) if equal else None
+            meant = f"did you mean --{choice} {value}?" if choice else f"`{self.prog} --help` lists the options"
+            message = f"{match[1]} belongs to no option: {meant}"
+        self.exit(2, f"error: {' '.join(message.split())}\n")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -3,7 +3,6 @@
 DVC decides what is stale; this turns the knobs, runs cells side by side, and says what was trained and what reused.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -17,11 +16,13 @@ from stn.cells import CELLS, EXPORTED, declared, on_demand, record_path, stage, 
 from stn.config import CONF
 from stn.environment import cores
 from stn.errors import UserError
-from stn.files import write_texts
+from stn.files import TYPED_IN, openable, write_texts
 from stn.front_door import guard
+from stn.messages import Parser
 from stn.params import KNOBS, TABLES, Params, read_params, write_params
 from stn.stages import Stages, gpu_is_shared
 
+WRITTEN = ("params.yaml", "cells.json", "dvc.lock", "reports")  # committed files that the pipeline writes
 DVC = (sys.executable, "-m", "dvc")  # the dvc of this Python, not the one on PATH
 
 
@@ -34,7 +35,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     """
     params = read_params()
     which = "smoke, which params.yaml names (BUDGET=quick changes it)" if params.budget == "smoke" else params.budget
-    print(f"Table {table}, budget {which}: checking what is up to date", flush=True)
+    print(f"Table {table}, budget {which}: checking what is up to date, about ten seconds", flush=True)
     cells = declared(params, table) + (on_demand(params, table) if oracle else [])
     records = {f"cell@{stage(params.budget, cell)}": record_path(params.budget, cell) for cell in cells}
     previous_runs = {name: _seconds_and_dates(path) for name, path in records.items()}
@@ -46,6 +47,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     force = ["--force"] if fresh or os.environ.get("STN_EXPERIMENTS") else []
     _dvc("repro", "-q", *force, "cells")
     if stages := needed(params, table):
+        print(f"checking the data: {', '.join(stages)}, about ten seconds, longer if it is made now", flush=True)
         _dvc("repro", "-q", *stages)
     runner.repro(
         sorted(records, key=_longest_first(previous_runs)),
@@ -57,7 +59,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     exports = export_names(params, table)
     if exports:  # one after the other, since each is timed
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
-    print(f"drawing Table {table} and its figures", flush=True)
+    print(f"drawing Table {table} and its figures, about ten seconds", flush=True)
     if not runner.repro([f"table{table}"], force=[f"table{table}"]):  # a table from outside the project is no stage
         _run(sys.executable, "-m", "stn.table", "--table", str(table), "--figures")
     minutes = (time.monotonic() - started) / 60
@@ -99,9 +101,25 @@ def _begun(table: int, budget: str) -> Path:
     return Path("outputs") / f"fresh-{budget}-table{table}.json"
 
 
+def changes() -> str:
+    """Which of the committed files that the pipeline writes differ from the last commit, and the way back to it.
+
+    Empty if none differs, or if git does not know. Untracked files, such as new records, do not count.
+    """
+    command = ["git", "diff", "--name-only", "--relative", "HEAD", "--", *WRITTEN]
+    try:
+        lines = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=5).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    changed = [name for name in WRITTEN if any(line.partition("/")[0] == name for line in lines)]
+    if not changed:
+        return ""
+    return f" to go on, or `git checkout {' '.join(changed)}` to go back to the last commit, from which these differ"
+
+
 def _way_back() -> str:
     if Path(".git").exists():
-        return "`git checkout params.yaml cells.json dvc.lock reports` takes them back"
+        return f"`git checkout {' '.join(WRITTEN)}` takes them back"
     return "unpack params.yaml, cells.json, dvc.lock and reports again to take them back"
 
 
@@ -123,14 +141,16 @@ def demo(jobs: int) -> None:
     """Run the same stages on the embedded digits, in the workspace `outputs/demo`."""
     root = CONF.parent
     work = root / "outputs" / "demo"
-    print(f"preparing {work.relative_to(root)}", flush=True)
+    os.environ[TYPED_IN] = str(Path.cwd())
+    folder = openable(work)
+    print(f"preparing {folder}, about ten seconds; data and records in the next lines are below it", flush=True)
     shutil.rmtree(work, ignore_errors=True)
     workspace(work, root, (CONF / "demo.yaml").read_text(encoding="utf-8"))
     os.chdir(work)
     os.environ["PYTHONPATH"] = str(work / "src")  # stages run the workspace's code
     sys.path.insert(0, os.environ["PYTHONPATH"])
     bring_up_to_date(1, jobs, fresh=False)
-    print(f"table and pictures: {work.relative_to(root)}/reports")
+    print(f"table: {folder}/reports/table1.md; figures: {folder}/reports/figures")
 
 
 def workspace(work: Path, root: Path, params: str) -> None:
@@ -178,7 +198,7 @@ def _places(path: Path) -> set[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stn.pipeline", description=__doc__)
+    parser = Parser(prog="python -m stn.pipeline", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("table", "demo"), default="table")
     parser.add_argument("--table", default="1")
     parser.add_argument("--budget")
@@ -192,7 +212,7 @@ def main() -> None:
     args = parser.parse_args()
     path = os.environ.get("PATH", os.defpath)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"  # the python and dvc of this environment
-    with guard():
+    with guard(changes):
         trainer = os.environ.get("STN_TRAINER", "cpu")
         trainers = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
         if trainer not in trainers:

@@ -3,7 +3,6 @@
 It runs in the browser alone (`web/`, `stn.playground`); the server hands out files.
 """
 
-import argparse
 import os
 import webbrowser
 from functools import partial
@@ -17,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from stn.config import compose
 from stn.errors import UserError
 from stn.front_door import guard
-from stn.messages import one_line
+from stn.messages import Parser, one_line
 from stn.params import BUDGETS
 
 FOLDER = Path("outputs/play")
@@ -62,7 +61,7 @@ def serve(running: ThreadingHTTPServer, show: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stn.play", description=__doc__)
+    parser = Parser(prog="python -m stn.play", description=__doc__)
     parser.add_argument("--data", default="mnist_rts", help="the data set whose networks it shows: mnist_rts")
     parser.add_argument("--budget", help="of their training; that of the longest run of each if not given")
     parser.add_argument("--port", default="0", help="where it is served; a free one if not given")

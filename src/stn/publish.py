@@ -4,14 +4,14 @@ python -m stn.publish
 python -m stn.publish reports/results/quick/mnist/mnist_r-cnn.json
 """
 
-import argparse
 from pathlib import Path
 
 from stn.front_door import guard
+from stn.messages import Parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stn.publish", description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(prog="python -m stn.publish", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "records",
         nargs="*",

@@ -68,7 +68,11 @@ class Stages:
         """
         from dvc.repo import Repo, lock_repo  # half a second, so only after the knobs are checked
 
-        logging.getLogger("dvc").setLevel(logging.ERROR)  # as `dvc -q`
+        logging.getLogger("dvc").setLevel(logging.ERROR)
+        logging.getLogger("dvc.progress").setLevel(logging.CRITICAL)  # no bars, as `dvc -q`
+        asked = sum(name.startswith("cell@") and name not in force for name in names)
+        if asked:
+            print(f"comparing {asked} cells with dvc.lock, about five seconds", flush=True)
         survive_kills()
         with _translate_errors(), Repo(_wait_for_lock=True) as repo:  # as `dvc --wait-for-lock`
             stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in set(names)}

@@ -3,7 +3,6 @@
 `python -m stn.table --check` writes nothing, and fails if a table or a generated block of a page is stale.
 """
 
-import argparse
 import csv
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,9 @@ from stn.cells import config, declared, record_path, shown
 from stn.config import CONF, experiment, filled
 from stn.errors import UserError
 from stn.experiments import find_tables
-from stn.files import whole, write_texts
+from stn.files import openable, whole, write_texts
 from stn.front_door import guard
+from stn.messages import Parser
 from stn.params import BUDGETS, COLUMNS, TABLES, Params, read_params
 from stn.report import tables
 from stn.report.metrics import render_curves, render_metrics
@@ -158,7 +158,7 @@ def draw(number: int, results: Sequence[Record]) -> None:
         path = REPORTS / "figures" / figure.name
         with whole(path) as part:
             figure.write(results, part)
-        print(path)
+        print(openable(path), flush=True)
 
 
 def send(number: int, budgets: Sequence[list[Record]]) -> None:
@@ -195,7 +195,7 @@ def check(numbers: tuple[int, ...]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stn.table", description=__doc__)
+    parser = Parser(prog="python -m stn.table", description=__doc__)
     parser.add_argument("--table", metavar="N", help="which: 1 if not given; with --check, all")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is not what it would be")
     parser.add_argument("--figures", action="store_true", help="draw its figures too")

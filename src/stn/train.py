@@ -10,6 +10,8 @@ from omegaconf import DictConfig
 from stn.config import front_door
 from stn.errors import UserError
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of several processes, only the first speaks
+
 
 def train(cfg: DictConfig) -> float | None:
     """Train a cell. Returns the last validation error in percent, mean over seeds, which a sweeper minimises."""
@@ -18,9 +20,10 @@ def train(cfg: DictConfig) -> float | None:
     search = HydraConfig.get().runtime.choices.get("search")
     if search and HydraConfig.get().mode != RunMode.MULTIRUN:
         raise UserError(f"search={search} tries several settings: `python -m stn.train -m search={search} ...`")
-    if sys.stdout.isatty() and os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, only the first
+    if all(os.environ.get(rank, "0") == "0" for rank in RANKS):
         seeds = ", ".join(map(str, cfg.seeds))
-        print(f"{cfg.data.name}/{cfg.model.name}, budget {cfg.budget.name}, seed {seeds}: loading", flush=True)
+        wait = "starts" if "stn.training.run" in sys.modules else "loading, about ten seconds"
+        print(f"{cfg.data.name}/{cfg.model.name}, budget {cfg.budget.name}, seed {seeds}: {wait}", flush=True)
     from stn.training import run  # loads Lightning, ten seconds, so only after the config is checked
 
     errors = [result["validation"][-1][1] for result in run.train(cfg) if result["validation"]]

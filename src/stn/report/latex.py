@@ -23,7 +23,9 @@ def render_latex(table: Table, records: Sequence[Record]) -> str:
             body.append(r"\addlinespace")
         line = [row.label]
         for column in matrix.columns:
-            place = format_place(table, row, column, matrix.values.get((row, column)), r"\textbf{{{}}}")
+            place = format_place(
+                table, row, column, matrix.values.get((row, column)), r"\textbf{{{}}}", matrix.compared
+            )
             line.append(_translate_signs(place.replace("not run", "–")))
         line += [_round_count(counts[row]) if row in counts else "--" for _, counts in matrix.parameters]
         body.append(" & ".join(line) + r" \\")
@@ -35,7 +37,7 @@ def render_latex(table: Table, records: Sequence[Record]) -> str:
             r"% Needs \usepackage{booktabs}. Written by `python -m stn.table`: do not edit.",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{translate(join(caption(table, records), legend(table, matrix)))}}}",
+            rf"\caption{{{translate(join(matrix.entitle(caption(table, records)), legend(table, matrix)))}}}",
             rf"\label{{tab:{table.name}}}",
             r"\footnotesize",
             r"\setlength{\tabcolsep}{3pt}",

@@ -23,7 +23,7 @@ def render_markdown(table: Table, records: Sequence[Record], alternatives: Seque
     matrix = build_matrix(table, records)
     text = [
         f"# Table {table.number}: {table.title}",
-        caption(table, records),
+        matrix.entitle(caption(table, records)),
         render_grid(_main_grid(table, matrix)),
         legend(table, matrix),
         " ".join(summarise(table, records)),
@@ -64,7 +64,8 @@ def _main_grid(table: Table, matrix: Matrix) -> Grid:
     body = []
     for row in matrix.rows:
         places = [
-            format_place(table, row, column, matrix.values.get((row, column)), "**{}**") for column in matrix.columns
+            format_place(table, row, column, matrix.values.get((row, column)), "**{}**", matrix.compared)
+            for column in matrix.columns
         ]
         body.append([row.label, *places, *(_format_count(counts, row) for _, counts in matrix.parameters)])
     head = [table.entries, *(column.label for column in matrix.columns)]
@@ -136,7 +137,7 @@ def _every_cell(table: Table, matrix: Matrix) -> Section | None:
     head = ["row", "column", "paper", "ours", "95 % interval", "n seeds", "n test", "parameters"]
     head += ["multiply-adds, M", "minutes", "verdict"]
     align = "llrrrrrrrrl"
-    if table.is_all_ours:  # no values of the paper to compare with
+    if table.is_all_ours or not matrix.compared:  # no values of the paper to compare with
         indices = [i for i, name in enumerate(head) if name not in ("paper", "verdict")]
         head, *body = ([line[i] for i in indices] for line in (head, *body))
         align = "".join(align[i] for i in indices)

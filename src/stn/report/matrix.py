@@ -11,17 +11,25 @@ from stn.report.table import Column, Row, Table
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows and columns to show, their values, and the numbers of parameters by the columns that share them."""
+    """Rows and columns to show, their values, and the numbers of parameters by the columns that share them.
+
+    `compared` says whether the paper's numbers belong beside the values: not if all records are of stand-ins.
+    """
 
     rows: Sequence[Row]
     columns: Sequence[Column]
     values: Mapping[tuple[Row, Column], Value]
     parameters: Sequence[tuple[Sequence[Column], Mapping[Row, int]]]
+    compared: bool = True
 
     @property
     def parameter_heads(self) -> list[str]:
         """The columns that share each count of parameters."""
         return [", ".join(column.label for column in columns) for columns, _ in self.parameters]
+
+    def entitle(self, caption: str) -> str:
+        """The caption, without the words that explain the paper's numbers if there are none."""
+        return caption if self.compared else caption.replace(", **ours** (the paper's)", "")
 
 
 def build_matrix(table: Table, records: Sequence[Record]) -> Matrix:
@@ -45,7 +53,7 @@ def build_matrix(table: Table, records: Sequence[Record]) -> Matrix:
         else:
             if counts:
                 groups.append(([column], counts))
-    return Matrix(rows, columns, values, groups)
+    return Matrix(rows, columns, values, groups, shows_all)
 
 
 def describe_absence(table: Table, row: Row, column: Column) -> str:
@@ -57,9 +65,9 @@ def describe_absence(table: Table, row: Row, column: Column) -> str:
     return row.absent if column in row.paper or table.is_ours(column) or not row.paper else "–"
 
 
-def format_place(table: Table, row: Row, column: Column, value: Value | None, bold: str) -> str:
-    """The text of a place: our value in `bold`, such as "**{}**", the paper's in brackets, marks."""
-    paper = row.paper.get(column)
+def format_place(table: Table, row: Row, column: Column, value: Value | None, bold: str, compared: bool = True) -> str:
+    """The text of a place: our value in `bold`, such as "**{}**", the paper's in brackets if `compared`, marks."""
+    paper = row.paper.get(column) if compared else None
     citation = "" if paper is None else f"({paper:.1f})"
     return format_value(value, bold, citation) if value else join(describe_absence(table, row, column), citation)
 

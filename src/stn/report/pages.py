@@ -335,7 +335,8 @@ def budgets_block(page: Path, sources: Sources) -> str:
             schedule = sources.schedules[name]
             records = [r for r in records_by_budget.get(name, ()) if not experiments or experiments[0][0].includes(r)]
             body.append([f"`{name}`", f"{schedule['steps']:,} x {schedule['batch_size']}", purpose, _cost(records)])
-    return markdown_table(["budget", "steps x batch", "what it is for", "training of Table 1, one seed"], body, "lrll")
+    cost = "training time of Table 1, summed over cells, one seed"
+    return markdown_table(["budget", "steps x batch", "what it is for", cost], body, "lrll")
 
 
 def costs_block(page: Path, sources: Sources) -> str:
@@ -351,7 +352,7 @@ def costs_block(page: Path, sources: Sources) -> str:
                 lines[steps] = [f"`{records[0].budget}`", _cost(list(cells.values()))]
         names = [f"[{experiment.title}]({_link(path, page)})", *[""] * len(lines)]
         body += [[name, *lines[steps]] for name, steps in zip(names, sorted(lines), strict=False)]
-    return markdown_table(["experiment", "budget", "training, one seed"], body, "lll")
+    return markdown_table(["experiment", "budget", "training time, summed over cells, one seed"], body, "lll")
 
 
 def _cost(records: Sequence[Record]) -> str:

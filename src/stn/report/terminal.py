@@ -27,9 +27,9 @@ def render_terminal(table: Table, records: Sequence[Record], alternatives: Seque
     A second grid compares them with `alternatives`, the records of the same cells at other budgets.
     """
     matrix = build_matrix(table, records)
-    text = caption(table, records).replace("**ours** (the paper's)", "paper | ours").replace("`", "")
+    text = matrix.entitle(caption(table, records)).replace("**ours** (the paper's)", "paper | ours").replace("`", "")
     notes = [Text(note, style="dim") for note in (text, legend(table, matrix)) if note]
-    title = Text(f"Table {table.number}: {table.title}", style="bold")
+    title = Text(f"Table {table.number}: {table.title}{'' if matrix.compared else ', on stand-in data'}", style="bold")
     parts: list[RenderableType] = [title, Text(), _main_grid(table, matrix), Text(), *notes]
     parts += map(Text, summarise(table, records))
     for build in table.asides:
@@ -94,8 +94,9 @@ class FittedGrid:
 
 def _main_grid(table: Table, matrix: Matrix) -> FittedGrid:
     grid = FittedGrid()
+    alone = {column for column in matrix.columns if table.is_ours(column) or not matrix.compared}  # without the paper's
     labels = {
-        column: textwrap.wrap(column.label, HEAD, break_long_words=False) if table.is_ours(column) else [column.label]
+        column: textwrap.wrap(column.label, HEAD, break_long_words=False) if column in alone else [column.label]
         for column in matrix.columns
     }
     height = max((len(label) for label in labels.values()), default=1)
@@ -105,29 +106,29 @@ def _main_grid(table: Table, matrix: Matrix) -> FittedGrid:
         papers = [f"{row.paper[column]:.1f}" if column in row.paper else "–" for row in matrix.rows]
         width = max(map(len, papers))
         run = any(place[1] is column for place in matrix.values)
-        head = "ours" if table.is_ours(column) else "paper | ours" if run else "paper"
-        above = "\n".join(label) if len(label) > 1 else label[0].center(width + 7)
+        head = "ours" if column in alone else "paper | ours" if run else "paper"
+        above = "\n".join(label) if len(label) > 1 or not matrix.compared else label[0].center(width + 7)
         grid.add_column(Text("\n" * (height - len(label)) + f"{above}\n{head}"))
         for line, row, paper in zip(lines, matrix.rows, papers, strict=True):
             # Padded by hand, so that the bars align whatever marks follow.
-            line.append(_place(table, matrix, row, column, paper.rjust(5 if width < 6 else width)))
+            line.append(_place(table, matrix, row, column, "" if column in alone else paper.rjust(max(5, width))))
     for line, row, below in zip(lines, matrix.rows, [*matrix.rows[1:], matrix.rows[-1]], strict=True):
         grid.lines.append((line, table.starts_block(row, below)))
     return grid
 
 
 def _place(table: Table, matrix: Matrix, row: Row, column: Column, paper: str) -> Text:
-    """The paper's value, a bar, and our value or why there is none."""
+    """The paper's value, a bar, and our value or why there is none. Our value alone if `paper` is empty."""
     value, absence = matrix.values.get((row, column)), describe_absence(table, row, column)
     text = Text()
-    if not table.is_ours(column):
+    if paper:
         text.append(paper, "dim")
         if value or absence != "–":
             text.append(" | ")
     if value:
         text.append(f"{value.ours:5.2f}".removeprefix(" "), "bold")
         text.append(f" {value.mark}{value.against}", COLOURS[value.verdict])
-    elif absence != "–" or table.is_ours(column):
+    elif absence != "–" or not paper:
         text.append(absence, "dim")
     return text
 

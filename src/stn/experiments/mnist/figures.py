@@ -91,8 +91,8 @@ def draw_poses(records: Sequence[Record]) -> Sheet:
         if panels:
             words = "What the transformer finds, against what was done to the image"
             sheet.text(0.2, 0.32, words, size=12, weight="bold")
-            words = "a network may choose the pose that it brings digits to: that one constant is removed"
-            sheet.text(0.2, 0.56, f"Dots: {rows[0].name}; {words}. RMS is of what remains.", color=GREY)
+            words = "less one constant, the pose that the network prefers. RMS: what remains."
+            sheet.text(0.2, 0.56, f"Dots: {rows[0].name}, {words}", color=GREY)
         for i, (column, name) in enumerate(panels):
             axes = sheet.axes(left + i * step, title, side, side)
             _draw_pose(axes, _of_column(selection, column), colours, column, name)
@@ -111,9 +111,8 @@ def draw_poses(records: Sequence[Record]) -> Sheet:
         sheet.text(x, cloud_top, "grey: without transformer", color=GREY, va="top")
         sheet.text(x, cloud_top + 0.20, "colour: with it", color=colours[rows[0]], va="top")
         words = (
-            "Undone: the share of the\npoints' variance over images\nthat is gone, once a constant\n"
-            "zoom is taken out, without\nthe 5 % of images that lie\nfarthest. At 100 % every image\n"
-            "is seen in one pose."
+            "Undone: the share of the\npoints' variance that is gone,\nless one constant zoom and\n"
+            "the farthest 5 % of images.\n100 %: all seen in one pose."
         )
         sheet.text(x, cloud_top + 0.56, words, size=8, color=GREY, va="top", linespacing=1.45)
         for k, row in enumerate(rows):
