@@ -20,7 +20,8 @@ from stn.errors import UserError
 from stn.experiments import find_tables
 from stn.files import write_texts
 from stn.params import BUDGETS, COLUMNS
-from stn.report.pages import Report, Sources, fill
+from stn.report.blocks import Report, Sources
+from stn.report.pages import fill
 from stn.report.records import Record, load_records
 from stn.report.table import Cell
 from stn.report.weights import cards
