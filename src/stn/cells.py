@@ -14,12 +14,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.codebase import digest_of, training_digest
-from stn.config import checked, compose, deliberate, experiment, read
+from stn.config import checked, compose, experiment, read
 from stn.experiments import find_tables, load
 from stn.files import digest, write_texts
 from stn.front_door import guard
 from stn.params import COLUMNS, PARAMS, Params, read_params
 from stn.report.table import Cell
+from stn.schema import deliberate
 
 CELLS = Path("cells.json")
 RESULTS = Path("reports/results")
