@@ -25,8 +25,6 @@ from stn import experiments
 from stn.config import experiment
 from stn.data.draws import generator
 from stn.errors import UserError
-from stn.runs import CHECKPOINT, find_runs
-from stn.schema import typed
 from stn.training.learner import Learner
 from stn.training.record import provenance
 from stn.training.run import load, quieten, read_result, scratch, title
@@ -64,7 +62,8 @@ def deploy(cfg: DictConfig) -> dict:
     torch.set_num_threads(1)
     learner, checkpoint = opened(cfg)
     config, network = learner.cfg, learner.network.eval().requires_grad_(False)
-    data, trained_data = tested_data(cfg, config), typed(config)["data"]
+    trained_data = OmegaConf.merge(OmegaConf.structured(experiments.load(config.data.kind, "config").DATA), config.data)
+    data = cfg.data if "data" in _asked() else trained_data
     source, train_source = (experiments.load(config.data.kind, "data").source(part) for part in (data, trained_data))
     source.load("test")
     train_source.load("train")
@@ -117,48 +116,35 @@ def deploy(cfg: DictConfig) -> dict:
 def opened(cfg: DictConfig) -> tuple[Learner, Path]:
     """The learner to export and its checkpoint: `cfg.checkpoint`, or that of the cell's first seed.
 
-    Raises UserError if the checkpoint is missing, unfinished, or of another network than requested.
+    Raises UserError if the checkpoint is missing, unfinished, or of another data set or network than requested.
     """
     if cfg.checkpoint is None:
         return _finished(cfg)
     learner = load(Path(cfg.checkpoint))
-    name, keys = learner.cfg.model.name, _asked()
-    if "model" in keys and cfg.model.name != name:
-        raise UserError(f"{cfg.checkpoint} is a checkpoint of {name}, not of {cfg.model.name}: drop model=")
-    for key in keys:
-        if key.startswith(("model.", "budget.")):
-            raise UserError(f"{cfg.checkpoint} is trained already, and {key} changes nothing of it: drop {key}=")
-    return learner, Path(cfg.checkpoint)
-
-
-def tested_data(cfg: DictConfig, trained: DictConfig) -> DictConfig:
-    """The config of the data to test on: that of the training, unless the command line names another or some keys.
-
-    Raises UserError if the network, whose training has the config `trained`, cannot take such data.
-    """
-    keys = _asked()
-    data = cfg.data if "data" in keys else typed(trained)["data"]
-    for key in keys:
-        if key.startswith("data.") and "data" not in keys:
-            OmegaConf.update(data, key.removeprefix("data."), OmegaConf.select(cfg, key))
-    for key in ("kind", "canvas"):
-        if data[key] != trained.data[key]:
+    config, keys = learner.cfg, _asked()
+    if "model" in keys and cfg.model.name != config.model.name:
+        raise UserError(
+            f"{cfg.checkpoint} is a checkpoint of {config.model.name}, not of {cfg.model.name}: drop model="
+        )
+    for key in ("kind", "canvas") if "data" in keys else ():
+        if cfg.data[key] != config.data[key]:
             raise UserError(
-                f"{cfg.checkpoint} was trained on {trained.data.name} ({key} {trained.data[key]}); "
-                f"data={data.name} has {key} {data[key]}"
+                f"{cfg.checkpoint} was trained on {config.data.name} ({key} {config.data[key]}); "
+                f"data={cfg.data.name} has {key} {cfg.data[key]}"
             )
-    return data
+    return learner, Path(cfg.checkpoint)
 
 
 def _finished(cfg: DictConfig) -> tuple[Learner, Path]:
     seed, config = cfg.seeds[0], experiment(cfg)
     current = scratch(cfg, seed)
-    folders = find_runs(Path(cfg.outputs), cfg.budget.name, cfg.name, seed)
     # The folder's name changes with the code. Runs of older code with the same config will do too.
-    for folder in sorted(folders, key=lambda folder: folder != current):
-        learner = load(folder / CHECKPOINT)
-        if OmegaConf.to_container(learner.cfg) == config:
-            return learner, folder / CHECKPOINT
+    folders = sorted(current.parent.glob(f"*-s{seed}"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in (current, *folders):
+        if read_result(folder) and (folder / "last.ckpt").is_file():
+            learner = load(folder / "last.ckpt")
+            if OmegaConf.to_container(learner.cfg) == config:
+                return learner, folder / "last.ckpt"
     raise UserError(
         f"no checkpoint of {title(cfg, seed)} ({cfg.budget.name}) below {current.parent}: "
         f"`{_training_of(cfg)}` trains it, checkpoint=... names one elsewhere"
@@ -358,4 +344,4 @@ def _write(path: Path, facts: dict) -> None:
 
 def _asked() -> Iterable[str]:
     """The keys on the command line."""
-    return {override.split("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
+    return {override.split("=")[0] for override in HydraConfig.get().overrides.task}

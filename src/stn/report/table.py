@@ -6,8 +6,8 @@ import, because the pipeline reads the cells to train from the tables too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from itertools import chain
@@ -125,9 +125,11 @@ class Table:
     depend. `arrays` names the arrays that the record of a row with a transformer must hold; `check` returns why a
     record is damaged, if it is. `contests` compare rows. `orders` are rankings that the paper claims, each from worst
     to best; an order with rows that are ours tests the same claim on them. `rival` is the legend's word for the
-    baselines if they are many, `images` the word for a network's inputs. `remarks` give sentences of the caption,
-    `asides` grids beside the main one, `sections` further parts of the Markdown report: functions of the table and its
-    records, which may return "" or None.
+    baselines if they are many, `images` the word for a network's inputs. `chosen_by` is the knob of `params.yaml` that
+    chooses the data sets to train on, by their names without the last part; a choice also takes the data sets that
+    `chosen_with` gives it. The networks of a table that is `exported` are also measured as ONNX files. `remarks` give
+    sentences of the caption, `asides` grids beside the main one, `sections` further parts of the Markdown report:
+    functions of the table and its records, which may return "" or None.
     """
 
     number: int
@@ -144,6 +146,9 @@ class Table:
     orders: tuple[tuple[Row, ...], ...] = ()
     rival: str = ""
     images: str = "images"
+    chosen_by: str = ""
+    chosen_with: Mapping[str, str] = field(default_factory=dict)
+    exported: bool = False
     remarks: tuple[Callable[[Table, Sequence[Record]], str], ...] = ()
     asides: tuple[Callable[[Table, Sequence[Record]], Aside | None], ...] = ()
     sections: tuple[Callable[[Table, Sequence[Record]], Section | None], ...] = ()

@@ -107,6 +107,7 @@ BIRDS = Table(
             lambda row: [TWO_448] if row is TWO_448_OWN else [],
         ),
     ),
+    chosen_by="birds",
     rival="CNN 224 px",
     orders=((CNN, TWO_224, TWO_448, FOUR_448),),
     remarks=(describe_trunks,),

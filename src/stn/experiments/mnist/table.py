@@ -164,6 +164,7 @@ SIZES: Table = Table(
             names_both=True,
         ),
     ),
+    exported=True,
     rival="the CNN of its size",
     asides=(describe_costs,),
     figures=(Figure("table8.png", "stn.experiments.mnist.plots:draw_sizes"),),
