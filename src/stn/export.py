@@ -44,7 +44,7 @@ def export(cfg: DictConfig) -> None:
 
 
 def _refuse_settings(checkpoint: str, overrides: Sequence[str]) -> None:
-    """Raise UserError for a key of the training, which is over, or of its data; `data=...` and its keys choose others."""
+    """Raise UserError for a key of the training, which is over, or of its data; `data=...` chooses another data set."""
     keys = [override.split("=")[0].lstrip("+~") for override in overrides]
     for key in keys:
         group, _, rest = key.partition(".")
