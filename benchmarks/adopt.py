@@ -26,11 +26,11 @@ from pathlib import Path
 
 from stn import codebase
 from stn.codebase import digest_of, is_shown, training_digest
-from stn.config import deliberate
 from stn.errors import UserError
 from stn.front_door import guard
 from stn.messages import Parser
 from stn.params import TABLES
+from stn.schema import deliberate
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "reports/results"

@@ -194,7 +194,7 @@ def make_small(project: Path, mirror: Path) -> None:
     official = f'CUB_MD5, CUB_BYTES = "{checksum(archive)}", {archive.stat().st_size}'
     download = project / "src/stn/data/download.py"
     edit(download, r"(    from torchvision.datasets import MNIST[^\n]*\n)", rf"\1    MNIST.resources = {checksums!r}\n")
-    edit(download, r"(?m)^CUB_MD5, CUB_BYTES = .*$", official)
+    edit(project / "src/stn/experiments/cub/data.py", r"(?m)^CUB_MD5, CUB_BYTES = .*$", official)
     for name in ("mnist", "colocalisation_t", "volumes_60"):
         edit(project / f"conf/data/{name}.yaml", r"(?m)^validation: 5000", "validation: 200")
     for folder in (project / "reports/results").glob("*/*"):  # they are of the whole sets

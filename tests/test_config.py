@@ -9,12 +9,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conftest import one_error, run, spawn
 from stn.cells import config
-from stn.config import CONF, LARGEST_SEED, checked, compose, deliberate, experiment, filled
+from stn.config import CONF, LARGEST_SEED, checked, compose, experiment, filled
 from stn.errors import UserError
 from stn.experiments.mnist.networks import DigitNetwork, n_parameters
 from stn.experiments.mnist.table import SIZES
 from stn.messages import one_line
-from stn.report.table import LONGEST
+from stn.report.rows import LONGEST
+from stn.schema import deliberate
 from stn.training.learner import build_network
 
 BASES = {"mnist", "digits", "svhn", "cub", "volumes"}

@@ -18,10 +18,10 @@ from torch import nn
 from conftest import one_error, run
 from cub_archive import PARTS, pack, ramp, write_cub
 from stn.config import compose
-from stn.data import download
 from stn.data.draws import generator
 from stn.errors import UserError
 from stn.experiments.cub import archive as cub
+from stn.experiments.cub import data as data_module
 from stn.experiments.cub.archive import store
 from stn.experiments.cub.data import CubSource
 from stn.experiments.cub.regions import REGIONS
@@ -75,9 +75,9 @@ def surroundings(monkeypatch, tmp_path):
 
 def official(patch, archive: Path) -> None:
     """Take an archive for the official one."""
-    patch.setattr(download, "CUB_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
-    patch.setattr(download, "CUB_BYTES", archive.stat().st_size)
-    patch.setattr(download, "CUB_URLS", ())
+    patch.setattr(data_module, "CUB_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    patch.setattr(data_module, "CUB_BYTES", archive.stat().st_size)
+    patch.setattr(data_module, "CUB_URLS", ())
 
 
 def changed(data: DictConfig, **changes) -> DictConfig:
@@ -117,8 +117,8 @@ def test_the_archive_comes_from_the_mirror_and_stays_packed(stored, made):
 
 
 def test_the_official_archive_is_known_by_its_checksum():
-    assert (download.CUB_MD5, download.CUB_BYTES) == ("97eceeb196236b17998738112f37df78", 1_150_585_339)
-    assert download.CUB_URLS[0] == "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
+    assert (data_module.CUB_MD5, data_module.CUB_BYTES) == ("97eceeb196236b17998738112f37df78", 1_150_585_339)
+    assert data_module.CUB_URLS[0] == "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 
 
 def test_a_folder_of_the_mirror_is_copied_whole_and_stored_alike(made, stored, monkeypatch, tmp_path):

@@ -20,7 +20,9 @@ import stn
 from conftest import ROOT
 from stn.config import CONF, checked
 from stn.params import TABLES
-from stn.report.pages import MARK, find_experiments, find_pages
+from stn.report.blocks import find_pages
+from stn.report.index import find_experiments
+from stn.report.pages import MARK
 
 PAGES = [ROOT / page for page in [*find_pages(ROOT), Path("CONTRIBUTING.md")]]
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -199,6 +199,9 @@ def test_without_a_checkpoint_it_is_that_of_the_finished_cell(workplace, exporte
         (["checkpoint=nowhere.ckpt"], "no such checkpoint"),
         (["data=digits_rts"], "canvas 42"),
         (["model=cnn"], "drop model="),
+        (["data.stored=data/stored/elsewhere"], "drop data.stored=; data=... tests"),
+        (["model.width=4"], "drop model.width="),
+        (["budget.steps=7"], "drop budget.steps="),
         (["export.folder=/dev/null/x"], "set export.folder"),
     ],
 )

@@ -9,10 +9,10 @@ import torch
 from conftest import run
 from cub_archive import write_cub
 from stn.config import compose
-from stn.data import download
 from stn.data.download import export_embedded
 from stn.experiments import find_experiments, find_tables, load
 from stn.experiments.mnist.networks import cnn
+from stn.experiments.svhn import data as svhn
 from stn.report.table import Cell
 from stn.training import learner
 from stn.training.data_module import DataModule
@@ -66,7 +66,7 @@ def settings(folder, request, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("STN_DATA_MIRROR", str(folder / "mirror"))
     sizes = {path.name.partition(".")[0]: path.stat().st_size for path in (folder / "mirror/svhn").glob("*.gz")}
-    monkeypatch.setattr(download, "SVHN_BYTES", sizes)
+    monkeypatch.setattr(svhn, "SVHN_BYTES", sizes)
     small = [f"data={cell.data}", f"data.stored=stored/{name}", *cell.settings, *small]
     doors = {"svhn_64": ("fetch", "crop"), "cub_224": ("crop",), "cub50_224": ("crop",)}.get(cell.data, ("distort",))
     for door in doors if not (folder / "stored" / name).exists() else ():

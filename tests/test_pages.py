@@ -12,16 +12,9 @@ import stn.table
 from conftest import ROOT, one_error, run
 from stn.errors import UserError
 from stn.report import tables
-from stn.report.pages import (
-    ABSENT,
-    Experiment,
-    Report,
-    Sources,
-    fill,
-    find_experiments,
-    find_pages,
-    make_block,
-)
+from stn.report.blocks import Report, Sources, find_pages
+from stn.report.index import Experiment, find_experiments
+from stn.report.pages import ABSENT, fill, make_block
 from stn.report.table import Column, Row
 from test_tables import write_cell
 

@@ -21,7 +21,7 @@ PACKAGE = Path(stn.__file__).parent
 # lists the experiments, of which the config names one: it decides no number.
 AROUND = {"stn.environment", "stn.files", "stn.checkout", "stn.training.run:load"}
 AROUND |= {f"stn.experiments.{name}.config" for name in find_experiments()}
-AROUND |= {"stn.experiments:find_experiments", "stn.experiments:find_configs", "stn.report.table:Cell.key"}
+AROUND |= {"stn.experiments:find_experiments", "stn.experiments:find_configs", "stn.report.rows:Cell.key"}
 OPTIMISED = 0x1  # the flag of a function's code; that of a module or class, which runs at import, lacks it
 
 

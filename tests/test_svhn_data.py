@@ -18,11 +18,11 @@ from torch import nn
 
 from conftest import one_error, run
 from stn.config import compose
-from stn.data import download
 from stn.data.draws import generator
 from stn.errors import UserError
 from stn.experiments.svhn import archive as svhn
 from stn.experiments.svhn import crops
+from stn.experiments.svhn import data as data_module
 from stn.experiments.svhn.archive import digits_in, table_of
 from stn.experiments.svhn.crops import recipe, store
 from stn.experiments.svhn.data import StoredSvhn, SvhnSource
@@ -63,7 +63,7 @@ def cropped(made, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cropped")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STN_DATA_MIRROR", str(root / "mirror"))
-        patch.setattr(download, "SVHN_BYTES", sizes(root / "mirror/svhn"))
+        patch.setattr(data_module, "SVHN_BYTES", sizes(root / "mirror/svhn"))
         for command in ("stn.fetch", "stn.crop"):
             result = run(command, *SVHN, cwd=folder)
             assert result.returncode == 0, result.stderr
@@ -104,7 +104,7 @@ def raw(root, *parts) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
-    monkeypatch.setattr(download, "SVHN_IMAGES", COUNTS)
+    monkeypatch.setattr(data_module, "SVHN_IMAGES", COUNTS)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -162,7 +162,7 @@ def test_archives_come_from_the_mirror_and_stay_packed(cropped, made):
 def test_extra_can_be_left_out(made, monkeypatch, tmp_path):
     root, _ = made
     monkeypatch.setenv("STN_DATA_MIRROR", str(root / "mirror"))
-    monkeypatch.setattr(download, "SVHN_BYTES", sizes(root / "mirror/svhn"))
+    monkeypatch.setattr(data_module, "SVHN_BYTES", sizes(root / "mirror/svhn"))
     for command in ("stn.fetch", "stn.crop"):
         result = run(command, *SVHN, "data.extra=false", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
@@ -235,7 +235,7 @@ def test_an_archive_of_the_right_size_that_is_broken_is_refused(made, monkeypatc
         shutil.copytree(root / "parts/train", "train", ignore=shutil.ignore_patterns("*.mat"))
         pack(Path("train"), broken)
     monkeypatch.setenv("STN_DATA_MIRROR", "mirror")
-    monkeypatch.setattr(download, "SVHN_BYTES", sizes(Path("mirror/svhn")))
+    monkeypatch.setattr(data_module, "SVHN_BYTES", sizes(Path("mirror/svhn")))
     line = one_error_after_notices(run("stn.fetch", *SVHN, cwd=tmp_path))
     fault = "is not a complete tar.gz (Compressed file ended" if harm == "truncated" else "holds no digitStruct.mat"
     assert f"svhn/train.tar.gz {fault}" in line and "replace it, or correct STN_DATA_MIRROR" in line

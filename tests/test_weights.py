@@ -18,7 +18,8 @@ import stn
 from conftest import ROOT, build_wheel, copy_package, one_error, run
 from stn import publishing, weights
 from stn.errors import UserError
-from stn.report.pages import Report, Sources, make_block
+from stn.report.blocks import Report, Sources
+from stn.report.pages import make_block
 from stn.report.statistics import wilson
 
 NAME, MODEL = "digits_r/st_cnn_tps", "st_cnn_tps"

@@ -15,18 +15,17 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from stn.codebase import digest_of, is_shown, training_digest
-from stn.config import checked, compose, deliberate, experiment, read
+from stn.config import checked, compose, experiment, read
 from stn.experiments import find_tables, load
 from stn.files import digest, write_texts
 from stn.front_door import guard
 from stn.params import COLUMNS, PARAMS, Params, read_params
 from stn.report.table import Cell
+from stn.schema import deliberate
 
 CELLS = Path("cells.json")
 RESULTS = Path("reports/results")
-FOLLOWED = {2: "numbers", 3: "birds"}  # table: the knob that chooses its data sets
-CHOSEN_WITH = {"svhn_photos": "svhn_strips"}  # data set: the choice that includes it; both need a mirror
-EXPORTED = (8,)  # the tables whose networks are exported
+EXPORTED = tuple(number for number, table in find_tables().items() if table.exported)
 CLASSIFIER = ("mnist_ts", "cnn", "quick")  # data, model and budget that co-localisation builds on, at every budget
 
 
@@ -96,10 +95,11 @@ def _is_chosen(params: Params, table: int, cell: Cell) -> bool:
     if table == 1:
         columns = [name.replace("mnist", params.source) for name in COLUMNS] if cell.settings else params.columns
         return cell.data in columns and cell.model in params.rows
-    if table in FOLLOWED:
+    layout = find_tables()[table]
+    if layout.chosen_by:
         name = cell.data.rpartition("_")[0]
-        return CHOSEN_WITH.get(name, name) == getattr(params, FOLLOWED[table])
-    return cell in find_tables()[table].cells()
+        return layout.chosen_with.get(name, name) == getattr(params, layout.chosen_by)
+    return cell in layout.cells()
 
 
 def config(budget: str, cell: Cell) -> DictConfig:

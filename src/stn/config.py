@@ -8,7 +8,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, cast, get_type_hints
@@ -27,7 +27,7 @@ from stn.experiments import find_configs, find_experiments, load
 from stn.front_door import HELP, guard
 from stn.messages import one_line, unknown_option
 from stn.report.table import Cell
-from stn.schema import BudgetConfig, Gradient, RunConfig
+from stn.schema import Gradient, RunConfig
 from stn.schema import filled as filled  # other modules import it from here
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -101,44 +101,60 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
     overrides = [*_of_experiment(overrides), *overrides]
     kind = _kind(cfg)
     cfg = _scheduled(cfg, overrides, kind)
-    schema = OmegaConf.structured(RunConfig)
-    schema.data, schema.model = OmegaConf.structured(kind.DATA), OmegaConf.structured(kind.MODEL)
-    cfg = cast(DictConfig, OmegaConf.merge(schema, cfg, {"name": _cell(cfg, overrides).key}))
-    missing_keys = OmegaConf.missing_keys(cfg)
-    if missing_keys:
-        raise UserError(f"no value for {', '.join(sorted(missing_keys))}: set it in conf/ or on the command line")
-    OmegaConf.resolve(cfg)
+    cfg = _resolved(cfg, _cell(cfg, overrides).key, kind)
     if cfg.seed is not None:
         cfg.seeds, cfg.seed = [cfg.seed], None
-    steps = cfg.budget.decay_every
-    steps = list(steps) if OmegaConf.is_list(steps) else [steps]
-    if not steps or not all(type(step) is int and step > 0 for step in steps) or steps != sorted(steps):
-        raise UserError(
-            f"budget.decay_every={cfg.budget.decay_every} must be a number of steps or a rising list of steps: "
-            "give, for example, 50000 or [10000,20000,25000]"
-        )
-    warm_up, steps = cfg.budget.warm_up, cfg.budget.steps
-    if not 0 <= warm_up < 1:
-        raise UserError(
-            f"budget.warm_up={warm_up} is not a fraction of the steps: give a number from 0 to below 1, such as 0.2"
-        )
-    if cfg.budget.schedule.name == "one_cycle" and math.isclose(warm_up * (steps + 1), 1):
-        raise UserError(
-            f"budget.warm_up={warm_up} of budget.steps={steps} is a single step, too few to raise the rate: "
-            "take more steps, or budget.warm_up=0"
-        )
-    for key, smallest in (_SMALLEST | getattr(kind, "SMALLEST", {})).items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None and value < smallest:
-            raise UserError(f"{key}={value} is too small: it must be at least {smallest}")
-    _check_exploration(cfg, kind)
     if not cfg.seeds:
         raise UserError("seeds=[] is empty: give a list of integers such as seeds=[0,1,2]")
     check_seeds(cfg.seeds)
+    _check_smallest(cfg, kind)
+    _check_rate(cfg.budget)
+    _check_exploration(cfg, kind)
     if hasattr(kind, "check"):
         kind.check(cfg)
     OmegaConf.set_readonly(cfg, True)
     return cfg
+
+
+def _resolved(cfg: DictConfig, name: str, kind: ModuleType) -> DictConfig:
+    """`cfg` under the schema of its experiment, named and without interpolations; UserError for a key without value."""
+    schema = OmegaConf.structured(RunConfig)
+    schema.data, schema.model = OmegaConf.structured(kind.DATA), OmegaConf.structured(kind.MODEL)
+    cfg = cast(DictConfig, OmegaConf.merge(schema, cfg, {"name": name}))
+    missing_keys = OmegaConf.missing_keys(cfg)
+    if missing_keys:
+        raise UserError(f"no value for {', '.join(sorted(missing_keys))}: set it in conf/ or on the command line")
+    OmegaConf.resolve(cfg)
+    return cfg
+
+
+def _check_smallest(cfg: DictConfig, kind: ModuleType) -> None:
+    """Raise UserError if a value is below the smallest that its key can have."""
+    for key, smallest in (_SMALLEST | getattr(kind, "SMALLEST", {})).items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value < smallest:
+            raise UserError(f"{key}={value} is too small: it must be at least {smallest}")
+
+
+def _check_rate(budget: DictConfig) -> None:
+    """Raise UserError if the learning rate cannot change as the budget says."""
+    steps = budget.decay_every
+    steps = list(steps) if OmegaConf.is_list(steps) else [steps]
+    if not steps or not all(type(step) is int and step > 0 for step in steps) or steps != sorted(steps):
+        raise UserError(
+            f"budget.decay_every={budget.decay_every} must be a number of steps or a rising list of steps: "
+            "give, for example, 50000 or [10000,20000,25000]"
+        )
+    warm_up, steps = budget.warm_up, budget.steps
+    if not 0 <= warm_up < 1:
+        raise UserError(
+            f"budget.warm_up={warm_up} is not a fraction of the steps: give a number from 0 to below 1, such as 0.2"
+        )
+    if budget.schedule.name == "one_cycle" and math.isclose(warm_up * (steps + 1), 1):
+        raise UserError(
+            f"budget.warm_up={warm_up} of budget.steps={steps} is a single step, too few to raise the rate: "
+            "take more steps, or budget.warm_up=0"
+        )
 
 
 def _refuse_bases(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -334,25 +350,3 @@ def experiment(cfg: DictConfig) -> dict:
     """The part of a config that decides what is learned: data, model and budget, as primitives."""
     groups = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
     return {group: groups[group] for group in ("data", "model", "budget")}
-
-
-def deliberate(config: Mapping) -> dict:
-    """An `experiment` without keys at their defaults, which a new key with a default does not change."""
-    kind = load(config["data"]["kind"], "config")
-    schemas = {"data": kind.DATA, "model": kind.MODEL, "budget": BudgetConfig}
-    return {group: _without_defaults(config[group], schema) for group, schema in schemas.items()}
-
-
-def _without_defaults(values: Mapping, schema: type) -> dict:
-    """The values of a group that are not the defaults of their keys, also in nested groups."""
-    hints, parts = get_type_hints(schema), {part.name: part for part in fields(schema)}
-    deviations = {}
-    for key, value in values.items():
-        part = parts[key]
-        default = part.default if part.default_factory is MISSING else part.default_factory()
-        default = list(default) if isinstance(default, tuple) else default  # a config of primitives has lists
-        if is_dataclass(hints[key]) and isinstance(value, Mapping):
-            deviations[key] = _without_defaults(value, hints[key])
-        elif default is MISSING or value != default:
-            deviations[key] = value
-    return deviations

@@ -3,6 +3,9 @@
 Without a checkpoint it exports the finished cell: `python -m stn.export data=mnist_r model=st_cnn_tps budget=quick`.
 """
 
+from collections.abc import Sequence
+
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from stn.config import front_door
@@ -14,6 +17,8 @@ NAMES = {"torch": "torch, eager", "float32": "ONNX float32", "int8": "ONNX int8"
 def export(cfg: DictConfig) -> None:
     if cfg.weights:
         raise UserError(f"weights={cfg.weights} is only for stn.evaluate: give stn.export a checkpoint=")
+    if cfg.checkpoint is not None:
+        _refuse_settings(cfg.checkpoint, HydraConfig.get().overrides.task)
     from stn.deployment import deploy  # loads Lightning, ten seconds, so only after the config is checked
     from stn.report.statistics import wilson
 
@@ -36,6 +41,16 @@ def export(cfg: DictConfig) -> None:
         values = f"{run['error']:.2f}", f"{low:.2f} to {high:.2f}", agreement, f"{time['median']:.3f}", spread, size
         print(line.format(NAMES[name], *values).rstrip())
     print(f"-> {', '.join(facts['files'])}")
+
+
+def _refuse_settings(checkpoint: str, overrides: Sequence[str]) -> None:
+    """Raise UserError for a key of the training, which is over, or of its data; `data=...` chooses another data set."""
+    keys = [override.split("=")[0].lstrip("+~") for override in overrides]
+    for key in keys:
+        group, _, rest = key.partition(".")
+        if rest and (group in ("model", "budget") or (group == "data" and "data" not in keys)):
+            others = "; data=... tests it on another data set" if group == "data" else ""
+            raise UserError(f"{key}: checkpoint={checkpoint} has the {group} of its training: drop {key}={others}")
 
 
 main = front_door(export)

@@ -29,6 +29,7 @@ from stn.deployment import to_onnx
 from stn.errors import UserError
 from stn.experiments.mnist.data import Digits, distortion, undistorted
 from stn.experiments.mnist.distortions import Pose
+from stn.runs import CHECKPOINT, find_runs, read_run
 from stn.training.run import load, quieten
 from stn.weights import list_weights
 from stn.weights import load as load_weights
@@ -81,18 +82,18 @@ def find_networks(data: str, budget: str | None = None) -> list[Trained]:
 
 def _longest_run(data: str, model: str, budget: str | None) -> Trained | None:
     """The finished run of a network that saw the most images, of those that can still be loaded."""
-    finished = []
-    for file in Path("outputs/runs").glob(f"{budget or '*'}/{data}-{model}/*/result.json"):
-        if (file.parent / "last.ckpt").is_file():
-            result = json.loads(file.read_text(encoding="utf-8"))
-            finished.append((result["images_seen"], file.stat().st_mtime, file.parent, result))
-    for _, _, folder, result in sorted(finished, key=lambda run: run[:2], reverse=True):
+    longest: Trained | None = None
+    images_seen = 0
+    for folder in find_runs(Path("outputs"), budget or "*", f"{data}-{model}"):  # on a tie the newest
         try:
-            learner = load(folder / "last.ckpt")
-        except UserError:  # a run of older code: try the next
+            result, _ = read_run(folder)
+            if result["images_seen"] > images_seen:
+                learner = load(folder / CHECKPOINT)
+                images_seen = result["images_seen"]
+                longest = _trained(model, learner.network, result, learner.cfg.budget)
+        except UserError:  # it is damaged, or of older code
             continue
-        return _trained(model, learner.network, result, learner.cfg.budget)
-    return None
+    return longest
 
 
 def _published(data: str, model: str, budget: str | None) -> Trained | None:

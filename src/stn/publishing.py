@@ -5,7 +5,6 @@ test set within one image in a thousand: in float16 if that suffices, else in fl
 """
 
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,13 +19,14 @@ from stn.errors import UserError
 from stn.experiments import find_tables
 from stn.files import write_texts
 from stn.params import BUDGETS, COLUMNS
-from stn.report.pages import Report, Sources, fill
+from stn.report.blocks import Report, Sources
+from stn.report.pages import fill
 from stn.report.records import Record, load_records
 from stn.report.table import Cell
 from stn.report.weights import cards
+from stn.runs import CHECKPOINT, find_runs, read_run
 from stn.schema import typed
 from stn.training.learner import Learner
-from stn.training.record import read_result
 from stn.training.run import answers, load, quieten
 from stn.weights import CLONE, SCHEMA, SUFFIX, read_card, write
 
@@ -125,17 +125,14 @@ def find_run(record: Record, outputs: Path) -> Run:
 
     Raises UserError if there is no run of the record below `outputs`, or if all of them differ from it.
     """
-    seed, place = record.seeds[0], outputs / "runs" / record.budget
+    seed, name = record.seeds[0], f"{record.data}-{record.model}"
     reasons = []
-    for folder in sorted(place.glob(f"{record.data}-{record.model}*/*-s{seed.seed}")):
+    for folder in find_runs(outputs, record.budget, f"{name}*", seed.seed):
         try:
-            finished = read_result(folder)
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile):
-            reasons.append(f"{folder} has a damaged result")
+            result, arrays = read_run(folder)
+        except UserError as error:
+            reasons.append(str(error))
             continue
-        if finished is None or not (folder / "last.ckpt").is_file():
-            continue
-        result, arrays = finished
         differences = [key for key in ("errors", "n_test", "steps") if result[key] != getattr(seed, key)]
         if differences:
             key = differences[0]
@@ -144,11 +141,11 @@ def find_run(record: Record, outputs: Path) -> Run:
             reasons.append(f"{folder} has another validation curve")
         elif not np.array_equal(arrays["correct"], record.correct):
             reasons.append(f"{folder} has other test images right")
-        elif OmegaConf.to_container(load(folder / "last.ckpt").cfg) != filled(record.config):
+        elif OmegaConf.to_container(load(folder / CHECKPOINT).cfg) != filled(record.config):
             reasons.append(f"{folder} was trained with another config")
         else:
             return Run(folder, result, record)
-    where = f"{place}/{record.data}-{record.model}"
+    where = outputs / "runs" / record.budget / name
     raise UserError(f"{record.path}: {'; '.join(reasons) if reasons else f'no finished run of it in {where}'}")
 
 
@@ -158,7 +155,7 @@ def _write(run: Run) -> str:
     raw = Path(record.config["data"]["raw"]).name
     if raw not in DATA_LICENCES:
         raise UserError(f"{record.path}: no licence is known that allows publishing weights learned from {raw}")
-    learner = load(run.folder / "last.ckpt")
+    learner = load(run.folder / CHECKPOINT)
     # Copied, because the network gets rounded weights.
     state = {key: value.numpy().copy() for key, value in learner.network.state_dict().items()}
     dtype, tensors, errors = _stored(state, learner, run)

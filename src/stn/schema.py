@@ -5,9 +5,9 @@ Values live in `conf/`; only keys that were added later have defaults here, so t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import Enum, StrEnum
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -165,3 +165,25 @@ def typed(config: Mapping) -> dict[str, DictConfig]:
 def filled(config: Mapping) -> dict:
     """An `experiment` of any age, with keys that are newer than it at their defaults."""
     return {group: OmegaConf.to_container(values, enum_to_str=True) for group, values in typed(config).items()}
+
+
+def deliberate(config: Mapping) -> dict:
+    """An `experiment` without keys at their defaults, which a new key with a default does not change."""
+    kind = load(config["data"]["kind"], "config")
+    schemas = {"data": kind.DATA, "model": kind.MODEL, "budget": BudgetConfig}
+    return {group: _without_defaults(config[group], schema) for group, schema in schemas.items()}
+
+
+def _without_defaults(values: Mapping, schema: type) -> dict:
+    """The values of a group that are not the defaults of their keys, also in nested groups."""
+    hints, parts = get_type_hints(schema), {part.name: part for part in fields(schema)}
+    deviations = {}
+    for key, value in values.items():
+        part = parts[key]
+        default = part.default if part.default_factory is MISSING else part.default_factory()
+        default = list(default) if isinstance(default, tuple) else default  # a config of primitives has lists
+        if is_dataclass(hints[key]) and isinstance(value, Mapping):
+            deviations[key] = _without_defaults(value, hints[key])
+        elif default is MISSING or value != default:
+            deviations[key] = value
+    return deviations

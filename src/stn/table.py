@@ -23,8 +23,9 @@ from stn.front_door import guard
 from stn.messages import Parser
 from stn.params import BUDGETS, COLUMNS, TABLES, Params, read_params
 from stn.report import tables
+from stn.report.blocks import Report, Sources, find_pages
 from stn.report.metrics import render_curves, render_metrics
-from stn.report.pages import Report, Sources, fill, find_pages
+from stn.report.pages import fill
 from stn.report.records import Record
 from stn.report.weights import cards
 

@@ -18,7 +18,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,23 +31,6 @@ TIMEOUT = 30.0  # seconds without receiving a byte
 ATTEMPTS = 3  # successive attempts without new bytes, per source
 PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
 CHUNK = 1 << 16
-
-SVHN = "http://ufldl.stanford.edu/housenumbers/"
-SVHN_IMAGES = {"train": 33_402, "test": 13_068, "extra": 202_353}
-SVHN_BYTES = {"train": 404_141_560, "test": 276_555_967, "extra": 1_955_489_752}  # no checksum is published
-DIGITS = "digitStruct.mat"  # the labels and boxes in each archive of SVHN
-LABELS = "labels.json"  # the labels of photographs of house numbers, without boxes
-ELSEWHERE = {  # parts of a source of house numbers that a mirror keeps in another folder
-    ("svhn_photos", "extra"): ("svhn_strips", "train"),
-    ("svhn_photos", "test"): ("svhn_strips", "test"),
-}
-LABELLED = {("svhn_photos", "train")}  # folders of a mirror that hold LABELS instead of DIGITS
-CUB = "CUB_200_2011"  # the name of the archive without its suffix, and of the folder inside it
-CUB_URLS = (
-    "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
-    "https://s3.amazonaws.com/fast-ai-imageclas/CUB_200_2011.tgz",  # the same file, hosted by fast.ai
-)
-CUB_MD5, CUB_BYTES = "97eceeb196236b17998738112f37df78", 1_150_585_339
 
 
 @dataclass(frozen=True)
@@ -118,53 +100,15 @@ def fetch_mnist(folder: Path) -> list[Path]:
     ]
 
 
-def fetch_numbers(folder: Path, source: str, extra: bool) -> list[Path]:
-    """Download house numbers: `folder/<part>.tar.gz`, or the unpacked `folder/<part>`, of `train`, `test` and `extra`.
-
-    `source` is `svhn` (format 1, whole images), which has an official URL, or a folder of the mirror with the same
-    layout, of which some parts lie `ELSEWHERE`.
-    """
-    return [_fetch_part(folder, source, part) for part in ("train", "test", *(["extra"] if extra else []))]
-
-
-def _fetch_part(folder: Path, source: str, part: str) -> Path:
-    packed, unpacked, location = folder / f"{part}.tar.gz", folder / part, ELSEWHERE.get((source, part), (source, part))
-    if not packed.exists():
-        table = LABELS if location in LABELLED else DIGITS
-        images = SVHN_IMAGES[part] if source == "svhn" else None
-        copied = _copied(unpacked, _at_mirror(*location), partial(_numbers_fault, table, images), (table, "*.png"))
-        if copied:
-            return copied
-    if source == "svhn":
-        file = RemoteFile(packed.name, (SVHN + packed.name,), None, SVHN_BYTES[part], holds=DIGITS)
-        return download(file, folder, source)
-    raise UserError(f"{source} has no official URL: set STN_DATA_MIRROR to a folder that holds {'/'.join(location)}")
-
-
-def fetch_birds(folder: Path, fault: Callable[[Path], str | None]) -> list[Path]:
-    """Download CUB-200-2011 to `folder/CUB_200_2011.tgz`, or copy the unpacked folder if a mirror holds only that.
-
-    `fault` is `stn.experiments.cub.archive.fault`: what is wrong with an unpacked folder, or None.
-    """
-    packed, unpacked, mirror_folder = folder / f"{CUB}.tgz", folder / CUB, _at_mirror("cub", CUB)
-    if not packed.exists():
-        if mirror_folder and mirror_folder.with_suffix(".tgz").exists():
-            mirror_folder = None  # the archive is preferred: its checksum is known
-        copied = _copied(unpacked, mirror_folder, fault, ("*.txt", "parts/*.txt", "images/*/*"))
-        if copied:
-            return [copied]
-    return [download(RemoteFile(packed.name, CUB_URLS, CUB_MD5, CUB_BYTES), folder, "cub")]
-
-
-def _at_mirror(source: str, name: str) -> Path | None:
-    """The path of `source/name` in the mirror; None if the mirror is not a local folder."""
+def find_in_mirror(source: str, name: str) -> Path | None:
+    """The path of `source/name` in the mirror, which need not exist; None if the mirror is not a local folder."""
     mirror = _mirror() or ""
     if not mirror.startswith("file:"):
         return None
     return Path(urllib.request.url2pathname(urllib.parse.urlparse(mirror).path), source, name)
 
 
-def _copied(
+def copy_folder(
     target: Path, mirror_folder: Path | None, fault: Callable[[Path], str | None], patterns: tuple[str, ...]
 ) -> Path | None:
     """Copy an unpacked folder from the mirror to `target` unless it is there already, and return it; None if neither.
@@ -194,16 +138,6 @@ def _copied(
         target.parent.mkdir(parents=True, exist_ok=True)
         move_in(scratch, target)
     return target
-
-
-def _numbers_fault(table: str, expected: int | None, folder: Path) -> str | None:
-    """What is wrong with a folder of `expected` images (None: any number) and their `table`; None if nothing is."""
-    if not (folder / table).is_file():
-        return f"holds no {table}"
-    n = sum(1 for _ in folder.glob("*.png"))
-    if not n:
-        return "holds no PNG image"
-    return None if expected in (None, n) else f"holds {n} PNG images, not {expected}"
 
 
 def export_embedded(folder: Path) -> list[Path]:

@@ -1,9 +1,74 @@
-"""Blocks of tables between two markers in pages such as the README, and which files are stale."""
+"""What generated blocks of pages have in common: their sources, their marks, and tables and links as Markdown."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stn.errors import UserError
+from stn.report.records import Record
+
+REPORTS = Path("reports")
+
+
+class NoRecords(UserError):
+    """The records of a block are not here: they are of another budget, or of cells that `params.yaml` leaves out."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The records of a table.
+
+    Attributes:
+        budgets: the records at each budget that has any, the leading budget first. One empty list if there are none.
+        stem: the name of the files of the leading budget, such as "table1-paper".
+    """
+
+    budgets: Sequence[Sequence[Record]]
+    stem: str
+
+    @property
+    def leading(self) -> Sequence[Record]:
+        return self.budgets[0]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The sources of blocks.
+
+    Attributes:
+        report: the report of a table, by its number.
+        schedules: the settings of each budget, by its name.
+        root: the folder that holds README.md, docs and reports.
+    """
+
+    report: Callable[[int], Report]
+    schedules: Mapping[str, Mapping[str, Any]]
+    root: Path = Path()
+
+    def read(self, path: Path) -> str:
+        """The text of a file below the root; UserError if it cannot be read."""
+        try:
+            return (self.root / path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+
+
+def find_pages(root: Path) -> list[Path]:
+    """The existing pages among README.md and those of docs/, relative to `root`."""
+    paths = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return [path.relative_to(root) for path in paths if path.is_file()]
+
+
+def link(target: str | Path, page: Path) -> str:
+    """A path below the root as a link from a page."""
+    return Path(os.path.relpath(target, page.parent)).as_posix()
+
+
+def shorten(machine: str) -> str:
+    """The name of a processor or GPU without the parts that carry no information."""
+    return machine.replace("(R)", "").replace(" Processor", "")
 
 
 def readme_block(markdown: str) -> str:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from stn.errors import UserError
 from stn.report.records import Record
 from stn.report.statistics import interval, mcnemar, verdict
-from stn.report.table import Column, Row, Table
+from stn.report.table import Comparison, Contest, Row, Table
 
 SIGNIFICANT = 0.05
 NOT_BEATEN, NOT_CLEARLY = "†", "‡"
@@ -35,54 +35,6 @@ class Value:
     def seconds(self) -> float:
         """Training time of all seeds."""
         return sum(seed.seconds for seed in self.record.seeds)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A record compared with another of its column, by an exact McNemar test for each common seed.
-
-    `ours` and `theirs` are their means over the common seeds, as the table prints values. Each of `tests` is (p, n01,
-    n10): only the record has n01 images right, only the other has n10. `p` is the largest of the tests. `beats`
-    compares `ours` and `theirs`; `sure` is true if all tests agree with it at p < 0.05.
-    """
-
-    record: Record
-    other: Record
-    ours: float
-    theirs: float
-    tests: Sequence[tuple[float, int, int]]
-    p: float
-    beats: bool
-    sure: bool
-
-    @property
-    def row(self) -> Row:
-        return self.record.row
-
-    @property
-    def column(self) -> Column:
-        return self.record.column
-
-    @property
-    def clear(self) -> bool:
-        """Whether the record is significantly better."""
-        return self.beats and self.sure
-
-
-@dataclass(frozen=True)
-class Contest:
-    """Comparisons of rows with other rows: a section of the report, and sentences of the summary.
-
-    `opponents` gives the rows with which a row is compared. `head` names five columns of the section: the opponent's
-    value, the row's value, the images that only the opponent has right, those that only the row has right, and whether
-    the row is better. With `names_both` the section names both rows. `tell` makes the sentences of the summary.
-    """
-
-    title: str
-    head: tuple[str, str, str, str, str]
-    opponents: Callable[[Row], Iterable[Row]]
-    tell: Callable[[Table, Sequence[Comparison]], list[str]] = lambda table, comparisons: []
-    names_both: bool = False
 
 
 def measure(table: Table, records: Sequence[Record]) -> list[Value]:

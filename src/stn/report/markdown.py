@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from stn.report.budgets import build_budgets
 from stn.report.captions import caption, explain_against, legend
-from stn.report.comparisons import Comparison, Contest, compare, format_p, order_steps
+from stn.report.comparisons import compare, format_p, order_steps
 from stn.report.matrix import Matrix, build_matrix, format_place, typeset_minus
 from stn.report.records import Record
 from stn.report.summary import summarise
-from stn.report.table import Grid, Row, Section, Table
+from stn.report.table import Comparison, Contest, Grid, Row, Section, Table
 
 PAIRED = (
     "Both networks on the same test {images}: McNemar's exact two-sided test on the {images} that only one of them "

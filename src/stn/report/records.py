@@ -1,6 +1,6 @@
 """Reads and checks the records of trained cells: `load_records`.
 
-A cell leaves `<key>.json` (`stn.report.table.Cell.key`), the arrays beside it in an NPZ (see `stn.training.record`),
+A cell leaves `<key>.json` (`stn.report.rows.Cell.key`), the arrays beside it in an NPZ (see `stn.training.record`),
 and `<key>-export.json` if `stn.export` measured it. Records from `load_records` are complete, consistent and of their
 cells, so comparisons and renderers need not check them.
 """
@@ -8,8 +8,8 @@ cells, so comparisons and renderers need not check them.
 import json
 import math
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
@@ -17,7 +17,10 @@ import numpy as np
 
 from stn.codebase import fault
 from stn.errors import UserError
-from stn.report.table import Column, Row, Table
+from stn.report.rows import Column, Export, Record, Row, Run, Seed
+from stn.report.table import Table
+
+__all__ = ["Record", "config_differences", "load_records", "missing"]
 
 SCHEMA = 1
 
@@ -25,95 +28,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Kind = TypeVar("Kind", bound="DataclassInstance")
-
-
-@dataclass(frozen=True)
-class Seed:
-    """One training of a cell: its `error` in percent, that is `errors` of `n_test` test images.
-
-    `seconds` are of training; `validation` is the curve [step, error in percent, loss]; `provenance` holds the date,
-    machine and versions, and in `weights` the pretrained weights that it started from, if any.
-    """
-
-    seed: int
-    error: float
-    errors: int
-    n_test: int
-    steps: int
-    images_seen: int
-    seconds: float
-    provenance: Mapping[str, Any]
-    validation: Sequence[Sequence[float]] = ()
-
-    @property
-    def array(self) -> str:
-        """The name of the record's array that says which test images this seed has right."""
-        return f"correct_s{self.seed}"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One way to run an exported network: errors as in `Seed`, `agreement` with torch's answers in percent.
-
-    `latency` is of one image, in ms: median, low, high, and n, the number of runs. `bytes` is the size of its file.
-    """
-
-    error: float
-    errors: int
-    agreement: float
-    latency: Mapping[str, float]
-    bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Export:
-    """The measurements of a record's first network as ONNX files: `runs` by torch, float32 and int8."""
-
-    tested: str
-    n_test: int
-    trained: Mapping[str, Any]
-    config: Mapping[str, Any]
-    runs: Mapping[str, Run]
-    provenance: Mapping[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """What a cell's training measured, at the `row` and `column` of the table that shows it.
-
-    `part` names what replaces the paper's data, if anything does; `parameters` and `multiply_adds` (of one image) are
-    the network's; `config` is that of the training. `arrays` are read-only facts about test images, such as
-    `correct_s0`, bool (n_test,). `code` identifies the code that trained the cell, and `adopted` lists later code that
-    was shown to give the same numbers, with the evidence; older records have neither.
-    """
-
-    row: Row
-    column: Column
-    data: str
-    model: str
-    budget: str
-    part: str | None
-    parameters: int
-    multiply_adds: int
-    n_test: int
-    config: Mapping[str, Any]
-    seeds: tuple[Seed, ...]
-    pose_names: Sequence[str]
-    path: Path
-    arrays: Mapping[str, np.ndarray]
-    export: Export | None = None
-    code: Mapping[str, Any] = field(default_factory=dict)
-    adopted: Sequence[Mapping[str, Any]] = ()
-
-    @property
-    def error(self) -> float:
-        """The error in percent, the mean over seeds."""
-        return float(np.mean([seed.error for seed in self.seeds]))
-
-    @property
-    def correct(self) -> np.ndarray:
-        """Which test images the first seed has right, bool (n_test,)."""
-        return self.arrays[self.seeds[0].array].astype(bool)
 
 
 # The required and the optional keys of the JSON files. The table gives a cell's row and column, so those of older

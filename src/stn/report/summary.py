@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from stn.report.comparisons import SIGNIFICANT, Comparison, compare, measure, order_steps
+from stn.report.comparisons import SIGNIFICANT, compare, measure, order_steps
 from stn.report.records import Record
-from stn.report.table import Table
+from stn.report.table import Comparison, Table
 
 
 def summarise(table: Table, records: Sequence[Record]) -> list[str]:

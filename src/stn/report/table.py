@@ -1,4 +1,4 @@
-"""The parts of a table: columns, rows, contests between rows, sections and figures.
+"""Tables: their rows and columns, contests between rows, sections and figures.
 
 An experiment builds its tables from these objects in its own `table.py`. This module reads no file and is quick to
 import, because the pipeline reads the cells to train from the tables too.
@@ -6,107 +6,16 @@ import, because the pipeline reads the cells to train from the tables too.
 
 from __future__ import annotations
 
-import re
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from stn.report.comparisons import Contest
-    from stn.report.records import Record
+from stn.report.rows import Cell, Column, Record, Row
 
-LONGEST = 150  # characters of a cell's key, which names files: a longer key is cut and ends in a checksum
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is trained and recorded once: a data set, a model, and settings such as "model.sampler=integer".
-
-    The names are those of conf/data/<data>.yaml and conf/model/<model>.yaml.
-    """
-
-    data: str
-    model: str
-    settings: tuple[str, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """The name of its record: `<data>-<model>`, then `-<key>_<value>` for each setting."""
-        settings = (setting.partition("=") for setting in self.settings)
-        names = (f"{key.rpartition('.')[2]}_{re.sub('[^A-Za-z0-9_.]+', '_', value)}" for key, _, value in settings)
-        key = "-".join((self.data, self.model, *names))
-        return key if len(key) <= LONGEST else f"{key[: LONGEST - 9]}-{zlib.crc32(key.encode()):08x}"
-
-
-@dataclass(frozen=True, eq=False)
-class Column:
-    """A data set, as the column of a table.
-
-    `data` names its config; rows may have data sets of their own in the column (`Row.data`). `settings` are deviations
-    of its cells from their configs. `stand_ins` are data sets that replace the paper's; their records are shown in the
-    same column. `description` is the column's name in figures, `note` a sentence below the table.
-    """
-
-    label: str
-    data: str = ""
-    settings: tuple[str, ...] = ()
-    note: str = ""
-    description: str = ""
-    stand_ins: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """A network, as the row of a table: its `model` config, and the `settings` that deviate from it.
-
-    `paper` holds the values that the paper prints; a row without any is ours. A row that is only `cited` names its
-    source and is never run. `transformer` says that the network has one, so that its record must hold the table's
-    arrays. `baseline` is the row to beat, `control` the same network with fixed windows. `data` gives the row data sets
-    of its own, by column; other columns then have no such cell.
-
-    A row `on_demand` is trained only when asked for. A row `shown_where_run` is shown, and required, only where it has
-    a record. `absent` is the text of a place without a record. `images`, such as ("classes", 3), restricts the row to
-    test images: those for which this array of the record has this value. `short` and `colour` are for figures, `note`
-    is a sentence below the table.
-    """
-
-    label: str
-    model: str = ""
-    settings: tuple[str, ...] = ()
-    paper: Mapping[Column, float] = field(default_factory=dict)
-    baseline: Row | None = None
-    control: Row | None = None
-    transformer: bool = False
-    data: Mapping[Column, str] | None = None
-    cited: str = ""
-    on_demand: bool = False
-    shown_where_run: bool = False
-    absent: str = "not run"
-    images: tuple[str, int] | None = None
-    short: str = ""
-    colour: str = ""
-    note: str = ""
-
-    @property
-    def name(self) -> str:
-        """The row's name in figures."""
-        return self.short or self.label
-
-    def cells(self, column: Column) -> tuple[Cell, ...]:
-        """The cells whose records the row shows in a column: first its own, then stand-ins.
-
-        Empty if the row has nothing in the column, or is only cited.
-        """
-        data = column.data if self.data is None else self.data.get(column, "")
-        if not self.model or not data:
-            return ()
-        names = (data, *(column.stand_ins if self.data is None else ()))
-        return tuple(Cell(name, self.model, column.settings + self.settings) for name in names)
+__all__ = ["Aside", "Cell", "Column", "Comparison", "Contest", "Figure", "Grid", "Row", "Section", "Table"]
 
 
 @dataclass(frozen=True)
@@ -157,6 +66,54 @@ class Figure:
         getattr(import_module(module), function)(records).save(path)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A record compared with another of its column, by an exact McNemar test for each common seed.
+
+    `ours` and `theirs` are their means over the common seeds, as the table prints values. Each of `tests` is (p, n01,
+    n10): only the record has n01 images right, only the other has n10. `p` is the largest of the tests. `beats`
+    compares `ours` and `theirs`; `sure` is true if all tests agree with it at p < 0.05.
+    """
+
+    record: Record
+    other: Record
+    ours: float
+    theirs: float
+    tests: Sequence[tuple[float, int, int]]
+    p: float
+    beats: bool
+    sure: bool
+
+    @property
+    def row(self) -> Row:
+        return self.record.row
+
+    @property
+    def column(self) -> Column:
+        return self.record.column
+
+    @property
+    def clear(self) -> bool:
+        """Whether the record is significantly better."""
+        return self.beats and self.sure
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Comparisons of rows with other rows: a section of the report, and sentences of the summary.
+
+    `opponents` gives the rows with which a row is compared. `head` names five columns of the section: the opponent's
+    value, the row's value, the images that only the opponent has right, those that only the row has right, and whether
+    the row is better. With `names_both` the section names both rows. `tell` makes the sentences of the summary.
+    """
+
+    title: str
+    head: tuple[str, str, str, str, str]
+    opponents: Callable[[Row], Iterable[Row]]
+    tell: Callable[[Table, Sequence[Comparison]], list[str]] = lambda table, comparisons: []
+    names_both: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """A table of the paper, or one of ours in the same form.
@@ -168,9 +125,11 @@ class Table:
     depend. `arrays` names the arrays that the record of a row with a transformer must hold; `check` returns why a
     record is damaged, if it is. `contests` compare rows. `orders` are rankings that the paper claims, each from worst
     to best; an order with rows that are ours tests the same claim on them. `rival` is the legend's word for the
-    baselines if they are many, `images` the word for a network's inputs. `remarks` give sentences of the caption,
-    `asides` grids beside the main one, `sections` further parts of the Markdown report: functions of the table and its
-    records, which may return "" or None.
+    baselines if they are many, `images` the word for a network's inputs. `chosen_by` is the knob of `params.yaml` that
+    chooses the data sets to train on, by their names without the last part; a choice also takes the data sets that
+    `chosen_with` gives it. The networks of a table that is `exported` are also measured as ONNX files. `remarks` give
+    sentences of the caption, `asides` grids beside the main one, `sections` further parts of the Markdown report:
+    functions of the table and its records, which may return "" or None.
     """
 
     number: int
@@ -187,6 +146,9 @@ class Table:
     orders: tuple[tuple[Row, ...], ...] = ()
     rival: str = ""
     images: str = "images"
+    chosen_by: str = ""
+    chosen_with: Mapping[str, str] = field(default_factory=dict)
+    exported: bool = False
     remarks: tuple[Callable[[Table, Sequence[Record]], str], ...] = ()
     asides: tuple[Callable[[Table, Sequence[Record]], Aside | None], ...] = ()
     sections: tuple[Callable[[Table, Sequence[Record]], Section | None], ...] = ()

@@ -37,10 +37,11 @@ from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from stn.codebase import is_shown, training_digest
-from stn.config import deliberate, experiment
+from stn.config import experiment
 from stn.environment import cores
 from stn.errors import UserError
 from stn.files import write_whole
+from stn.schema import deliberate
 
 SCHEMA = 1
 

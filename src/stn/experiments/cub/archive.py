@@ -21,13 +21,13 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from stn.data.download import CUB
 from stn.data.progress import progress, why, writing
 from stn.data.reading import AGAIN, archive, whole
 from stn.data.stored import evenly, sha256, writing_sets
 from stn.environment import cores
 from stn.errors import UserError
 
+CUB = "CUB_200_2011"  # the name of the archive without its suffix, and of the folder inside it
 PARTS = 15
 TEXTS = (
     "classes.txt",

@@ -11,22 +11,37 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stn.data.download import fetch_birds
+from stn.data.download import RemoteFile, copy_folder, download, find_in_mirror
 from stn.data.stored import read_set
-from stn.experiments.cub.archive import StoredCub, check, fault, open_set, recipe, store
+from stn.experiments.cub.archive import CUB, StoredCub, check, fault, open_set, recipe, store
 from stn.experiments.cub.regions import REGIONS, SCALE
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Translation
 
 DOOR = "crop"  # `python -m stn.crop` stores its sets
 
+CUB_URLS = (
+    "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+    "https://s3.amazonaws.com/fast-ai-imageclas/CUB_200_2011.tgz",  # the same file, hosted by fast.ai
+)
+CUB_MD5, CUB_BYTES = "97eceeb196236b17998738112f37df78", 1_150_585_339
+
 EXAMPLES, SHOWN = 8, 128  # test images in a record, and their side in pixels
 __all__ = ["DOOR", "CubSource", "fetch", "source", "store"]
 
 
 def fetch(data: DictConfig) -> list[Path]:
-    """Download the archive of birds, or copy a mirror's folder, to `data.raw`. Returns its path."""
-    return fetch_birds(Path(data.raw), partial(fault, classes=data.classes))
+    """Download CUB-200-2011 to `data.raw`, or copy the folder of a mirror that holds it unpacked. Returns its path."""
+    folder = Path(data.raw)
+    packed, unpacked, mirror_folder = folder / f"{CUB}.tgz", folder / CUB, find_in_mirror("cub", CUB)
+    if not packed.exists():
+        if mirror_folder and mirror_folder.with_suffix(".tgz").exists():
+            mirror_folder = None  # the archive is preferred: its checksum is known
+        find_fault = partial(fault, classes=data.classes)
+        copied = copy_folder(unpacked, mirror_folder, find_fault, ("*.txt", "parts/*.txt", "images/*/*"))
+        if copied:
+            return [copied]
+    return [download(RemoteFile(packed.name, CUB_URLS, CUB_MD5, CUB_BYTES), folder, "cub")]
 
 
 def load_stored(data: DictConfig, split: str) -> tuple[StoredCub, list[str], list[str]]:

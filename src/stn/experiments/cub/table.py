@@ -3,8 +3,8 @@
 from functools import partial
 
 from stn.experiments.cub.parts import describe_follows, describe_parts, describe_trunks
-from stn.report.comparisons import WITH_AND_WITHOUT, Contest, count_wins, find_baseline, find_control, tell_each
-from stn.report.table import Column, Figure, Row, Table
+from stn.report.comparisons import WITH_AND_WITHOUT, count_wins, find_baseline, find_control, tell_each
+from stn.report.table import Column, Contest, Figure, Row, Table
 
 ALL = Column("200 classes")
 FIRST_50 = Column("50 classes", note="The column of 50 classes is ours: a part of the paper's data.")
@@ -107,6 +107,7 @@ BIRDS = Table(
             lambda row: [TWO_448] if row is TWO_448_OWN else [],
         ),
     ),
+    chosen_by="birds",
     rival="CNN 224 px",
     orders=((CNN, TWO_224, TWO_448, FOUR_448),),
     remarks=(describe_trunks,),

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from stn.report.captions import format_counts, format_span
-from stn.report.comparisons import Comparison, format_p
+from stn.report.comparisons import format_p
 from stn.report.records import Record
 from stn.report.statistics import interval
-from stn.report.table import Aside, Grid, Row, Table
+from stn.report.table import Aside, Comparison, Grid, Row, Table
 
 # The heads of the columns, and the same in two short lines for the terminal.
 HEADS = {

@@ -5,8 +5,8 @@ from functools import partial
 
 from stn.experiments.mnist.costs import describe_costs, find_larger, tell_small_against_large
 from stn.experiments.mnist.gains import describe_gains
-from stn.report.comparisons import WITH_AND_WITHOUT, Contest, count_wins, find_baseline
-from stn.report.table import Column, Figure, Row, Table
+from stn.report.comparisons import WITH_AND_WITHOUT, count_wins, find_baseline
+from stn.report.table import Column, Contest, Figure, Row, Table
 
 # ----------------------------------------------------------------------------------------------- Table 1
 
@@ -164,6 +164,7 @@ SIZES: Table = Table(
             names_both=True,
         ),
     ),
+    exported=True,
     rival="the CNN of its size",
     asides=(describe_costs,),
     figures=(Figure("table8.png", "stn.experiments.mnist.plots:draw_sizes"),),

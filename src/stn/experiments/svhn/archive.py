@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from stn.data.download import DIGITS, LABELS
 from stn.data.progress import progress, why, writing
 from stn.data.reading import AGAIN, archive, whole
 from stn.errors import UserError
 from stn.files import digest
 
+DIGITS = "digitStruct.mat"  # the labels and boxes in each archive of SVHN
+LABELS = "labels.json"  # the labels of photographs of house numbers, without boxes
 FIELDS = ("left", "top", "width", "height", "label")
 
 

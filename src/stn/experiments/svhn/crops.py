@@ -27,13 +27,12 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageFilter
 
-from stn.data.download import DIGITS
 from stn.data.progress import progress
 from stn.data.reading import archive, whole
 from stn.data.stored import evenly, sha256, writing_sets
 from stn.environment import cores
 from stn.errors import UserError
-from stn.experiments.svhn.archive import Table, table_of
+from stn.experiments.svhn.archive import DIGITS, Table, table_of
 
 POSITIONS, NONE = 5, 10  # the largest number of digits, and the class of a position without a digit
 KINDS = ("images", "labels", "boxes")  # the arrays of a stored set that a run reads

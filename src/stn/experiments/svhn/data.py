@@ -1,6 +1,7 @@
 """The data source of house numbers: batches of the stored crops."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,24 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stn.data.download import fetch_numbers
+from stn.data.download import RemoteFile, copy_folder, download, find_in_mirror
 from stn.data.stored import read_set
 from stn.errors import UserError
+from stn.experiments.svhn.archive import DIGITS, LABELS
 from stn.experiments.svhn.crops import KINDS, in_frame, recipe, spot, store
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import pixel_centres
 
 DOOR = "crop"  # `python -m stn.crop` stores its sets
+
+SVHN = "http://ufldl.stanford.edu/housenumbers/"
+SVHN_IMAGES = {"train": 33_402, "test": 13_068, "extra": 202_353}
+SVHN_BYTES = {"train": 404_141_560, "test": 276_555_967, "extra": 1_955_489_752}  # no checksum is published
+ELSEWHERE = {  # parts of a source of house numbers that a mirror keeps in another folder
+    ("svhn_photos", "extra"): ("svhn_strips", "train"),
+    ("svhn_photos", "test"): ("svhn_strips", "test"),
+}
+LABELLED = {("svhn_photos", "train")}  # folders of a mirror that hold LABELS instead of DIGITS
 
 CHUNK = 500  # batch size for passes over a whole set
 EXAMPLES = 8  # test images in figures
@@ -24,8 +35,37 @@ __all__ = ["DOOR", "SvhnSource", "fetch", "source", "store"]
 
 
 def fetch(data: DictConfig) -> list[Path]:
-    """Download the archives of house numbers, or copy a mirror's folders, to `data.raw`. Returns their paths."""
-    return fetch_numbers(Path(data.raw), data.source.name, data.extra)
+    """Fetch house numbers: `<part>.tar.gz`, or its unpacked folder, of `train`, `test` and, if asked for, `extra`.
+
+    They come to `data.raw`. `data.source` is `svhn` (format 1, whole images), which has an official URL, or a folder of
+    the mirror with the same layout, of which some parts lie `ELSEWHERE`. Returns the paths.
+    """
+    parts = ("train", "test", *(["extra"] if data.extra else []))
+    return [_fetch_part(Path(data.raw), data.source.name, part) for part in parts]
+
+
+def _fetch_part(folder: Path, source: str, part: str) -> Path:
+    packed, unpacked, location = folder / f"{part}.tar.gz", folder / part, ELSEWHERE.get((source, part), (source, part))
+    if not packed.exists():
+        table = LABELS if location in LABELLED else DIGITS
+        images = SVHN_IMAGES[part] if source == "svhn" else None
+        copied = copy_folder(unpacked, find_in_mirror(*location), partial(_fault, table, images), (table, "*.png"))
+        if copied:
+            return copied
+    if source == "svhn":
+        file = RemoteFile(packed.name, (SVHN + packed.name,), None, SVHN_BYTES[part], holds=DIGITS)
+        return download(file, folder, source)
+    raise UserError(f"{source} has no official URL: set STN_DATA_MIRROR to a folder that holds {'/'.join(location)}")
+
+
+def _fault(table: str, expected: int | None, folder: Path) -> str | None:
+    """What is wrong with a folder of `expected` images (None: any number) and their `table`; None if nothing is."""
+    if not (folder / table).is_file():
+        return f"holds no {table}"
+    n = sum(1 for _ in folder.glob("*.png"))
+    if not n:
+        return "holds no PNG image"
+    return None if expected in (None, n) else f"holds {n} PNG images, not {expected}"
 
 
 @dataclass

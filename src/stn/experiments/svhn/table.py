@@ -47,6 +47,8 @@ HOUSE_NUMBERS = Table(
         *("example_input", "example_label", "example_said", "example_windows", "example_seen"),
         *("window_all", "box"),
     ),
+    chosen_by="numbers",
+    chosen_with={"svhn_photos": "svhn_strips"},  # both need a mirror
     check=check_positions,
     contests=(WITH_AND_WITHOUT,),
     sections=(describe_positions, describe_windows, describe_moved),
