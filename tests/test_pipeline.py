@@ -20,7 +20,7 @@ from stn.environment import cores
 from stn.errors import UserError
 from stn.files import TYPED_IN, openable
 from stn.params import BUDGETS, DEMO, TABLES, read_params, write_params
-from stn.pipeline import bring_up_to_date, export_names, needed, workspace
+from stn.pipeline import _exports_to_bring_up_to_date, bring_up_to_date, export_names, needed, workspace
 
 PARAMS = """# tiny
 budget: smoke   # a comment
@@ -596,6 +596,24 @@ def test_two_tables_that_show_the_same_experiment_share_its_cell(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert set(declared(read_params(), 1)) & set(declared(read_params(), 7))
     assert len(describe(read_params())["cells"]) == 32 + 5 + 6 + 11 + 14 + 2 + 3 + 6 + 24 + 5
+
+
+def test_a_network_that_is_not_here_is_not_exported_again(tmp_path, monkeypatch):
+    """In a clone, which has the exports' records but no checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    params = read_params()
+    cells, names = declared(params, 8), export_names(params, 8)
+    assert _exports_to_bring_up_to_date(params, 8) == names
+    for cell in cells:
+        record = record_path(params.budget, cell)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.with_name(f"{record.stem}-export.json").touch()
+    assert _exports_to_bring_up_to_date(params, 8) == [] == _exports_to_bring_up_to_date(params, 1)
+    run_here = Path("outputs/runs") / params.budget / cells[2].key / "0123-s0"
+    run_here.mkdir(parents=True)
+    (run_here / "last.ckpt").touch()
+    assert _exports_to_bring_up_to_date(params, 8) == [names[2]]
 
 
 def test_the_seeds_of_a_record_stay_when_others_are_asked_for(tmp_path, monkeypatch):

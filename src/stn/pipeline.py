@@ -56,7 +56,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     if fresh:
         _begun(table, params.budget).unlink(missing_ok=True)
     trained_stages = [name for name, path in records.items() if _seconds_and_dates(path) != previous_runs[name]]
-    exports = export_names(params, table)
+    exports = _exports_to_bring_up_to_date(params, table)
     if exports:  # one after the other, since each is timed
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
     print(f"drawing Table {table} and its figures, about ten seconds", flush=True)
@@ -135,6 +135,20 @@ def needed(params: Params, table: int) -> list[str]:
 def export_names(params: Params, table: int) -> list[str]:
     """The stages that export and time the networks of the table's cells; none for most tables."""
     return [f"export@{stage(params.budget, cell)}" for cell in declared(params, table)] if table in EXPORTED else []
+
+
+def _exports_to_bring_up_to_date(params: Params, table: int) -> list[str]:
+    """`export_names` without those whose networks are not here, in a clone for example: their exports are kept.
+
+    Whether an export is of the record's training is checked when the table reads it.
+    """
+    names = []
+    for name, cell in zip(export_names(params, table), declared(params, table), strict=False):
+        record = record_path(params.budget, cell)
+        is_exported = record.with_name(f"{record.stem}-export.json").exists()
+        if not is_exported or any((Path("outputs/runs") / params.budget / cell.key).glob("*/last.ckpt")):
+            names.append(name)
+    return names
 
 
 def demo(jobs: int) -> None:
