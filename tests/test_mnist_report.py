@@ -42,6 +42,14 @@ def test_the_ceiling_is_shown_where_it_was_run(tmp_path):
     assert "CNN, true pose" not in render_latex(DISTORTED, without)
 
 
+def test_the_share_of_a_gain_and_its_errors_are_of_the_same_seed(tmp_path):
+    cells = {"CNN": [200, 100], "ST-CNN Aff": [100, 100], "CNN, true pose": [77]}
+    paths = [write_cell(tmp_path, row, "R", errors) for row, errors in cells.items()]
+    (gain,) = measure_gains(load_records(DISTORTED, [], paths), CNN, TRUE_POSE)
+    assert (gain.baseline, gain.ours, gain.ceiling) == pytest.approx((2.0, 1.0, 0.77))
+    assert gain.share == pytest.approx(100 * (gain.baseline - gain.ours) / (gain.baseline - gain.ceiling))
+
+
 def test_kernels_are_held_against_bilinear_sampling(tmp_path):
     errors = {"integer": 300, "bilinear": 150, "bicubic": 152, "learned": 90}
     paths = [

@@ -38,8 +38,8 @@ def measure_gains(records: Sequence[Record], baseline: Row, ceiling: Row) -> lis
             continue
         common = sorted(set.intersection(*({seed.seed for seed in member.seeds} for member in trio)))
         if common and len({member.n_test for member in trio}) == 1:
-            without, ours, best = (member.arrays[f"correct_s{common[0]}"] for member in trio)
-            errors = [member.error for member in trio]
+            without, ours, best = right = [member.arrays[f"correct_s{common[0]}"].astype(bool) for member in trio]
+            errors = [100 * float((~correct).mean()) for correct in right]
             gains.append(Gain(record, errors[0], errors[1], errors[2], *share_gained(without, ours, best)))
     return gains
 
@@ -64,6 +64,6 @@ def describe_gains(table: Table, records: Sequence[Record], baseline: Row, ceili
         f"The ceiling ({ceiling.label}) sees each digit as its distortion left it, undone by the true parameters and "
         "resampled into the digit's own frame: what a transformer could hope for that finds the pose without fail. The "
         "share is how far the error has come from the baseline's to the ceiling's; its interval is a bootstrap over "
-        "the test images, which the three networks share."
+        "the test images. Errors and shares are of the first seed that the three networks have in common."
     )
     return Section("How much of the possible gain", [text, Grid(head, body, "llrrrrr")])
