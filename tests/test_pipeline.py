@@ -20,7 +20,7 @@ from stn.environment import cores
 from stn.errors import UserError
 from stn.files import TYPED_IN, openable
 from stn.params import BUDGETS, DEMO, TABLES, read_params, write_params
-from stn.pipeline import _exports_to_bring_up_to_date, bring_up_to_date, export_names, needed, workspace
+from stn.pipeline import bring_up_to_date, export_names, exports_to_bring_up_to_date, needed, workspace
 
 PARAMS = """# tiny
 budget: smoke   # a comment
@@ -604,16 +604,16 @@ def test_a_network_that_is_not_here_is_not_exported_again(tmp_path, monkeypatch)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     params = read_params()
     cells, names = declared(params, 8), export_names(params, 8)
-    assert _exports_to_bring_up_to_date(params, 8) == names
+    assert exports_to_bring_up_to_date(params, 8) == names
     for cell in cells:
         record = record_path(params.budget, cell)
         record.parent.mkdir(parents=True, exist_ok=True)
         record.with_name(f"{record.stem}-export.json").touch()
-    assert _exports_to_bring_up_to_date(params, 8) == [] == _exports_to_bring_up_to_date(params, 1)
+    assert exports_to_bring_up_to_date(params, 8) == [] == exports_to_bring_up_to_date(params, 1)
     run_here = Path("outputs/runs") / params.budget / cells[2].key / "0123-s0"
     run_here.mkdir(parents=True)
     (run_here / "last.ckpt").touch()
-    assert _exports_to_bring_up_to_date(params, 8) == [names[2]]
+    assert exports_to_bring_up_to_date(params, 8) == [names[2]]
 
 
 def test_the_seeds_of_a_record_stay_when_others_are_asked_for(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     if fresh:
         _begun(table, params.budget).unlink(missing_ok=True)
     trained_stages = [name for name, path in records.items() if _seconds_and_dates(path) != previous_runs[name]]
-    exports = _exports_to_bring_up_to_date(params, table)
+    exports = exports_to_bring_up_to_date(params, table)
     if exports:  # one after the other, since each is timed
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
     print(f"drawing Table {table} and its figures, about ten seconds", flush=True)
@@ -137,7 +137,7 @@ def export_names(params: Params, table: int) -> list[str]:
     return [f"export@{stage(params.budget, cell)}" for cell in declared(params, table)] if table in EXPORTED else []
 
 
-def _exports_to_bring_up_to_date(params: Params, table: int) -> list[str]:
+def exports_to_bring_up_to_date(params: Params, table: int) -> list[str]:
     """`export_names` without those whose networks are not here, in a clone for example: their exports are kept.
 
     Whether an export is of the record's training is checked when the table reads it.
