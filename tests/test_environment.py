@@ -342,7 +342,10 @@ def test_a_run_without_a_home_makes_no_noise(workplace, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 0 and result.stderr == "" and result.stdout.count("\n") == 2, result.stdout
+    told = [line.partition(": ")[2].split(",")[0] for line in result.stdout.splitlines()]
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert told[0] == "loading" and told[1].startswith("step 10/10") and told[2].startswith("test error"), told
+    assert len(told) == 3
 
 
 # The project's folder
