@@ -228,6 +228,27 @@ def test_a_fresh_training_that_is_interrupted_keeps_the_old_records_and_goes_on_
     assert not earlier.exists() and sorted(begun[before:]) == sorted([*names, "table1"])
 
 
+@pytest.mark.parametrize("listed, again", [("0", True), ("0,1", False), ("1,0,2", False)])
+def test_a_seed_of_a_record_that_is_not_listed_is_listed_before_anything_is_trained(order, monkeypatch, listed, again):
+    """As after `make table FRESH=1` was interrupted: the cells not yet trained afresh keep their other seeds."""
+    name, commands = "cell@smoke-digits_r-cnn", []
+    write_seconds(name, 5.0, 6.0)
+    path = Path("reports/results/smoke/mnist/digits_r-cnn.json")
+    seeds = [part | {"seed": i} for i, part in enumerate(json.loads(path.read_text())["seeds"])]
+    path.write_text(json.dumps({"seeds": seeds}))
+    cells = json.loads(Path("cells.json").read_text())
+    cells["cells"][name.removeprefix("cell@")]["seeds"] = listed
+    Path("cells.json").write_text(json.dumps(cells))
+
+    def ran(command: tuple[str, ...], **_) -> subprocess.CompletedProcess:
+        commands.append(" ".join(command))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("subprocess.run", ran)
+    bring_up_to_date(1, 1, fresh=False)
+    assert commands[0].endswith("repro -q --force cells" if again else "repro -q cells")
+
+
 @pytest.mark.parametrize("git", [True, False])
 def test_git_takes_smoke_back_where_there_is_git(order, git, capsys):
     if git:

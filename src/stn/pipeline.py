@@ -43,8 +43,8 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     runner = Stages(jobs)
     if not CELLS.exists():  # without it DVC cannot read dvc.yaml
         write()
-    # DVC tracks neither code outside the project nor which seeds are to be kept.
-    force = ["--force"] if fresh or os.environ.get("STN_EXPERIMENTS") else []
+    # DVC tracks neither code outside the project nor the seeds that records have.
+    force = ["--force"] if fresh or os.environ.get("STN_EXPERIMENTS") or _lacks_seeds(records) else []
     _dvc("repro", "-q", *force, "cells")
     if stages := needed(params, table):
         print(f"checking the data: {', '.join(stages)}, about ten seconds, longer if it is made now", flush=True)
@@ -74,6 +74,22 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     if params.budget == "smoke":
         print(f"budget smoke: its numbers mean nothing; {_way_back()}")
         print("it stays in params.yaml, so the next `make table` is at budget smoke too, unless you add BUDGET=quick")
+
+
+def _lacks_seeds(records: dict[str, Path]) -> bool:
+    """Whether a record has a seed that `cells.json` lacks, as after an interrupted `make table FRESH=1`.
+
+    Its cell would be trained again, with fewer seeds.
+    """
+    entries = json.loads(CELLS.read_text(encoding="utf-8"))["cells"]
+    for name, path in records.items():
+        try:
+            seeds = {str(seed["seed"]) for seed in json.loads(path.read_bytes())["seeds"]}
+            if not seeds <= set(entries[name.removeprefix("cell@")]["seeds"].split(",")):
+                return True
+        except (OSError, ValueError, KeyError, TypeError):  # no record, or one that is trained again
+            continue
+    return False
 
 
 def _begin_again(table: int, budget: str, records: dict[str, Path], runs: dict[str, list | None]) -> list[str]:

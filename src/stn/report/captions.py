@@ -49,9 +49,13 @@ def describe_training(table: Table, records: Sequence[Record]) -> str:
     batches = f"{format_span(sizes)} {table.images}"
     if table.classes > 1:
         batches += f", {format_span(size // table.classes for size in sizes)} of each class"
-    names = sorted({tuple(sorted(seed.seed for seed in record.seeds)) for record in records})
-    sets = " or ".join(f"seed{'s' * (len(group) > 1)} {', '.join(map(str, group))}" for group in names)
-    return f"{format_span(seed.steps for seed in seeds)} steps of {batches}, {sets}"
+    return f"{format_span(seed.steps for seed in seeds)} steps of {batches}, {name_seeds(records)}"
+
+
+def name_seeds(records: Sequence[Record]) -> str:
+    """The seeds that each record has, such as "seed 0" or, where records differ, "seed 0 or seeds 0, 1, 2"."""
+    groups = sorted({tuple(sorted(seed.seed for seed in record.seeds)) for record in records})
+    return " or ".join(f"seed{'s' * (len(group) > 1)} {', '.join(map(str, group))}" for group in groups)
 
 
 def describe_machines(table: Table, records: Sequence[Record]) -> str:

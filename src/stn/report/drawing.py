@@ -188,14 +188,6 @@ def describe_part(record: Record) -> str:
     return f"; {record.part}" if record.part else ""
 
 
-def name_seeds(records: Sequence[Record]) -> str:
-    """All seeds of the records."""
-    return ", ".join(map(str, sorted({seed.seed for record in records for seed in record.seeds})))
-
-
-# ------------------------------------------------------------------------------------------------- pictures
-
-
 def draw_image(axes: Axes, image: np.ndarray, frame: str, strength: float = 1.0) -> None:
     """Draw a grey image (H, W) as ink on paper, or a colour photo (H, W, 3) as it is, on the frame [-1, 1]."""
     limits = axes.get_xlim(), axes.get_ylim()

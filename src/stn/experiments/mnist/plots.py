@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from stn.experiments.mnist.table import KERNELS, LEARNED, SIZES
-from stn.report.drawing import GREY, LETTER, PALE, Sheet, assign_colours, name_seeds, open_sheet, select
+from stn.report.captions import name_seeds
+from stn.report.drawing import GREY, LETTER, PALE, Sheet, assign_colours, open_sheet, select
 from stn.report.records import Record
 from stn.report.statistics import interval
 
@@ -61,7 +62,7 @@ def draw_kernels(records: Sequence[Record]) -> Sheet:
             errors.margins(x=0.12)
         budget, n = records[0].budget, max(record.n_test for record in records)
         seeds = name_seeds(records)
-        source = f"ST-CNN Aff, budget {budget}, seeds {seeds} (kernels of the first); {n:,} test images"
+        source = f"ST-CNN Aff, budget {budget}, {seeds} (kernels of the first); {n:,} test images"
         sheet.text(0.2, height - 0.14, source, size=7.5, color=GREY)
     return sheet
 
@@ -128,7 +129,7 @@ def draw_sizes(records: Sequence[Record]) -> Sheet:
                     axes.set_title(title, size=9.5, loc="left", weight="bold", pad=5)
         budget, n = records[0].budget, max(record.n_test for record in records)
         seeds = name_seeds(records)
-        several = f"seeds {seeds}{' (int8 of the first)' if exported else ''}" if "," in seeds else f"seed {seeds}"
+        several = f"{seeds}{' (int8 of the first)' if exported and ',' in seeds else ''}"
         source = f"budget {budget}, {several}; {n:,} test images"
         sheet.text(0.2, height - 0.14, source, size=7.5, color=GREY)
     return sheet
