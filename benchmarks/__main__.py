@@ -89,9 +89,7 @@ class Run:
     def write(self, part: str, rows: list[dict]) -> Path:
         """Write the record of a part. Returns its path."""
         trainer = "gpu" if self.bench.device.type == "cuda" else "cpu"
-        budget = {"training": "quick", "compiled_training": "quick", "convolutions": "paper", "together": "paper"}.get(
-            part
-        )
+        budget = BUDGETS.get(part)
         precision_name = precision(compose(f"budget={budget}", f"trainer={trainer}")) if budget else "float32"
         quick = " --quick" if self.bench.quick else ""
         about = {
