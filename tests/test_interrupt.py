@@ -101,22 +101,55 @@ def test_a_checkpoint_is_written_beside_its_place_and_moved_in(tmp_path, monkeyp
     assert torch.load(path, weights_only=True)["state_dict"]["weight"].tolist() == [1, 1]
 
 
-def test_a_checkpoint_that_is_cut_short_costs_the_training_and_no_more(workplace, tmp_path):
+SMALL_RUN = ("stn.train", "data=digits_r", "model=cnn", "model.width=4", "budget=smoke", "logger=none")
+
+
+def test_a_damaged_checkpoint_costs_the_training_and_no_more(workplace, tmp_path):
     (tmp_path / "data").symlink_to(workplace / "data")
-    command = ["stn.train", "data=digits_r", "model=cnn", "model.width=4", "budget=smoke", "logger=none"]
+    command = SMALL_RUN
     assert run(*command, cwd=tmp_path).returncode == 0
     (folder,) = tmp_path.glob("outputs/runs/*/*/*")
     error = json.loads((folder / "result.json").read_text())["error"]
     content = (folder / "last.ckpt").read_bytes()
-    for length in (0, 100, len(content) // 2, len(content) - 30):
-        (folder / "last.ckpt").write_bytes(content[:length])
+    changed = bytearray(content)
+    changed[len(content) // 2] ^= 1
+    for damaged in (*(content[:length] for length in (0, 100, len(content) // 2, len(content) - 30)), changed):
+        (folder / "last.ckpt").write_bytes(damaged)
         (folder / "result.json").unlink()
         result = run(*command, cwd=tmp_path)
-        assert result.returncode == 0 and "last.ckpt is cut short, so it is trained" in result.stdout, result.stderr
+        assert result.returncode == 0 and "last.ckpt is damaged, so it is trained" in result.stdout, result.stderr
         assert json.loads((folder / "result.json").read_text())["error"] == error
 
 
+@pytest.mark.parametrize("name", ["result.json", "result.npz"])
+def test_a_damaged_result_costs_the_test_and_no_more(workplace, tmp_path, name):
+    (tmp_path / "data").symlink_to(workplace / "data")
+    assert run(*SMALL_RUN, cwd=tmp_path).returncode == 0
+    (path,) = tmp_path.glob(f"outputs/runs/*/*/*/{name}")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    result = run(*SMALL_RUN, cwd=tmp_path)
+    assert result.returncode == 0 and f"the result in {path.parent.relative_to(tmp_path)} is damaged" in result.stdout
+    assert path.read_bytes() != content[: len(content) // 2] and "step 20/20" not in result.stdout
+
+
+def test_two_processes_that_train_the_same_seed_take_turns(workplace, tmp_path):
+    (tmp_path / "data").symlink_to(workplace / "data")
+    command = [sys.executable, "-m", *SMALL_RUN]
+    processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert sum("finished earlier with these settings" in lines for lines in said) == 1
+
+
 # DVC
+
+
+def test_dvc_keeps_a_record_until_the_new_one_is_there():
+    """It would otherwise delete the record, with the seeds that the new one keeps, before it is trained."""
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for stage in (stages["classifier"], stages["cell"]["do"], stages["export"]["do"]):
+        assert all(facts["persist"] for out in stage["outs"] for facts in out.values())
 
 
 def test_dvc_moves_its_lock_file_in_when_it_is_whole(tmp_path, monkeypatch):

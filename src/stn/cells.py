@@ -5,7 +5,6 @@ each of them it holds the digest of the resolved config and that of the code tha
 (`stn.codebase`). So DVC runs a stage again when one of these digests changes, and for no other change of code.
 """
 
-import argparse
 import copy
 import json
 import os
@@ -19,6 +18,7 @@ from stn.config import checked, compose, experiment, read
 from stn.experiments import find_tables, load
 from stn.files import digest, write_texts
 from stn.front_door import guard
+from stn.messages import Parser
 from stn.params import COLUMNS, PARAMS, Params, read_params
 from stn.report.table import Cell
 from stn.schema import deliberate
@@ -213,7 +213,7 @@ def write() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stn.cells", description=__doc__)
+    parser = Parser(prog="python -m stn.cells", description=__doc__)
     parser.add_argument("--print", action="store_true", dest="show", help="write nothing; print what would be written")
     args = parser.parse_args()
     with guard():

@@ -1,9 +1,14 @@
 """Writes files so that a killed writer leaves no part of one, and names contents by digests."""
 
+import errno
+import fcntl
 import hashlib
 import os
 import signal
+import sys
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +16,8 @@ from typing import IO
 
 from stn.errors import UserError
 
+# What reading a file of arrays (.npz) raises if it is missing or damaged.
+DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 TYPED_IN = "STN_TYPED_IN"  # the folder where the command was typed, set by a command that goes on in another
 
 
@@ -52,6 +59,25 @@ def write_texts(texts: Mapping[Path, str]) -> None:
             f"cannot write {error.filename or ', '.join(map(str, texts))}: {error.strerror}; make it writable and run "
             "this again"
         ) from error
+
+
+@contextmanager
+def alone(lock: Path, waiting: str) -> Iterator[None]:
+    """Keeps other processes out of this block by the file `lock`, and prints `waiting` while one of them is in it.
+
+    On a file system without locks none is kept out. Raises OSError if `lock` cannot be written.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("wb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(waiting, file=sys.stderr, flush=True)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+        yield
 
 
 def digest(*parts: bytes | str) -> str:

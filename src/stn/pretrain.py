@@ -14,6 +14,7 @@ from stn.files import write_whole
 
 
 def pretrain(cfg: DictConfig) -> None:
+    from stn.runs import CHECKPOINT
     from stn.training.run import load, scratch, train  # loads Lightning, so only after the config is checked
 
     if cfg.data.kind != "mnist" or cfg.model.transformation is not None:
@@ -25,8 +26,10 @@ def pretrain(cfg: DictConfig) -> None:
     cfg = cfg.copy()
     cfg._set_flag("readonly", False)
     cfg.record = str(record)
+    checkpoint = scratch(cfg, cfg.seeds[0]) / CHECKPOINT
+    cfg.fresh = cfg.fresh or not checkpoint.exists()  # a record keeps its seeds, but has no weights
     train(cfg)
-    classifier = load(scratch(cfg, cfg.seeds[0]) / "last.ckpt").network.get_submodule("classifier")
+    classifier = load(checkpoint).network.get_submodule("classifier")
     path = record.with_name(f"{record.name}.weights.npz")
     weights = {name: weight.numpy() for name, weight in classifier.state_dict().items()}
     write_whole(path, lambda file: np.savez(file, **weights))

@@ -1,9 +1,9 @@
 """Finished runs, which lie below `outputs/runs`: where they are, and what they measured."""
 
-import zipfile
 from pathlib import Path
 
 from stn.errors import UserError
+from stn.files import DAMAGED
 from stn.training.record import read_result
 
 CHECKPOINT = "last.ckpt"
@@ -23,7 +23,7 @@ def read_run(folder: Path) -> tuple[dict, dict]:
     """The result and the arrays of a finished run; UserError if they are damaged."""
     try:
         finished = read_result(folder)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+    except DAMAGED:
         finished = None
     if finished is None:
         raise UserError(f"{folder} has a damaged result")

@@ -5,7 +5,6 @@ then the official URLs in turn. Unfinished downloads lie in `outputs/downloads/`
 continue. A file is renamed into place once its checksum is right, so every file in place is complete.
 """
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -25,6 +24,7 @@ import numpy as np
 from stn.data.progress import progress, say, why, writing
 from stn.data.reading import BrokenArchive, archive
 from stn.errors import UserError
+from stn.files import alone
 
 SCRATCH = Path("outputs/downloads")
 TIMEOUT = 30.0  # seconds without receiving a byte
@@ -60,7 +60,7 @@ def download(file: RemoteFile, folder: Path, mirror_folder: str) -> Path:
     if fault is None:
         return target
     say(f"{target} {fault}: fetching it")
-    mirror = _mirror()
+    mirror = find_mirror()
     mirror_url = f"{mirror}/{mirror_folder}/{file.name}" if mirror else None
     part = SCRATCH / mirror_folder / f"{file.name}.part"
     with writing(folder):
@@ -102,7 +102,7 @@ def fetch_mnist(folder: Path) -> list[Path]:
 
 def find_in_mirror(source: str, name: str) -> Path | None:
     """The path of `source/name` in the mirror, which need not exist; None if the mirror is not a local folder."""
-    mirror = _mirror() or ""
+    mirror = find_mirror() or ""
     if not mirror.startswith("file:"):
         return None
     return Path(urllib.request.url2pathname(urllib.parse.urlparse(mirror).path), source, name)
@@ -166,7 +166,7 @@ class _WrongContent(_Failed):
     """The content does not match the checksum or size. The message follows the source's name."""
 
 
-def _mirror() -> str | None:
+def find_mirror() -> str | None:
     """`$STN_DATA_MIRROR` as a URL without a trailing slash; None if it is not set."""
     mirror = os.environ.get("STN_DATA_MIRROR")
     if not mirror:
@@ -319,15 +319,7 @@ def _archive_fault(path: Path, holds: str) -> str | None:
 def _alone(part: Path) -> Iterator[None]:
     """Lock `part` against other processes: one that still appends to it would damage the file after its rename."""
     lock = part.with_suffix(".lock")
-    with writing(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        stream = lock.open("wb")
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{part.stem}: waiting for another process that downloads it")
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    with writing(lock), alone(lock, f"{part.stem}: waiting for another process that downloads it"):
         yield
 
 

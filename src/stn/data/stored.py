@@ -6,7 +6,6 @@ each split, such as checksums. The folder appears only when it is complete.
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from stn.data.download import put_whole
 from stn.data.progress import why
 from stn.errors import UserError
+from stn.files import DAMAGED
 
 Stored = TypeVar("Stored")
 
@@ -66,7 +66,7 @@ def read_set(
         complete = is_whole(stored, facts)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: {remedy}") from None
-    except (KeyError, TypeError, AttributeError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (*DAMAGED, TypeError, AttributeError) as error:
         raise UserError(f"{folder} is damaged ({why(error)}): {remedy}") from None
     if not complete:
         raise UserError(f"{folder}: its {split} set is not what was written there: {remedy}")

@@ -26,7 +26,6 @@
 
 import json
 import platform
-import zipfile
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +39,7 @@ from stn.codebase import is_shown, training_digest
 from stn.config import experiment
 from stn.environment import cores
 from stn.errors import UserError
-from stn.files import write_whole
+from stn.files import DAMAGED, write_whole
 from stn.schema import deliberate
 
 SCHEMA = 1
@@ -106,7 +105,7 @@ def results_to_extend(record: Path, cfg: DictConfig) -> list[tuple[dict, dict]]:
         with np.load(record.with_name(f"{record.name}.npz")) as file:
             arrays = dict(file)
         correct = [arrays.pop(f"correct_s{seed}") for seed in seeds]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # no record, or a damaged one
+    except (*DAMAGED, TypeError):  # no record, or a damaged one
         return []
     results = [{"code": facts["code"]} | seed for seed in facts["seeds"]]
     results[0]["adopted"] = facts["adopted"]
@@ -123,7 +122,7 @@ def write_result(folder: Path, result: dict, arrays: dict) -> None:
 
 
 def read_result(folder: Path) -> tuple[dict, dict] | None:
-    """The result and arrays of `write_result`, or None if the seed is not finished."""
+    """The result and arrays of `write_result`; None if the seed is not finished. Damaged ones raise `DAMAGED`."""
     if not (folder / "result.json").exists():
         return None
     with np.load(folder / "result.npz") as arrays:

@@ -9,6 +9,7 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ from stn.codebase import commit, training_digest
 from stn.config import experiment
 from stn.errors import UserError
 from stn.experiments import load as load_module
-from stn.files import digest, write_whole
+from stn.files import DAMAGED, alone, digest, write_whole
 from stn.schema import typed
 from stn.tracking import finish_run, make_logger
 from stn.training.blocks import BlockLearner
@@ -57,18 +58,13 @@ def train(cfg: DictConfig) -> list[dict]:
     kept = {result["seed"]: (result, evidence) for result, evidence in recorded}
     results, arrays = [], {}
     for seed in cfg.seeds:
-        folder = scratch(cfg, seed)
-        if cfg.fresh:
-            shutil.rmtree(folder, ignore_errors=True)  # another process of this run may be at it too
-        finished = None if cfg.fresh else read_result(folder)
-        if finished is None and seed in kept:
-            finished = kept[seed]
+        if seed in kept:
+            result, evidence = kept[seed]
             print(f"{title(cfg, seed)}: kept from {cfg.record}.json")
-        elif finished is None:
-            finished = train_seed(cfg, seed, folder)
         else:
-            print(f"{title(cfg, seed)}: finished earlier with these settings, kept (fresh=true trains it again)")
-        result, evidence = finished
+            waiting = f"{title(cfg, seed)}: waiting for another process that trains it"
+            with _alone(cfg, scratch(cfg, seed).name, waiting):
+                result, evidence = _finish(cfg, seed)
         results.append(result)
         arrays[f"correct_s{seed}"] = evidence.pop("correct")
         if len(results) == 1:  # the other arrays are large, and much the same for every seed
@@ -77,13 +73,37 @@ def train(cfg: DictConfig) -> list[dict]:
     return results
 
 
+def _finish(cfg: DictConfig, seed: int) -> tuple[dict, dict]:
+    """The result and arrays of a seed: those of an earlier run with these settings, or of its training now."""
+    folder = scratch(cfg, seed)
+    if cfg.fresh:
+        shutil.rmtree(folder, ignore_errors=True)  # another process of this run may be at it too
+    try:
+        finished = read_result(folder)
+    except DAMAGED:
+        print(f"{title(cfg, seed)}: the result in {folder} is damaged, so it is trained again")
+        finished = None
+    if finished is not None:
+        print(f"{title(cfg, seed)}: finished earlier with these settings, kept (fresh=true trains it again)")
+        return finished
+    return train_seed(cfg, seed, folder)
+
+
+def _alone(cfg: DictConfig, name: str, waiting: str) -> AbstractContextManager[None]:
+    """Keeps other runs away from what `name` stands for; the processes of one run share it."""
+    if getattr(rank_zero_only, "rank", 0):
+        return nullcontext()
+    return alone(Path(cfg.outputs) / "locks" / cfg.budget.name / f"{cfg.name}-{name}", waiting)
+
+
 @rank_zero_only
 def _write(cfg: DictConfig, results: list[dict], arrays: dict) -> None:
     settings = digest(json.dumps([experiment(cfg), list(cfg.seeds)], sort_keys=True))
     name = f"{cfg.data.name}-{cfg.model.name}-{settings}"  # a run with other settings writes another file
     record = Path(cfg.record or Path(cfg.outputs) / "results" / cfg.budget.name / name)
     network, shape = build_network(cfg).eval(), DataModule(cfg.data, cfg.budget, seed=0).source.shape
-    write_cell(record, cfg, network, shape, results, arrays)
+    with _alone(cfg, "record", f"{record}.json: waiting for another process that writes it"):
+        write_cell(record, cfg, network, shape, results, arrays)
     errors = ", ".join(f"{result['error']:.2f}" for result in results)
     print(f"{title(cfg)}: test error {errors} % of {results[0]['n_test']} images -> {record}.json")
 
@@ -95,8 +115,8 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
     data_module = DataModule(cfg.data, cfg.budget, seed, cfg.trainer.accumulate, block(cfg))
     data_module.setup()  # first, so that a missing data set fails early
     last = folder / "last.ckpt"
-    if last.exists() and not zipfile.is_zipfile(last):  # a zip file's list of contents comes last
-        print(f"{title(cfg, seed)}: {last} is cut short, so it is trained from the start")
+    if last.exists() and not _is_whole(last):
+        print(f"{title(cfg, seed)}: {last} is damaged, so it is trained from the start")
         last.unlink(missing_ok=True)
     kind = BlockLearner if data_module.block > 1 else Learner
     learner = kind(experiment(cfg), cfg.logger.every) if last.exists() else new_learner(cfg, kind)
@@ -136,6 +156,15 @@ def train_seed(cfg: DictConfig, seed: int, folder: Path) -> tuple[dict, dict]:
         write_result(folder, result, arrays)
         finish_run(logger, result, sum(parameter.numel() for parameter in learner.network.parameters()))
     return result, arrays
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint, which is a zip file, is complete and has the checksums that were written with it."""
+    try:
+        with zipfile.ZipFile(checkpoint) as file:
+            return file.testzip() is None
+    except DAMAGED:
+        return False
 
 
 def load(path: Path) -> Learner:

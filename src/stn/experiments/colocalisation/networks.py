@@ -10,7 +10,6 @@ e(.) are activations of a trained and frozen classifier of digits. Frames as in 
 
 import hashlib
 import math
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from stn.errors import UserError
 from stn.experiments.base import group_parameters
 from stn.experiments.colocalisation.data import CLASSES, DIGIT, Views
 from stn.experiments.mnist.networks import cnn
+from stn.files import DAMAGED
 from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Attention, full_precision
 
@@ -165,7 +165,7 @@ class Colocaliser(nn.Module):
             self.classifier.load_state_dict(weights)
         except FileNotFoundError:
             raise UserError(f"{path} is missing: {remedy}") from None
-        except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        except (*DAMAGED, RuntimeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"{path} does not hold a classifier with this model.filters ({reason}): {remedy}") from None
         return f"{path.name} (sha256 {hashlib.sha256(raw).hexdigest()[:8]})"

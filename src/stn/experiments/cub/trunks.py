@@ -4,7 +4,6 @@ import copy
 import difflib
 import hashlib
 import itertools
-import os
 import pickle
 import sys
 import urllib.error
@@ -22,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from stn.data.download import find_in_mirror, find_mirror
 from stn.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, torchvision's values
@@ -297,12 +297,8 @@ def _last_map(name: str) -> str:
 
 def _mirror() -> Path | str | None:
     """The path or URL of the folder of weights in `$STN_DATA_MIRROR`, or None."""
-    mirror = os.environ.get("STN_DATA_MIRROR")
-    if not mirror:
-        return None
-    if mirror.startswith("file://"):
-        return Path(urllib.request.url2pathname(urllib.parse.urlparse(mirror).path)) / "weights"
-    return f"{mirror.rstrip('/')}/weights" if "://" in mirror else Path(mirror).expanduser() / "weights"
+    mirror = find_mirror()
+    return find_in_mirror("weights", "") or (f"{mirror}/weights" if mirror else None)
 
 
 def _files(folder: Path, trunk: str) -> list[Path]:

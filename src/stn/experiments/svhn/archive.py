@@ -6,7 +6,6 @@ Photographs without boxes have their labels in a labels.json instead.
 import json
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from stn.data.progress import progress, why, writing
 from stn.data.reading import AGAIN, archive, whole
 from stn.errors import UserError
-from stn.files import digest
+from stn.files import DAMAGED, digest
 
 DIGITS = "digitStruct.mat"  # the labels and boxes in each archive of SVHN
 LABELS = "labels.json"  # the labels of photographs of house numbers, without boxes
@@ -147,7 +146,7 @@ def table_of(part: Path, scratch: Path) -> tuple[Table, set[str]]:
             if cached["stamp"] == stamp:
                 columns = (cached[name] for name in ("names", "start", "boxes", "labels"))
                 return Table(*columns), set(map(str, cached["images"])) if packed else listed
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except DAMAGED:
         pass  # no cache yet, or one truncated by an interrupt
     with writing(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
