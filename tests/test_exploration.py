@@ -316,3 +316,23 @@ def test_a_sigma_of_another_length_is_one_line():
 def test_exploration_without_a_transformer_is_one_line():
     with pytest.raises(ValueError, match="no transformer"):
         Exploration()
+
+
+def test_a_context_in_which_no_transformer_was_called_is_an_error():
+    """So is a network that was compiled before: it would go on as if there were no context."""
+    net = nn.Sequential(SpatialTransformer(nn.Flatten(), 16), nn.Flatten())
+    exploration = Exploration(net[0])
+    for context in (exploration.held(), exploration.jitter(0.1)):
+        with pytest.raises(ValueError, match="no transformer was called"), context:
+            pass
+    with exploration.held():
+        assert not net(torch.rand(2, 1, 4, 4)).requires_grad
+
+
+def test_what_exploration_cannot_explore_is_one_line():
+    net = nn.Sequential(SpatialTransformer(nn.Flatten(), 16), nn.Flatten())
+    with pytest.raises(ValueError, match="takes SpatialTransformers, not an object of Sequential"):
+        Exploration(net)
+    images = torch.rand(4, 1, 4, 4)
+    with pytest.raises(ValueError, match="8 views, not 4"), Exploration(net[0]).pairs(images, 0.1):
+        net(images)

@@ -1,4 +1,5 @@
 import copy
+import math
 import subprocess
 import sys
 import warnings
@@ -374,3 +375,21 @@ def test_the_fast_first_convolution_is_the_plain_one():
     found = torch.autograd.grad((fast(images) * weights).sum(), [images, fast.weight, fast.bias])
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"transformation": Affine}, r"transformation must be an object of a family, such as Affine\(\)"),
+        ({"transformation": "affine"}, "transformation must be an object of a family"),
+        ({"sampler": "bilinear"}, "sampler must be a function or a module"),
+        ({"features": 16.0}, "features must be a positive integer, not 16.0"),
+        ({"features": 0}, "features must be a positive integer, not 0"),
+        ({"reach": True}, "reach must be a positive number"),
+        ({"starts": torch.zeros(0, 6)}, r"starts must have shape \(6,\) or \(N, 6\)"),
+        ({"starts": [math.nan] * 6}, "starts must be finite"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_refused_when_the_transformer_is_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SpatialTransformer(**{"localisation": nn.Flatten(), "features": 16, **arguments})

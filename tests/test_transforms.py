@@ -468,3 +468,15 @@ def test_geometry_imports_torch_and_nothing_else():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["stn", ""]
+
+
+@pytest.mark.parametrize("family", [Affine(), Projective(), ThinPlateSpline(2)])
+def test_theta_of_integers_is_refused(family):
+    """Pixel centres would be rounded to integers."""
+    with pytest.raises(ValueError, match=r"in floating point, not torch\.int64"):
+        family.grid(family.identity().long()[None], 4)
+
+
+def test_a_spline_takes_a_whole_number_of_control_points():
+    with pytest.raises(ValueError, match=r"needs k >= 2 control points a side, not 4\.0"):
+        ThinPlateSpline(4.0)

@@ -108,6 +108,8 @@ class Transformation:
         if theta.ndim != 2 or (not torch.jit.is_tracing() and theta.shape[1] != self.n_parameters):  # traced sizes warn
             shape = f"(B, {self.n_parameters})"
             raise ValueError(f"{type(self).__name__} takes theta of shape {shape}, not {tuple(theta.shape)}")
+        if not theta.is_floating_point():
+            raise ValueError(f"{type(self).__name__} takes theta in floating point, not {theta.dtype}")
         return theta.float() if theta.dtype in (torch.float16, torch.bfloat16) else theta
 
     def _checked_points(self, points: Tensor) -> Tensor:
@@ -317,7 +319,7 @@ class ThinPlateSpline(Transformation):
     """
 
     def __init__(self, k: int = 4):
-        if k < 2:
+        if not hasattr(k, "__index__") or k < 2:
             raise ValueError(f"a thin plate spline needs k >= 2 control points a side, not {k}")
         self.k = k
         self.n_parameters = 2 * k * k

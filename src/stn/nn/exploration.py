@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from stn.nn.transformer import SpatialTransformer
 
+UNCALLED = "no transformer was called: run the network there, as it was before torch.compile"
+
 
 class Exploration:
     """Adds noise to the output of transformers' regression layers, and estimates their gradient with it.
@@ -60,6 +62,9 @@ class Exploration:
         self.levels = [[level] if isinstance(level, nn.Module) else list(level) for level in levels]
         if not any(self.levels):
             raise ValueError("there is no transformer to explore with")
+        for module in (module for level in self.levels for module in level):
+            if not hasattr(module, "regression"):
+                raise ValueError(f"Exploration takes SpatialTransformers, not an object of {type(module).__name__}")
         transformers = [module for module in modules if isinstance(module, SpatialTransformer)]
         self.others = [module for module in transformers if not any(module in level for level in self.levels)]
 
@@ -111,12 +116,11 @@ class Exploration:
         if not 0 <= sigma < float("inf"):
             raise ValueError(f"sigma must be zero or positive, not {sigma}")
 
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
-            return theta + sigma * torch.randn(theta.shape, generator=generator, device=theta.device).to(theta.dtype)
-
-        with ExitStack() as stack:
-            for transformer in (transformer for level in self.levels for transformer in level):
-                stack.callback(transformer.regression.register_forward_hook(hook).remove)
+        with self._changed(
+            lambda theta: (
+                theta + sigma * torch.randn(theta.shape, generator=generator, device=theta.device).to(theta.dtype)
+            )
+        ):
             yield
 
     @contextmanager
@@ -125,10 +129,25 @@ class Exploration:
 
         For the steps after exploration, in which the gradient through pixels would undo what was learned.
         """
+        with self._changed(Tensor.detach):
+            yield
+
+    @contextmanager
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """While this context is open, `change` is applied to what the regression layers return. It must be used."""
+        called = False
+
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
+            nonlocal called
+            called = True
+            return change(theta)
+
         with ExitStack() as stack:
             for transformer in (transformer for level in self.levels for transformer in level):
-                stack.callback(transformer.regression.register_forward_hook(_detached).remove)
+                stack.callback(transformer.regression.register_forward_hook(hook).remove)
             yield
+        if not called:  # torch.compile ignores hooks that were not there when it compiled
+            raise ValueError(f"in this context {UNCALLED}")
 
 
 def _in_both_views(dropout: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -139,10 +158,6 @@ def _in_both_views(dropout: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
         return features * torch.cat([kept, kept])
 
     return forward
-
-
-def _detached(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
-    return theta.detach()
 
 
 def _still(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
@@ -168,7 +183,9 @@ class Pairs:
 
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], theta: Tensor) -> Tensor:
             mean = theta.float()
-            half = len(mean) // 2
+            half = len(mirrored)
+            if len(mean) != 2 * half:
+                raise ValueError(f"within `pairs` the network takes `pairs.images`, {2 * half} views, not {len(mean)}")
             if deviation.ndim and mean.shape[1] % len(deviation):
                 raise ValueError(
                     f"sigma has {len(deviation)} values, theta {mean.shape[1]}: give one for each of theta"
@@ -193,7 +210,7 @@ class Pairs:
         all other parameters, the gradient of the mean loss. Its value is the mean loss plus the term of `pull`.
         """
         if not self.directions:
-            raise ValueError("no transformer was called within `pairs`")
+            raise ValueError(f"within `pairs` {UNCALLED}")
         if losses.ndim != 1 or len(losses) != len(self.images):
             raise ValueError(
                 f"one loss for each view is needed, shape ({len(self.images)},), not {tuple(losses.shape)}"

@@ -59,7 +59,13 @@ class SpatialTransformer(nn.Module):
     ):
         super().__init__()
         self.localisation = localisation
-        self.transformation = transformation or Affine()
+        self.transformation = Affine() if transformation is None else transformation
+        if not isinstance(self.transformation, Transformation):
+            raise ValueError(f"transformation must be an object of a family, such as Affine(), not {transformation!r}")
+        if not callable(sampler):
+            raise ValueError(f"sampler must be a function or a module, such as stn.bilinear, not {sampler!r}")
+        if not hasattr(features, "__index__") or features < 1:
+            raise ValueError(f"features must be a positive integer, not {features!r}")
         self.sampler = sampler
         self.size = None if size is None else check_size(size, self.transformation.dimensions)
         if padding_mode not in PADDING_MODES:
@@ -68,9 +74,11 @@ class SpatialTransformer(nn.Module):
         n_parameters = self.transformation.n_parameters
         if starts is not None:
             starts = torch.as_tensor(starts)
-            if starts.ndim not in (1, 2) or starts.shape[-1] != n_parameters:
+            if starts.ndim not in (1, 2) or starts.shape[-1] != n_parameters or not starts.numel():
                 shapes = f"({n_parameters},) or (N, {n_parameters})"
                 raise ValueError(f"starts must have shape {shapes}, not {tuple(starts.shape)}")
+            if not starts.is_meta and not starts.isfinite().all():
+                raise ValueError("starts must be finite numbers")
             if starts.ndim == 2 and len(starts.unique(dim=0)) < len(starts):
                 raise ValueError("parallel transformers must start at different thetas, or they never part")
         self.parallel = None if starts is None or starts.ndim == 1 else len(starts)
@@ -129,6 +137,8 @@ class SpatialTransformer(nn.Module):
 
 def _limits(reach: float | Sequence[float] | Tensor, n: int) -> list[float]:
     """`reach` as n Python floats, which can be checked even while modules are made without data (device "meta")."""
+    if isinstance(reach, bool):
+        raise ValueError(f"reach must be a positive number, or {n} of them, one a parameter, not {reach!r}")
     values = reach.tolist() if hasattr(reach, "tolist") else reach
     try:
         values = [float(value) for value in (values if isinstance(values, Iterable) else [values] * n)]
