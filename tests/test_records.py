@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from stn.config import compose, experiment
 from stn.errors import UserError
 from stn.experiments.mnist.table import DISTORTED, SIZES
 from stn.experiments.svhn.table import HOUSE_NUMBERS
 from stn.report.records import config_differences, load_records, missing
+from stn.schema import filled
 from synthetic import DERIVED, write_cell, write_export, write_table
 
 
@@ -92,6 +94,15 @@ def damage_npz(path):
     path.with_suffix(".npz").write_bytes(path.with_suffix(".npz").read_bytes()[:300])
 
 
+def damage_byte(path):
+    """Flips bits in the middle of the predictions, which are compressed."""
+    archive = path.with_suffix(".npz")
+    content = bytearray(archive.read_bytes())
+    name = b"correct_s0.npy"
+    content[content.index(name) + len(name) + 40] ^= 0xFF
+    archive.write_bytes(content)
+
+
 def damage_array(path):
     with np.load(path.with_suffix(".npz")) as archive:
         arrays = {name: archive[name] for name in archive.files if name != "cloud_after"}
@@ -109,6 +120,7 @@ def damage_absent(path):
         (damage_key, "without parameters"),
         (damage_count, r"claims 100 errors \(1.0 %\) of 10000 images, its predictions have 120 of 10000"),
         (damage_npz, "cannot be read"),
+        (damage_byte, "cannot be read"),
         (damage_array, "without cloud_after"),
         (damage_absent, "beside it"),
     ],
@@ -202,6 +214,8 @@ def test_a_record_without_test_images_is_refused(tmp_path):
         ({"config": [1]}, r"config: \[1\]"),
         ({"parameters": None}, "parameters: null"),
         ({"schema": 9}, "schema 9, not 1"),
+        ({"part": 5}, "part: 5"),
+        ({"pose_names": "angle"}, 'pose_names: "angle"'),
     ],
 )
 def test_values_that_cannot_be_are_refused_by_name(tmp_path, changes, reason):
@@ -215,10 +229,41 @@ def test_values_that_cannot_be_are_refused_by_name(tmp_path, changes, reason):
 def test_a_seed_that_cannot_be_is_refused(tmp_path):
     path = write_cell(tmp_path, "CNN", "R", [120])
     seeds = json.loads(path.read_text())["seeds"]
-    for key, value in (("errors", "120"), ("provenance", None), ("steps", 1.5)):
+    values = (("errors", "120"), ("provenance", None), ("steps", 1.5), ("validation", "x"), ("validation", [[1], 2]))
+    for key, value in values:
         change(path, seeds=[seeds[0] | {key: value}])
         with pytest.raises(UserError, match=f"a seed whose {key} is "):
             load_records(DISTORTED, [path])
+
+
+def test_a_seed_counts_once(tmp_path):
+    path = write_cell(tmp_path, "CNN", "R", [120])
+    change(path, seeds=3 * json.loads(path.read_text())["seeds"])
+    with pytest.raises(UserError, match=r"mnist_r-cnn\.json: damaged record, with seed 0 more than once; delete it"):
+        load_records(DISTORTED, [path])
+
+
+@pytest.mark.parametrize(
+    ("group", "changes"),
+    [
+        ("data", {"key_of_the_future": 1}),
+        ("budget", {"steps": "many"}),
+        ("data", {"kind": "experiment_of_the_future"}),
+        ("data", None),
+        ("budget", [1]),
+        ("budget", None),
+    ],
+)
+def test_a_config_that_is_not_understood_is_one_line_that_names_the_record(tmp_path, group, changes):
+    config = experiment(compose("data=mnist_r", "model=cnn"))
+    whole = json.loads(json.dumps(config))
+    whole[group] = whole[group] | changes if isinstance(changes, dict) else changes
+    path = write_cell(tmp_path, "CNN", "R", [120], config=config)
+    assert len(load_records(DISTORTED, [path], configs={path: config}, fill=filled)) == 1
+    change(path, config=whole)
+    with pytest.raises(UserError, match=r"mnist_r-cnn\.json: damaged record, .* is not understood") as error:
+        load_records(DISTORTED, [path], configs={path: config}, fill=filled)
+    assert "a newer version of the project; delete it" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +277,9 @@ def test_a_seed_that_cannot_be_is_refused(tmp_path):
         ({"tested": "sizes_rts"}, "tested on other images"),
         ({"runs": {}}, "without runs.torch"),
         ({"schema": 7}, "schema 7"),
-        (None, "not valid JSON"),
+        (None, "no JSON object"),
+        ({"provenance": "here"}, 'provenance: "here"'),
+        ({"n_test": "all"}, 'n_test: "all"'),
     ],
 )
 def test_an_export_of_something_else_is_refused_by_name(tmp_path, changes, reason):
@@ -244,3 +291,26 @@ def test_an_export_of_something_else_is_refused_by_name(tmp_path, changes, reaso
         load_records(SIZES, [cell])
     assert str(path) in str(caught.value) and "make table TABLE=8" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("run", "changes", "reason"),
+    [
+        ("int8", {"error": 0.11}, r"int8 claims 2000 errors \(0\.11 %\) of 10000 images"),
+        ("int8", {"errors": "many"}, 'runs.int8.errors: "many"'),
+        ("float32", {"bytes": 0}, "runs.float32.bytes: 0"),
+        ("float32", {"agreement": 101}, "runs.float32.agreement: 101"),
+        ("torch", {"latency": 5}, "runs.torch.latency: 5"),
+        ("torch", {"latency": {"median": 0, "low": 0, "high": 0.5, "n": 500}}, "runs.torch.latency.median: 0"),
+        ("torch", {"latency": {"median": 0.4, "low": 0.1, "high": 0.5}}, "runs.torch.latency.n: null"),
+        ("int8", None, "without runs.int8"),
+    ],
+)
+def test_an_export_that_does_not_add_up_is_refused_by_name(tmp_path, run, changes, reason):
+    cell = write_cell(tmp_path, "CNN 2.5k", "R", [2000])
+    path = write_export(cell, 2000)
+    runs = json.loads(path.read_text())["runs"]
+    change(path, runs=runs | {run: runs[run] | changes if changes else None})
+    with pytest.raises(UserError, match=f"damaged record, {reason}; delete it and `make table TABLE=8`") as caught:
+        load_records(SIZES, [cell])
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)

@@ -8,15 +8,18 @@ cells, so comparisons and renderers need not check them.
 import json
 import math
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import numpy as np
+from omegaconf.errors import OmegaConfBaseException
 
 from stn.codebase import fault
 from stn.errors import UserError
+from stn.experiments import find_experiments
 from stn.report.rows import Column, Export, Record, Row, Run, Seed
 from stn.report.table import Table
 
@@ -38,7 +41,10 @@ KEYS = ("schema", "complete", *(part.name for part in fields(Record) if part.nam
 SEED_KEYS = tuple(part.name for part in fields(Seed) if part.name != "validation")
 EXPORT_KEYS = ("schema", "data", "model", *(part.name for part in fields(Export)))
 RUN_KEYS = ("error", "errors", "agreement", "latency")
+LATENCY_KEYS = ("median", "low", "high", "n")
 RUNS = ("torch", "float32", "int8")
+# What is raised at values that the code here does not know, such as a key of a newer version.
+UNREADABLE = (OmegaConfBaseException, KeyError, TypeError, ValueError, AttributeError, ImportError)
 
 
 def missing(paths: Iterable[Path]) -> list[Path]:
@@ -73,9 +79,12 @@ def load_records(
         raise UserError(f"{cells} no record: {', '.join(map(str, absent))}; `{table.make}` trains what is missing")
     records = [record for path in paths for record in _read(path, table)]
     for record in records:
-        differences = (
-            config_differences(fill(record.config), configs[record.path]) if configs and record.path in configs else []
-        )
+        differences = []
+        if configs and record.path in configs:
+            try:
+                differences = config_differences(fill(record.config), configs[record.path])
+            except UNREADABLE as error:
+                raise _damaged(record.path, table, _not_understood("its config", error)) from error
         if differences:
             suffix = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise UserError(
@@ -118,11 +127,29 @@ def _is_loose(table: Table, path: Path) -> bool:
     return bool(places) and all(row.shown_where_run for row, _ in places)
 
 
+def _damaged(path: Path, table: Table, reason: str) -> UserError:
+    return UserError(f"{path}: damaged record, {reason}; delete it and `{table.make}` trains the cell again")
+
+
+def _not_understood(what: str, reason: object) -> str:
+    """Why a record is damaged whose value, or config, the code here does not know."""
+    line = str(reason).strip().partition("\n")[0]
+    return f"{what} is not understood ({line}), perhaps it comes from a newer version of the project"
+
+
 def _read(path: Path, table: Table) -> list[Record]:
     """The record of a cell at each of its places in the table."""
+    try:
+        return _read_whole(path, table)
+    except UNREADABLE as error:
+        raise _damaged(path, table, _not_understood("a value", error)) from error
+
+
+def _read_whole(path: Path, table: Table) -> list[Record]:
+    """As `_read`, but values that no check expects raise errors of their own."""
 
     def damaged(reason: str) -> UserError:
-        return UserError(f"{path}: damaged record, {reason}; delete it and `{table.make}` trains the cell again")
+        return _damaged(path, table, reason)
 
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -150,6 +177,10 @@ def _read(path: Path, table: Table) -> list[Record]:
         raise damaged(f"of another cell: {facts['data']}-{facts['model']}")
     if not facts["seeds"] or not facts["n_test"]:
         raise damaged("without any seed" if facts["n_test"] else "without any test image")
+    group = facts["config"].get("data")
+    kind = group.get("kind") if isinstance(group, dict) else None
+    if kind not in find_experiments():
+        raise damaged(_not_understood("its config", f"data.kind: {json.dumps(kind)}"))
     seeds = []
     for seed in facts["seeds"]:
         gaps = [key for key in SEED_KEYS if not isinstance(seed, dict) or key not in seed]
@@ -158,11 +189,17 @@ def _read(path: Path, table: Table) -> list[Record]:
         mistyped = _mistyped(Seed, seed)
         if mistyped:
             raise damaged(f"a seed whose {mistyped[0]} is {json.dumps(seed[mistyped[0]])[:40]}")
+        if not all(_is_point(point) for point in seed.get("validation", ())):
+            raise damaged(f"a seed whose validation is {json.dumps(seed['validation'])[:40]}")
         batch = facts["config"].get("budget", {}).get("batch_size")
         if batch and seed["images_seen"] != seed["steps"] * batch * table.classes:
             suffix = f" of each of {table.classes} classes" if table.classes > 1 else ""
             raise damaged(f"{seed['images_seen']} {table.images} seen in {seed['steps']} steps of {batch}{suffix}")
         seeds.append(_pick(Seed, seed))
+    numbers = [seed.seed for seed in seeds]
+    twins = [number for number in numbers if numbers.count(number) > 1]
+    if twins:
+        raise damaged(f"with seed {twins[0]} more than once")
 
     archive = path.with_suffix(".npz")
     try:
@@ -170,7 +207,7 @@ def _read(path: Path, table: Table) -> list[Record]:
             arrays = {name: members[name] for name in members.files}
     except FileNotFoundError as error:
         raise damaged(f"without {archive.name} beside it") from error
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise damaged(f"{archive.name} cannot be read") from error
     names = [seed.array for seed in seeds]
     if any(row.transformer for row, _ in places):
@@ -202,12 +239,19 @@ def _read(path: Path, table: Table) -> list[Record]:
 def _mistyped(kind: "type[DataclassInstance]", values: Mapping[str, Any]) -> list[str]:
     """The fields of a dataclass whose values have the wrong type."""
     allowed: dict[Any, type | tuple[type, ...]] = {int: int, float: (int, float), str: str, Mapping: dict}
-    types = {part.name: get_origin(part.type) or part.type for part in fields(kind) if part.name in values}
+    allowed |= {Sequence: list, str | None: (str, type(None))}
+    types: dict[str, Any] = {part.name: part.type for part in fields(kind) if part.name in values}
+    types = {name: declared if declared in allowed else get_origin(declared) for name, declared in types.items()}
     return [
         name
         for name, expected in types.items()
         if expected in allowed and not isinstance(values[name], allowed[expected])
     ]
+
+
+def _is_point(value: Any) -> bool:
+    """Whether a value is a point of a validation curve: a step, an error, and further numbers."""
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(number, int | float) for number in value)
 
 
 def _pick(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
@@ -236,22 +280,61 @@ def _read_export(record: Record, table: Table) -> Export | None:
     path = cell.with_name(f"{cell.stem}-export.json")
     if not path.is_file():
         return None
-    advice = f"delete it and `{table.make}` exports the network again"
+
+    def refused(reason: str) -> UserError:
+        return UserError(f"{path}: {reason}; delete it and `{table.make}` exports the network again")
+
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        gaps = [key for key in EXPORT_KEYS if key not in facts]
-        gaps += [f"runs.{run}" for run in RUNS if run not in facts.get("runs", ())]
-        gaps += [key for run in facts.get("runs", {}).values() for key in RUN_KEYS if key not in run]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged record, not valid JSON; {advice}") from error
-    if gaps or facts["schema"] != SCHEMA:
-        reason = f"without {gaps[0]}" if gaps else f"schema {facts['schema']}, not {SCHEMA}"
-        raise UserError(f"{path}: damaged record, {reason}; {advice}")
+    except ValueError as error:
+        raise refused("damaged record, not valid JSON") from error
+    reason = _export_fault(facts)
+    if reason:
+        raise refused(f"damaged record, {reason}")
     export = _pick(Export, facts | {"runs": {name: _pick(Run, run) for name, run in facts["runs"].items()}})
     first = record.seeds[0]
     trained = {"seed": first.seed, "date": first.provenance.get("date"), "errors": first.errors}
     if export.trained != trained or export.config != record.config:
-        raise UserError(f"{path}: not from the training of {cell.name}; {advice}")
+        raise refused(f"not from the training of {cell.name}")
     if export.tested != record.data or export.n_test != record.n_test:
-        raise UserError(f"{path}: tested on other images than {cell.name}; {advice}")
+        raise refused(f"tested on other images than {cell.name}")
+    for name, run in export.runs.items():
+        if not math.isclose(run.error, 100 * run.errors / export.n_test, abs_tol=5e-3):
+            raise refused(
+                f"damaged record, {name} claims {run.errors} errors ({run.error} %) of {export.n_test} images"
+            )
     return export
+
+
+def _export_fault(facts: Any) -> str | None:
+    """What is absent from an export, or has the wrong type or an impossible value; None if nothing."""
+    if not isinstance(facts, dict):
+        return "no JSON object"
+    gaps = [key for key in EXPORT_KEYS if key not in facts]
+    if gaps:
+        return f"without {gaps[0]}"
+    if facts["schema"] != SCHEMA:
+        return f"schema {facts['schema']}, not {SCHEMA}"
+    faults = [(key, facts[key]) for key in _mistyped(Export, facts)]
+    if faults:
+        return f"{faults[0][0]}: {json.dumps(faults[0][1])[:40]}"
+    for name in dict.fromkeys((*RUNS, *facts["runs"])):
+        run = facts["runs"].get(name)
+        if not isinstance(run, dict):
+            return f"without runs.{name}"
+        gaps = [key for key in RUN_KEYS if key not in run]
+        if gaps:
+            return f"without runs.{name}.{gaps[0]}"
+        faults = [(key, run[key]) for key in _mistyped(Run, run)]
+        if not faults:
+            latency = {f"latency.{key}": run["latency"].get(key) for key in LATENCY_KEYS}
+            sizes = {"bytes": run.get("bytes")} if name != "torch" else {}
+            faults = [(key, value) for key, value in (latency | sizes).items() if not _is_positive(value)]
+            faults += [("agreement", run["agreement"])] if not 0 <= run["agreement"] <= 100 else []
+        if faults:
+            return f"runs.{name}.{faults[0][0]}: {json.dumps(faults[0][1])[:40]}"
+    return None
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
