@@ -50,6 +50,14 @@ def test_the_share_of_a_gain_and_its_errors_are_of_the_same_seed(tmp_path):
     assert gain.share == pytest.approx(100 * (gain.baseline - gain.ours) / (gain.baseline - gain.ceiling))
 
 
+def test_a_share_of_nothing_to_gain_is_a_dash(tmp_path):
+    cells = {"CNN": 100, "ST-CNN Aff": 90, "CNN, true pose": 99}
+    records = load_records(DISTORTED, [], [write_cell(tmp_path, row, "R", [count]) for row, count in cells.items()])
+    _, _, text = render_markdown(DISTORTED, records).partition("## How much of the possible gain")
+    line = next(line for line in text.splitlines() if line.startswith("| ST-CNN Aff "))
+    assert [cell.strip() for cell in line.split("|")[-3:-1]] == ["1000", "–"]
+
+
 def test_kernels_are_held_against_bilinear_sampling(tmp_path):
     errors = {"integer": 300, "bilinear": 150, "bicubic": 152, "learned": 90}
     paths = [

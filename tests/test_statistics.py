@@ -193,6 +193,18 @@ def test_the_share_of_a_gain_is_that_of_the_errors_and_its_interval_covers_it():
     assert np.mean(covered) > 0.85
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("gap", "expected"),
+    [(3, 100 * 10 / 3), (0, np.nan), (-2, np.nan)],  # images that the ceiling has right beyond the baseline
+)
+def test_the_share_of_a_gap_that_may_not_be_there_has_no_interval(gap, expected):
+    baseline, ours, ceiling = (np.arange(100) < right for right in (60, 70, 60 + gap))
+    ceiling = np.roll(ceiling, 5)  # so that some resamples have a gap the other way
+    share, low, high = share_gained(baseline, ours, ceiling)
+    assert share == pytest.approx(expected, nan_ok=True) and np.isnan([low, high]).all()
+
+
 def test_a_window_follows_what_its_centre_goes_with_axis_by_axis():
     draws = np.random.default_rng(0)
     targets, noise = draws.uniform(-0.5, 0.5, (2, 200, 2))

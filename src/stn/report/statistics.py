@@ -74,8 +74,8 @@ def share_gained(
     """The share, in percent, of the gap between the baseline's error and the ceiling's that a model closes.
 
     Each argument says which of the same test images (n,) are right. Returns the share and its interval, a percentile
-    bootstrap over images, which depends only on the counts of the eight combinations. The interval is (nan, nan) if a
-    resample may have no gap.
+    bootstrap over images, which depends only on the counts of the eight combinations. The share is nan without a gap,
+    that is if the ceiling makes no fewer errors than the baseline; the interval is (nan, nan) if a resample has none.
     """
     kinds = np.asarray(baseline, int) + 2 * np.asarray(model, int) + 4 * np.asarray(ceiling, int)
     counts = np.bincount(kinds, minlength=8)
@@ -83,18 +83,18 @@ def share_gained(
 
     def share(counted: np.ndarray) -> np.ndarray:
         base, own, best = np.moveaxis(counted @ right, -1, 0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(100 * (own - base) / (best - base))
+        gap = np.where(best > base, best - base, np.nan)
+        return np.asarray(100 * (own - base) / gap)
 
     resampled = share(np.random.default_rng(0).multinomial(len(kinds), counts / len(kinds), draws))
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])  # nan if any is nan
     return float(share(counts)), float(low), float(high)
 
 
 def verdict(lo: float, hi: float, paper: float | None, tolerance: float = 0.05, comparable: bool = True) -> str:
     """better, within, worse or not comparable: the whole interval compared with the paper's value +- its rounding.
 
-    The paper prints one decimal, so its value stands for an interval of +- 0.05, and a bound that touches it is within.
+    With one decimal, a printed value stands for an interval of +- 0.05, and a bound that touches it is within.
     """
     if not comparable or paper is None:
         return "not comparable"

@@ -1,5 +1,6 @@
 """The share of the possible gain that a transformer achieves; the ceiling is a CNN that knows the true pose."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from stn.report.table import Grid, Row, Section, Table
 class Gain:
     """The errors (%) of a baseline, of a row with a transformer, and of the ceiling, and the share of the gain.
 
-    `share` is 100 (baseline - ours) / (baseline - ceiling); `low` and `high` are its 95 % interval.
+    `share` is 100 (baseline - ours) / (baseline - ceiling); `low` and `high` are its 95 % interval. They are nan where
+    there may be nothing to gain (`share_gained`).
     """
 
     record: Record
@@ -54,8 +56,8 @@ def describe_gains(table: Table, records: Sequence[Record], baseline: Row, ceili
             gain.record.row.label,
             gain.record.column.label,
             *(f"{error:.2f}" for error in (gain.baseline, gain.ours, gain.ceiling)),
-            typeset_minus(f"{gain.share:.0f}"),
-            typeset_minus(f"{gain.low:.0f} to {gain.high:.0f}"),
+            "–" if math.isnan(gain.share) else typeset_minus(f"{gain.share:.0f}"),
+            "–" if math.isnan(gain.low) else typeset_minus(f"{gain.low:.0f} to {gain.high:.0f}"),
         ]
         for gain in gains
     ]
