@@ -426,9 +426,20 @@ def test_a_record_that_counts_the_images_of_one_class_is_refused(folder, tmp_pat
         tables.load(5, [path])
 
 
+def test_the_papers_whole_numbers_are_shown_and_compared_as_such(records):
+    """99 of 100 images and the paper's 100, which stands for 99.5 and more: the interval reaches 99.8."""
+    record = next(record for record in records if (record.row.label, record.column.label) == ("3", "T"))
+    seeds = (replace(record.seeds[0], error=1.0, errors=1, n_test=100),)
+    text = tables.to_markdown([replace(record, seeds=seeds, n_test=100)], 5)
+    assert "| **99.00** (100) ≈ |" in text and "worse than the paper's value ± 0.5, by our 95 % interval" in text
+    lines = csv.DictReader(io.StringIO(tables.to_csv(records)))
+    assert {(line["row"], line["paper"]) for line in lines if line["column"] == "TC"} >= {("3", "75"), ("mean", "85.8")}
+
+
 def test_every_format_shows_classes_with_the_papers_values_beside(records):
     text = tables.to_markdown(records, 5)
-    assert "| class |" in text and "| mean  |" in text and "(75.0)" in text and "parameters (" not in text
+    assert "| class |" in text and "| mean  |" in text and "(75)" in text and "(85.8)" in text
+    assert "parameters (" not in text
     assert len(list(csv.DictReader(io.StringIO(tables.to_csv(records))))) == 22
     assert r"\textbf{" in tables.to_tex(records, 5)
 

@@ -28,7 +28,7 @@ def build_budgets(
     ]
     places = {place for _, values in lines for place in values}
     if with_paper:
-        paper = {(row, column): f"{value:.1f}" for row in table.rows for column, value in row.paper.items()}
+        paper = {(row, column): table.cite(row, column) for row in table.rows for column in row.paper}
         lines.append(("Jaderberg et al.", paper))
     columns = [column for column in table.columns if any(place[1] is column for place in places)]
     body = []

@@ -98,7 +98,8 @@ def legend(table: Table, matrix: Matrix) -> str:
     if verdicts & {"better", "within", "worse"}:
         better, worse = table.arrows
         text.append(
-            f"{better} better than, ≈ within, {worse} worse than the paper's value ± 0.05, by our 95 % interval."
+            f"{better} better than, ≈ within, {worse} worse than the paper's value ± {table.tolerance:g}, "
+            "by our 95 % interval."
         )
     text += explain_against(table, against)
     sources = [f"{row.label}, {row.cited}" for row in matrix.rows if row.cited]

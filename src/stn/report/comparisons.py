@@ -46,7 +46,8 @@ def measure(table: Table, records: Sequence[Record]) -> list[Value]:
     for record in records:
         paper, (low, high) = record.row.paper.get(record.column), interval(record.seeds)
         comparable = record.part is None
-        outcome = verdict(low, high, None if paper is None else table.turned(paper), comparable=comparable)
+        target = None if paper is None else table.turned(paper)
+        outcome = verdict(low, high, target, table.tolerance, comparable)
         comparison = baselines.get(record)
         sign = "" if not comparison or comparison.clear else NOT_CLEARLY if comparison.beats else NOT_BEATEN
         low, high = sorted(map(table.turned, (low, high)))

@@ -23,7 +23,7 @@ def render_csv(table: Table, records: Sequence[Record]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for value in measure(table, records):
-        record, paper = value.record, "" if value.paper is None else f"{value.paper:.1f}"
+        record, paper = value.record, table.cite(value.record.row, value.record.column)
         writer.writerow(
             [
                 *(table.number, record.budget, record.row.label, record.column.label, table.metric, paper),

@@ -104,8 +104,8 @@ def _index_line(experiment: Experiment, report: Report, address: str) -> list[st
         pick = max if cells[0]["metric"].startswith("accuracy") else min
         cell = pick(cells, key=lambda cell: float(cell["ours"]))
         best.append(f"{column} **{float(cell['ours']):.2f}**" + (f" {cell['row']}" if len(cells) > 1 else ""))
-        printed = [float(cell["paper"]) for cell in all_cells if cell["column"] == column and cell["paper"]]
-        references.append(f"{pick(printed):.1f}" if printed else "–")
+        printed = [cell["paper"] for cell in all_cells if cell["column"] == column and cell["paper"]]
+        references.append(pick(printed, key=float) if printed else "–")
     is_derived = any(record.part for record in longest)
     if is_derived and not experiment.stand_in:
         raise UserError(f"{experiment.title}: not on the paper's data; say on its page what stand_in is")

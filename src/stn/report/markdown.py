@@ -122,7 +122,7 @@ def _every_cell(table: Table, matrix: Matrix) -> Section | None:
         [
             value.record.row.label,
             value.record.column.label,
-            "–" if value.paper is None else f"{value.paper:.1f}",
+            table.cite(value.record.row, value.record.column) or "–",
             f"{value.ours:.2f}",
             f"{value.low:.2f} to {value.high:.2f}",
             str(len(value.record.seeds)),

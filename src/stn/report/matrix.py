@@ -67,8 +67,8 @@ def describe_absence(table: Table, row: Row, column: Column) -> str:
 
 def format_place(table: Table, row: Row, column: Column, value: Value | None, bold: str, compared: bool = True) -> str:
     """The text of a place: our value in `bold`, such as "**{}**", the paper's in brackets if `compared`, marks."""
-    paper = row.paper.get(column) if compared else None
-    citation = "" if paper is None else f"({paper:.1f})"
+    paper = table.cite(row, column) if compared else ""
+    citation = f"({paper})" if paper else ""
     return format_value(value, bold, citation) if value else join(describe_absence(table, row, column), citation)
 
 

@@ -122,14 +122,14 @@ class Table:
 
     `blocks` are the rows, from top to bottom, with a gap between blocks; `entries` is the word for them. Records hold
     errors in percent; a table that prints accuracies sets `accuracy`, on which only `metric`, `turned` and `arrows`
-    depend. `arrays` names the arrays that the record of a row with a transformer must hold; `check` returns why a
-    record is damaged, if it is. `contests` compare rows. `orders` are rankings that the paper claims, each from worst
-    to best; an order with rows that are ours tests the same claim on them. `rival` is the legend's word for the
-    baselines if they are many, `images` the word for a network's inputs. `chosen_by` is the knob of `params.yaml` that
-    chooses the data sets to train on, by their names without the last part; a choice also takes the data sets that
-    `chosen_with` gives it. The networks of a table that is `exported` are also measured as ONNX files. `remarks` give
-    sentences of the caption, `asides` grids beside the main one, `sections` further parts of the Markdown report:
-    functions of the table and its records, which may return "" or None.
+    depend. `decimals` are those of the values that the paper prints. `arrays` names the arrays that the record of a row
+    with a transformer must hold; `check` returns why a record is damaged, if it is. `contests` compare rows. `orders`
+    are rankings that the paper claims, each from worst to best; an order with rows that are ours tests the same claim
+    on them. `rival` is the legend's word for the baselines if they are many, `images` the word for a network's inputs.
+    `chosen_by` is the knob of `params.yaml` that chooses the data sets to train on, by their names without the last
+    part; a choice also takes the data sets that `chosen_with` gives it. The networks of a table that is `exported` are
+    also measured as ONNX files. `remarks` give sentences of the caption, `asides` grids beside the main one, `sections`
+    further parts of the Markdown report: functions of the table and its records, which may return "" or None.
     """
 
     number: int
@@ -140,6 +140,7 @@ class Table:
     blocks: tuple[tuple[Row, ...], ...]
     entries: str = "model"
     accuracy: bool = False
+    decimals: int = 1
     arrays: tuple[str, ...] = ()
     check: Callable[[Record], str | None] = lambda record: None
     contests: tuple[Contest, ...] = ()
@@ -244,6 +245,17 @@ class Table:
 
     def _block(self, row: Row) -> int:
         return next(i for i, block in enumerate(self.blocks) if row in block)
+
+    @property
+    def tolerance(self) -> float:
+        """How far the paper's value may be from what it prints."""
+        return 0.5 * 10.0**-self.decimals
+
+    def cite(self, row: Row, column: Column) -> str:
+        """The paper's value, with as many decimals as the paper prints, a mean with one more; "" if it has none."""
+        if column not in row.paper:
+            return ""
+        return f"{row.paper[column]:.{self.decimals + self.is_mean(row)}f}"
 
     @property
     def metric(self) -> str:

@@ -103,7 +103,7 @@ def _main_grid(table: Table, matrix: Matrix) -> FittedGrid:
     grid.add_column("\n" * height + table.entries)
     lines = [[Text(row.label)] for row in matrix.rows]
     for column, label in labels.items():
-        papers = [f"{row.paper[column]:.1f}" if column in row.paper else "–" for row in matrix.rows]
+        papers = [table.cite(row, column) or "–" for row in matrix.rows]
         width = max(map(len, papers))
         run = any(place[1] is column for place in matrix.values)
         head = "ours" if column in alone else "paper | ours" if run else "paper"
