@@ -1,10 +1,15 @@
 """Promises of what is compared: with the paper, with baselines, and in the paper's orders."""
 
+from dataclasses import replace
+
 import pytest
 
+from stn.experiments.addition.table import ADDITION
 from stn.experiments.mnist.table import DISTORTED
-from stn.report.comparisons import compare, find_baseline, measure
+from stn.report.captions import legend
+from stn.report.comparisons import compare, find_baseline, measure, order_steps, tell_each
 from stn.report.markdown import render_markdown
+from stn.report.matrix import build_matrix
 from stn.report.records import load_records
 from stn.report.summary import summarise
 from synthetic import write_cell, write_table
@@ -64,3 +69,54 @@ def test_records_of_different_seeds_are_compared_over_those_that_both_have(tmp_p
     text = render_markdown(DISTORTED, records)
     assert "one test for each seed that both have" in text
     assert "Student's over seeds where a cell has several, else Wilson's" in text and "seed 0 or seeds 0, 1" in text
+
+
+def test_two_seeds_that_contradict_each_other_are_not_said_to_be_without_significance(tmp_path):
+    """The ST-CNN is better by 3 points with one seed and worse by 1 with the other, p < 0.001 each."""
+    paths = [write_cell(tmp_path, "CNN", "R", [400, 100]), write_cell(tmp_path, "ST-CNN Aff", "R", [100, 200], n=20)]
+    records = load_records(DISTORTED, paths)
+    (comparison,) = compare(DISTORTED, records, find_baseline)
+    assert comparison.p < 1e-3 and comparison.beats and not comparison.sure
+    text = " ".join([render_markdown(DISTORTED, records), *tell_each(DISTORTED, [comparison])])
+    assert "without significance" not in text and "p ≥" not in text
+    for words in (
+        "‡ beats its baseline, but not significantly with every seed (p < 0.05, paired test).",
+        "It does so, but not significantly with every seed (p < 0.05), in ST-CNN Aff on R.",
+        "| yes, not significantly with every seed |",
+        "ST-CNN Aff beats CNN on R, but not significantly with every seed (p < 0.05).",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize(("errors", "said"), [(180, "† does not beat its baseline"), (148, "‡ beats its baseline")])
+def test_a_sign_says_that_it_is_of_the_seeds_that_both_have_where_seeds_differ(tmp_path, errors, said):
+    """As 1.80 † beside a baseline that prints 2.00, the mean of 1.50 and two other seeds."""
+    paths = [write_cell(tmp_path, "CNN", "R", [150, 250, 200]), write_cell(tmp_path, "ST-CNN Aff", "R", [errors], n=20)]
+    records = load_records(DISTORTED, [], paths)
+    assert f"{said} on the seeds that both have" in legend(DISTORTED, build_matrix(DISTORTED, records))
+    same = [replace(record, seeds=record.seeds[:1]) for record in records]
+    assert said in legend(DISTORTED, build_matrix(DISTORTED, same))
+    assert "that both have" not in legend(DISTORTED, build_matrix(DISTORTED, same))
+    # Where the table itself has the same seeds, the legend of the other budgets says it.
+    beside = render_markdown(DISTORTED, same, [[replace(record, budget="medium") for record in records]])
+    assert beside.partition("##")[0].count(f"{said} on the seeds that both have") == 1
+
+
+def test_an_order_gives_each_row_one_value_over_the_seeds_that_all_rows_have(tmp_path):
+    """The last step has two seeds in common, the first one only."""
+    errors = {"FCN": [2500], "ST-FCN Aff": [2000, 500], "2xST-FCN Aff": [1900, 900]}
+    paths = [write_cell(tmp_path, row, "RTS + RTS", counts, parameters=381459) for row, counts in errors.items()]
+    records = load_records(ADDITION, [], paths)
+    ((first, second),) = order_steps(ADDITION, records)
+    assert (first.theirs, first.ours, second.theirs, second.ours) == (25, 20, 20, 19)
+    assert "FCN 25.00 > ST-FCN Aff 20.00 > 2xST-FCN Aff 19.00; every step is" in summarise(ADDITION, records)[-1]
+    assert "over the seeds that all of its rows have" in render_markdown(ADDITION, records)
+    both = order_steps(ADDITION, [replace(record, seeds=record.seeds[:1]) for record in records])
+    assert [(step.theirs, step.ours) for steps in both for step in steps] == [(25, 20), (20, 19)]
+
+
+def test_a_step_whose_seeds_contradict_each_other_is_not_called_significant_without_a_word(tmp_path):
+    errors = {"FCN": [3000, 3000], "ST-FCN Aff": [2000, 500], "2xST-FCN Aff": [500, 900]}
+    paths = [write_cell(tmp_path, row, "RTS + RTS", counts, parameters=381459) for row, counts in errors.items()]
+    said = summarise(ADDITION, load_records(ADDITION, [], paths))[-1]
+    assert said.endswith("but those to 2xST-FCN Aff (p < 0.05, paired test, the same way with every seed).")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from stn.report.comparisons import NOT_BEATEN, NOT_CLEARLY, SIGNIFICANT
+from stn.report.comparisons import NOT_BEATEN, NOT_CLEARLY, SIGNIFICANT, UNCLEAR
 from stn.report.evidence import describe_evidence
 from stn.report.matrix import Matrix
 from stn.report.records import Record
@@ -81,19 +81,21 @@ def describe_machines(table: Table, records: Sequence[Record]) -> str:
     )
 
 
-def explain_against(table: Table, signs: Collection[str]) -> list[str]:
-    """What these signs say of a network and its baseline."""
+def explain_against(table: Table, *matrices: Matrix) -> list[str]:
+    """What the signs of these matrices say of a network and its baseline."""
+    values = [value for matrix in matrices for value in matrix.values.values() if value.comparison]
+    where = " on the seeds that both have" * any(value.comparison.differ for value in values if value.comparison)
     meanings = {
-        NOT_BEATEN: f"does not beat its baseline ({table.rival or _describe_baselines(table)}).",
-        NOT_CLEARLY: f"beats its baseline without significance (p ≥ {SIGNIFICANT}, paired test).",
+        NOT_BEATEN: f"does not beat its baseline{where} ({table.rival or _describe_baselines(table)}).",
+        NOT_CLEARLY: f"beats its baseline{where}, but {UNCLEAR} (p < {SIGNIFICANT}, paired test).",
     }
+    signs = {value.against for value in values}
     return [f"{sign} {meaning}" for sign, meaning in meanings.items() if sign in signs]
 
 
 def legend(table: Table, matrix: Matrix) -> str:
     """Explains the marks and words that occur in the matrix."""
     verdicts = {value.verdict for value in matrix.values.values()}
-    against = {value.against for value in matrix.values.values()}
     text = []
     if verdicts & {"better", "within", "worse"}:
         better, worse = table.arrows
@@ -101,7 +103,7 @@ def legend(table: Table, matrix: Matrix) -> str:
             f"{better} better than, ≈ within, {worse} worse than the paper's value ± {table.tolerance:g}, "
             "by our 95 % interval."
         )
-    text += explain_against(table, against)
+    text += explain_against(table, matrix)
     sources = [f"{row.label}, {row.cited}" for row in matrix.rows if row.cited]
     if sources:
         text.append(f"Cited by the paper, not run: {'; '.join(sources)}.")

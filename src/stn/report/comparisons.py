@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 from stn.errors import UserError
@@ -13,13 +12,15 @@ from stn.report.table import Comparison, Contest, Row, Table
 
 SIGNIFICANT = 0.05
 NOT_BEATEN, NOT_CLEARLY = "†", "‡"
+UNCLEAR = "not significantly with every seed"  # also where two seeds, each significantly, say the opposite
 
 
 @dataclass(frozen=True)
 class Value:
     """A record as its table prints it: `ours`, the mean over seeds, with its 95 % interval, against the `paper`.
 
-    `mark` is the sign of the verdict; `against` is a sign if the row does not (clearly) beat its baseline.
+    `mark` is the sign of the verdict; `against` is a sign if the row does not (clearly) beat its baseline in
+    `comparison`, which is None without a baseline.
     """
 
     record: Record
@@ -29,7 +30,13 @@ class Value:
     high: float
     verdict: str
     mark: str
-    against: str
+    comparison: Comparison | None
+
+    @property
+    def against(self) -> str:
+        if self.comparison is None or self.comparison.clear:
+            return ""
+        return NOT_CLEARLY if self.comparison.beats else NOT_BEATEN
 
     @property
     def seconds(self) -> float:
@@ -48,11 +55,10 @@ def measure(table: Table, records: Sequence[Record]) -> list[Value]:
         comparable = record.part is None
         target = None if paper is None else table.turned(paper)
         outcome = verdict(low, high, target, table.tolerance, comparable)
-        comparison = baselines.get(record)
-        sign = "" if not comparison or comparison.clear else NOT_CLEARLY if comparison.beats else NOT_BEATEN
         low, high = sorted(map(table.turned, (low, high)))
         value = table.turned(record.error)
-        values.append(Value(record, paper, value, low, high, outcome, marks.get(outcome, ""), sign))
+        mark = marks.get(outcome, "")
+        values.append(Value(record, paper, value, low, high, outcome, mark, baselines.get(record)))
     return values
 
 
@@ -68,38 +74,48 @@ def compare(table: Table, records: Sequence[Record], opponents: Callable[[Row], 
     return [compare_pair(table, *pair) for pair in pairs]
 
 
-def compare_pair(table: Table, record: Record, opponent: Record) -> Comparison:
-    """Compare two records; UserError if they are not of the same test images."""
+def compare_pair(table: Table, record: Record, opponent: Record, names: Sequence[str] | None = None) -> Comparison:
+    """Compare two records; UserError if they are not of the same test images.
+
+    They are compared over the seeds that both have, or over those of these arrays (see `shared_arrays`).
+    """
     if record.n_test != opponent.n_test:
         raise UserError(f"{record.path} and {opponent.path}: not the same test images, train both again")
-    names = [seed.array for seed in record.seeds if seed.array in opponent.arrays]
+    names = shared_arrays([record, opponent]) if names is None else names
     tests = [mcnemar(opponent.arrays[name], record.arrays[name]) for name in names]
     p = max((test[0] for test in tests), default=math.nan)
-    ours, theirs = (_error_over(each, names) for each in (record, opponent))
+    ours, theirs = (error_over(each, names) for each in (record, opponent))
     beats = ours < theirs
     sure = p < SIGNIFICANT and all((n01 > n10) == beats for _, n01, n10 in tests)
     return Comparison(record, opponent, table.turned(ours), table.turned(theirs), tests, p, beats, sure)
 
 
-def _error_over(record: Record, names: Sequence[str]) -> float:
+def shared_arrays(records: Sequence[Record]) -> list[str]:
+    """The arrays of right answers of the seeds that all records have."""
+    shared = set.intersection(*({seed.array for seed in record.seeds} for record in records))
+    return [seed.array for seed in records[0].seeds if seed.array in shared]
+
+
+def error_over(record: Record, names: Sequence[str]) -> float:
     """The mean error in percent over the seeds of these arrays, or over all seeds if there are none."""
     errors = [seed.error for seed in record.seeds if seed.array in names]
     return sum(errors) / len(errors) if errors else record.error
 
 
 def order_steps(table: Table, records: Sequence[Record]) -> list[list[Comparison]]:
-    """The steps of the paper's orders, worst to best: a list for each order and column with records of all its rows."""
+    """The steps of the paper's orders, worst to best: a list for each order and column with records of all its rows.
+
+    All steps of a list are over the seeds that all of its rows have, so that a row has one value.
+    """
+    places = {(record.row, record.column): record for record in records}
     chains = []
     for order in table.orders:
-        steps = compare(table, records, partial(_find_before, order))
-        columns = ([step for step in steps if step.column is column] for column in table.columns)
-        chains += [chain for chain in columns if chain and len(chain) == len(order) - 1]
+        for column in table.columns:
+            chain = [places[row, column] for row in order if (row, column) in places]
+            if len(chain) == len(order):
+                names = shared_arrays(chain)
+                chains.append([compare_pair(table, after, before, names) for before, after in pairwise(chain)])
     return chains
-
-
-def _find_before(order: Sequence[Row], row: Row) -> list[Row]:
-    """The row before a row in an order, if any."""
-    return [before for before, after in pairwise(order) if after == row]
 
 
 def find_baseline(row: Row) -> list[Row]:
@@ -129,7 +145,7 @@ def count_wins(subject: str) -> Callable[[Table, Sequence[Comparison]], list[str
         line = f"{subject} in {len(comparisons) - len(losses)} of {len(comparisons)} cells"
         line += f"; not in {', '.join(losses)}." if losses else "."
         if unclear:
-            line += f" It does so without significance (p ≥ {SIGNIFICANT}) in {', '.join(unclear)}."
+            line += f" It does so, but {UNCLEAR} (p < {SIGNIFICANT}), in {', '.join(unclear)}."
         return [line]
 
     return tell
@@ -140,7 +156,7 @@ def tell_each(table: Table, comparisons: Sequence[Comparison]) -> list[str]:
     lines = []
     for cell in comparisons:
         beats = "beats" if cell.beats else "does not beat"
-        weak = f", without significance (p ≥ {SIGNIFICANT})" if cell.beats and not cell.sure else ""
+        weak = f", but {UNCLEAR} (p < {SIGNIFICANT})" if cell.beats and not cell.sure else ""
         lines.append(f"{cell.row.label} {beats} {cell.other.row.label} on {cell.column.label}{weak}.")
     return lines
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from stn.report.budgets import build_budgets
 from stn.report.captions import caption, explain_against, legend
-from stn.report.comparisons import compare, format_p, order_steps
-from stn.report.matrix import Matrix, build_matrix, format_place, typeset_minus
+from stn.report.comparisons import UNCLEAR, compare, format_p, order_steps
+from stn.report.matrix import Matrix, build_matrix, format_place, join, typeset_minus
 from stn.report.records import Record
 from stn.report.summary import summarise
 from stn.report.table import Comparison, Contest, Grid, Row, Section, Table
@@ -15,6 +15,7 @@ PAIRED = (
     "has right, one test for each seed that both have, the largest p shown, not corrected for the number of tests. "
     "Values are means over these seeds."
 )
+ORDERED = "All steps of an order are over the seeds that all of its rows have."
 ORDER_HEAD = ("step before", "this step", "before", "this", "is a step up")
 
 
@@ -36,7 +37,8 @@ def render_markdown(table: Table, records: Sequence[Record], alternatives: Seque
         (first, *rest), grid = budgets
         text += [first, "\n".join(f"- {line}" for line in rest), render_grid(grid)]
         others = [build_matrix(table, other) for other in alternatives if other]
-        text.append(" ".join(explain_against(table, _signs(*others) - _signs(matrix))))
+        explained = explain_against(table, matrix)
+        text.append(" ".join(line for line in explain_against(table, *others) if line not in explained))
     sections = [
         *_contests(table, records),
         *(build(table, records) for build in table.sections),
@@ -73,11 +75,6 @@ def _main_grid(table: Table, matrix: Matrix) -> Grid:
     return Grid(head, body, "l" + "r" * (len(head) - 1))
 
 
-def _signs(*matrices: Matrix) -> set[str]:
-    """The signs by which networks are compared with their baselines."""
-    return {value.against for matrix in matrices for value in matrix.values.values()}
-
-
 def _format_count(counts: Mapping[Row, int], row: Row) -> str:
     return f"{counts[row]:,}" if row in counts else "–"
 
@@ -90,8 +87,10 @@ def _contests(table: Table, records: Sequence[Record]) -> list[Section]:
     sections: list[Section] = []
     for contest, comparisons in contests:
         if comparisons:
-            grid = _comparison_grid(contest, comparisons)
-            sections.append(Section(contest.title, ["" if sections else PAIRED.format(images=table.images), grid]))
+            text = "" if sections else PAIRED.format(images=table.images)
+            if contest is order and any(step.differ for step in comparisons):
+                text = join(text, ORDERED)
+            sections.append(Section(contest.title, [text, _comparison_grid(contest, comparisons)]))
     return sections
 
 
@@ -108,7 +107,7 @@ def _comparison_grid(contest: Contest, comparisons: Sequence[Comparison]) -> Gri
             "; ".join(str(n10) for _, _, n10 in cell.tests) or "–",
             "; ".join(str(n01) for _, n01, _ in cell.tests) or "–",
             format_p(cell.p),
-            "yes" if cell.clear else "yes, not significantly" if cell.beats else "**no**",
+            "yes" if cell.clear else f"yes, {UNCLEAR}" if cell.beats else "**no**",
         ]
         for cell in comparisons
     ]

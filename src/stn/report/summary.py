@@ -24,7 +24,8 @@ def summarise(table: Table, records: Sequence[Record]) -> list[str]:
             verdicts = (f"{value.verdict} on {value.record.column.label}" for value in means)
             lines.append(f"The mean: {', '.join(verdicts)}.")
     if compared and counts["not comparable"]:
-        lines.append(f"Without a number of the paper: {counts['not comparable']} cells.")
+        count = counts["not comparable"]
+        lines.append(f"Without a number of the paper: {count} cell{'s' * (count > 1)}.")
     if not records:
         return lines
     for contest in table.contests:
@@ -56,7 +57,7 @@ def _order(chain: Sequence[Comparison]) -> str:
     steps = f"{', '.join(sure)} {'is' if len(sure) == 1 else 'are'}" if sure else "no step is"
     return (
         f"The paper's order {verdict} on {chain[0].column.label}: {_chain(chain)}; {steps} significant "
-        f"(p < {SIGNIFICANT}, paired test)."
+        f"({_name_test([chain])})."
     )
 
 
@@ -66,11 +67,17 @@ def _several_orders(subject: str, chains: Sequence[Sequence[Comparison]]) -> str
     unsure = [f"to {step.row.label}" for chain in chains for step in chain if not step.sure]
     steps = f"every step is significant, but those {', '.join(unsure)}" if unsure else "every step is significant"
     values = "; ".join(map(_chain, chains))
-    return f"{subject} holds in {count} of {len(chains)}: {values}; {steps} (p < {SIGNIFICANT}, paired test)."
+    return f"{subject} holds in {count} of {len(chains)}: {values}; {steps} ({_name_test(chains)})."
+
+
+def _name_test(chains: Sequence[Sequence[Comparison]]) -> str:
+    """What makes a step significant."""
+    several = any(len(step.tests) > 1 for chain in chains for step in chain)
+    return f"p < {SIGNIFICANT}, paired test{', the same way with every seed' if several else ''}"
 
 
 def _chain(chain: Sequence[Comparison]) -> str:
-    """The rows of an order with their values."""
+    """The rows of an order with their values, which are over the seeds that all of them have (`order_steps`)."""
     text = f"{chain[0].other.row.label} {chain[0].theirs:.2f}"
     for step in chain:
         sign = "<" if step.ours > step.theirs else ">" if step.ours < step.theirs else "="

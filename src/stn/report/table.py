@@ -70,9 +70,10 @@ class Figure:
 class Comparison:
     """A record compared with another of its column, by an exact McNemar test for each common seed.
 
-    `ours` and `theirs` are their means over the common seeds, as the table prints values. Each of `tests` is (p, n01,
-    n10): only the record has n01 images right, only the other has n10. `p` is the largest of the tests. `beats`
-    compares `ours` and `theirs`; `sure` is true if all tests agree with it at p < 0.05.
+    In an order of several rows, the common seeds are those that all of its rows have. `ours` and `theirs` are means
+    over the common seeds, as the table prints values. Each of `tests` is (p, n01, n10): only the record has n01 images
+    right, only the other has n10. `p` is the largest of the tests. `beats` compares `ours` and `theirs`; `sure` is true
+    if all tests agree with it at p < 0.05.
     """
 
     record: Record
@@ -91,6 +92,11 @@ class Comparison:
     @property
     def column(self) -> Column:
         return self.record.column
+
+    @property
+    def differ(self) -> bool:
+        """Whether one of the two has a seed that the comparison leaves out."""
+        return any(len(self.tests) != len(record.seeds) for record in (self.record, self.other))
 
     @property
     def clear(self) -> bool:
