@@ -10,6 +10,7 @@ import pytest
 
 import stn.table
 from conftest import ROOT, one_error, run
+from stn.codebase import training_digest
 from stn.errors import UserError
 from stn.report import tables
 from stn.report.blocks import Report, Sources, find_pages
@@ -71,6 +72,45 @@ def test_a_row_on_demand_is_not_the_best_of_ours(project):
     budgets[1][:] = [told if record is best else record for record in budgets[1]]
     line = lines(make_block("index", Path("README.md"), sources))[1]
     assert f"{best.error:.2f}" not in line[1]
+
+
+def test_the_best_of_a_column_is_chosen_on_the_seeds_that_all_of_its_cells_have(project, tmp_path):
+    """With the seed that both have, the CNN is better; the mean of its three seeds is worse than the ST-CNN's one."""
+    _, sources, budgets = project
+    paths = [write_cell(tmp_path, "CNN", "R", [110, 140, 140]), write_cell(tmp_path, "ST-CNN Aff", "R", [120])]
+    budgets[:] = [tables.load(1, [], paths)]
+    (line,) = lines(make_block("index", PAGE, sources))[1:]
+    assert line[1] == "R **1.30** CNN"
+    seeds = budgets[0][0].seeds
+    budgets[0][0] = replace(budgets[0][0], seeds=seeds[1:])  # none in common
+    assert lines(make_block("index", PAGE, sources))[1][1] == "R **1.20** ST-CNN Aff"
+
+
+def test_one_cell_is_not_called_cells(project):
+    _, sources, budgets = project
+    budgets[1][1:] = []
+    costs = [line[2] for line in lines(make_block("costs", PAGE, sources))[1:]]
+    assert [cost.partition(",")[0] for cost in costs] == ["4 cells", "1 cell"]
+
+
+def test_every_page_says_which_cells_were_trained_by_other_code(project):
+    """The front page, and each budget's line in the list of budgets."""
+    _, sources, budgets = project
+    now = {"digest": training_digest("mnist"), "commit": None}
+    sentence = "trained by earlier code, which is not shown to give the same numbers as the code here."
+    for records in budgets:
+        records[:] = [replace(record, code=now) for record in records]
+    front, aside = (make_block(name, PAGE, sources) for name in ("results", "table1"))
+    assert sentence not in front + aside
+    budgets[0][:2] = [replace(record, code={}) for record in budgets[0][:2]]
+    budgets[1][:1] = [replace(record, code={}) for record in budgets[1][:1]]
+    front, aside = (make_block(name, PAGE, sources) for name in ("results", "table1"))
+    assert f"2 of 4 cells were {sentence}" in front.partition("\n\n")[0]
+    items = [line for line in aside.splitlines() if line.startswith("- ")]
+    assert [f"{n} cells were {sentence}" in line for n, line in zip(("2 of 4", "1 of 3"), items, strict=True)] == [
+        True,
+        True,
+    ]
 
 
 def test_a_stand_in_for_the_papers_data_is_not_held_against_the_paper(project):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from stn.report.captions import describe_machines, describe_training
+from stn.report.evidence import describe_evidence
 from stn.report.matrix import build_matrix, format_value
 from stn.report.records import Record
 from stn.report.summary import summarise
@@ -42,6 +43,7 @@ def build_budgets(
         run = [record for record in records if not table.is_mean(record.row)]
         progress = f"`{name}`: {len(run)} of {len(cells)} cells, {describe_training(table, records)}."
         summary = summarise(table, records) if records is not main else []
-        text.append(" ".join([progress, describe_machines(table, records), *summary]))
+        evidence = describe_evidence(table, records)
+        text.append(" ".join(filter(None, [progress, describe_machines(table, records), evidence, *summary])))
     head = [table.entries, "budget", *(column.label for column in columns)]
     return text, Grid(head, body, "ll" + "r" * len(columns))

@@ -13,6 +13,7 @@ from stn.errors import UserError
 from stn.report import tables
 from stn.report.blocks import Report, Sources, find_pages, link, markdown_table, shorten
 from stn.report.captions import format_duration, format_span
+from stn.report.comparisons import error_over, shared_arrays
 from stn.report.records import Record
 
 EXPERIMENT = re.compile(r"^<!-- index: (?P<about>\{.*\}) -->$", re.MULTILINE)
@@ -80,6 +81,7 @@ def index_block(page: Path, sources: Sources) -> str:
 def _index_line(experiment: Experiment, report: Report, address: str) -> list[str]:
     """A line of the index: for each column the best cell, at the longest budget that has half of the cells.
 
+    The best cell is chosen over the seeds that all cells of the column have, or over all seeds if there are none.
     A column that lacks cells at that budget is left out unless all do: its best network may be one of those not run.
     Rows on demand are left out: they are extra rows of ours, some of which are told what the others have to find.
     """
@@ -98,12 +100,17 @@ def _index_line(experiment: Experiment, report: Report, address: str) -> list[st
     all_cells = [cell for records in budgets for cell in _values(records)]
     best, references = [], []
     names, wanted = dict.fromkeys(cell["column"] for cell in table), Counter(column for _, column in places)
-    cells_of = {name: [cell for cell in table if cell["column"] == name] for name in names}
+    cells_of = {
+        name: [(record, cell) for record, cell in zip(longest, table, strict=True) if cell["column"] == name]
+        for name in names
+    }
     for column in [name for name in names if len(cells_of[name]) == wanted[name]] or names:
         cells = cells_of[column]
-        pick = max if cells[0]["metric"].startswith("accuracy") else min
-        cell = pick(cells, key=lambda cell: float(cell["ours"]))
+        arrays = shared_arrays([record for record, _ in cells])
+        errors = [error_over(record, arrays) for record, _ in cells]
+        _, cell = cells[errors.index(min(errors))]
         best.append(f"{column} **{float(cell['ours']):.2f}**" + (f" {cell['row']}" if len(cells) > 1 else ""))
+        pick = max if cell["metric"].startswith("accuracy") else min
         printed = [cell["paper"] for cell in all_cells if cell["column"] == column and cell["paper"]]
         references.append(pick(printed, key=float) if printed else "–")
     is_derived = any(record.part for record in longest)
@@ -171,6 +178,5 @@ def _cost(records: Sequence[Record]) -> str:
         machine = shorten(facts.get("gpu") or on_cpu)
         cells[machine] += 1
         seconds[machine] += record.seeds[0].seconds
-    return (
-        "<br>".join(f"{n} cells, {format_duration(seconds[name])}: {name}" for name, n in sorted(cells.items())) or "–"
-    )
+    lines = (f"{n} cell{'s' * (n > 1)}, {format_duration(seconds[name])}: {name}" for name, n in sorted(cells.items()))
+    return "<br>".join(lines) or "–"

@@ -138,7 +138,8 @@ def results_block(page: Path, sources: Sources) -> str:
     indices = [i for i, _ in enumerate(head) if i == 0 or any("**" in line[i] for line in body)]
     legends = " ".join(text for text in paragraphs if text.startswith(MEANT))
     meanings = [text for text in re.split(r"(?<=\.) (?=[^a-z])", legends) if text.startswith(MEANT)]
-    line = " ".join([caption.partition(" Trained on ")[0], *meanings])
+    evidence = tables.to_evidence(report.leading, 1)
+    line = " ".join(filter(None, [caption.partition(" Trained on ")[0], evidence, *meanings]))
     if not body:
         return line
     body = [[line[i] for i in indices] for line in body]

@@ -9,12 +9,14 @@ from rich.console import Group
 from stn.experiments import find_tables
 from stn.report.blocks import readme_block, replace_block, stale
 from stn.report.csv import render_csv
+from stn.report.evidence import describe_evidence
 from stn.report.latex import render_latex
 from stn.report.markdown import render_markdown
 from stn.report.records import Record, load_records
 from stn.report.terminal import render_terminal
 
-__all__ = ["load", "readme_block", "replace_block", "stale", "to_csv", "to_markdown", "to_terminal", "to_tex"]
+__all__ = ["load", "readme_block", "replace_block", "stale"]
+__all__ += ["to_csv", "to_evidence", "to_markdown", "to_terminal", "to_tex"]
 
 
 def load(
@@ -31,6 +33,11 @@ def load(
 def to_markdown(records: Sequence[Record], number: int, alternatives: Sequence[Sequence[Record]] = ()) -> str:
     """See `stn.report.markdown.render_markdown`."""
     return render_markdown(find_tables()[number], records, alternatives)
+
+
+def to_evidence(records: Sequence[Record], number: int) -> str:
+    """See `stn.report.evidence.describe_evidence`."""
+    return describe_evidence(find_tables()[number], records)
 
 
 def to_csv(records: Sequence[Record]) -> str:
