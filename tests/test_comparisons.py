@@ -100,6 +100,8 @@ def test_a_sign_says_that_it_is_of_the_seeds_that_both_have_where_seeds_differ(t
     # Where the table itself has the same seeds, the legend of the other budgets says it.
     beside = render_markdown(DISTORTED, same, [[replace(record, budget="medium") for record in records]])
     assert beside.partition("##")[0].count(f"{said} on the seeds that both have") == 1
+    beside = render_markdown(DISTORTED, records, [[replace(record, budget="medium") for record in same]])
+    assert beside.partition("##")[0].count(said) == 1
 
 
 def test_an_order_gives_each_row_one_value_over_the_seeds_that_all_rows_have(tmp_path):

@@ -81,10 +81,12 @@ def describe_machines(table: Table, records: Sequence[Record]) -> str:
     )
 
 
-def explain_against(table: Table, *matrices: Matrix) -> list[str]:
-    """What the signs of these matrices say of a network and its baseline."""
-    values = [value for matrix in matrices for value in matrix.values.values() if value.comparison]
-    where = " on the seeds that both have" * any(value.comparison.differ for value in values if value.comparison)
+def explain_against(table: Table, matrices: Sequence[Matrix], beside: Sequence[Matrix] = ()) -> list[str]:
+    """What the signs of these matrices say of a network and its baseline; the seeds of those `beside` count too."""
+    values = [value for matrix in matrices for value in matrix.values.values()]
+    others = [value for matrix in beside for value in matrix.values.values()]
+    differ = any(value.comparison.differ for value in values + others if value.comparison)
+    where = " on the seeds that both have" * differ
     meanings = {
         NOT_BEATEN: f"does not beat its baseline{where} ({table.rival or _describe_baselines(table)}).",
         NOT_CLEARLY: f"beats its baseline{where}, but {UNCLEAR} (p < {SIGNIFICANT}, paired test).",
@@ -103,7 +105,7 @@ def legend(table: Table, matrix: Matrix) -> str:
             f"{better} better than, ≈ within, {worse} worse than the paper's value ± {table.tolerance:g}, "
             "by our 95 % interval."
         )
-    text += explain_against(table, matrix)
+    text += explain_against(table, [matrix])
     sources = [f"{row.label}, {row.cited}" for row in matrix.rows if row.cited]
     if sources:
         text.append(f"Cited by the paper, not run: {'; '.join(sources)}.")

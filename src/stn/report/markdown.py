@@ -37,8 +37,8 @@ def render_markdown(table: Table, records: Sequence[Record], alternatives: Seque
         (first, *rest), grid = budgets
         text += [first, "\n".join(f"- {line}" for line in rest), render_grid(grid)]
         others = [build_matrix(table, other) for other in alternatives if other]
-        explained = explain_against(table, matrix)
-        text.append(" ".join(line for line in explain_against(table, *others) if line not in explained))
+        explained = explain_against(table, [matrix])
+        text.append(" ".join(line for line in explain_against(table, others, [matrix]) if line not in explained))
     sections = [
         *_contests(table, records),
         *(build(table, records) for build in table.sections),
