@@ -220,12 +220,68 @@ def test_a_fresh_training_that_is_interrupted_keeps_the_old_records_and_goes_on_
     assert not earlier.exists() and len(begun) == 3
     assert {name for name in names if records[name].read_text() == old[name]} == {*names} - {*begun[:2]}
     earlier.mkdir(parents=True)  # a checkpoint of the cell that was interrupted
-    bring_up_to_date(1, 1, fresh=False)
     bring_up_to_date(1, 1, fresh=True)
-    assert earlier.exists() and sorted(begun) == sorted([*names, begun[2], "table1", "table1"])
+    assert earlier.exists() and sorted(begun) == sorted([*names, begun[2], "table1"])
     before = len(begun)
     bring_up_to_date(1, 1, fresh=True)
     assert not earlier.exists() and sorted(begun[before:]) == sorted([*names, "table1"])
+
+
+def test_after_a_complete_run_a_fresh_training_is_of_all_cells_whatever_was_interrupted_before(
+    order, monkeypatch, capsys
+):
+    for model in ("fcn", "cnn", "st_fcn_affine", "st_fcn_tps", "st_cnn_affine", "st_cnn_tps"):
+        write_seconds(f"cell@smoke-digits_r-{model}", 5.0)
+    forced = []
+
+    class Interrupted:
+        def __init__(self, jobs: int):
+            pass
+
+        def repro(self, names: list[str], force: list[str] = ()) -> bool:
+            forced.append([name for name in names if name in force and name.startswith("cell@")])
+            if len(forced) == 1:
+                write_seconds(names[0], 6.0)
+                raise KeyboardInterrupt
+            return True
+
+    monkeypatch.setattr("stn.pipeline.Stages", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bring_up_to_date(1, 1, fresh=True)
+    bring_up_to_date(1, 1, fresh=False)
+    before = len(forced)
+    bring_up_to_date(1, 1, fresh=True)
+    assert len(forced[before]) == 6 and "before an interrupt" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{}", '{"seeds": null}', '{"seeds": [1]}', '{"seeds": [{"seconds": 1}]}']
+)
+def test_a_damaged_record_is_trained_again_like_one_that_is_missing(order, text):
+    name = "cell@smoke-digits_r-cnn"
+    write_seconds(name, 5.0)
+    Path("reports/results/smoke/mnist/digits_r-cnn.json").write_text(text)
+    bring_up_to_date(1, 1, fresh=False)
+    assert name in order and json.loads(Path("reports/results/smoke/mnist/digits_r-cnn.json").read_text())["seeds"]
+
+
+@pytest.mark.parametrize(
+    "place, told",
+    [
+        ({"cpu": "a processor", "cores": 2}, "trained on a processor (2 cores)"),
+        ({"cpu": "a processor"}, "trained on a processor ("),
+        ({"cpu": None, "gpu": None}, "trained on unknown processor ("),
+        ({"gpu": "a GPU"}, "trained on a GPU ("),
+    ],
+)
+def test_a_reused_record_tells_what_it_knows_of_its_machine(order, monkeypatch, capsys, place, told):
+    for name in ("fcn", "cnn", "st_fcn_affine", "st_fcn_tps", "st_cnn_affine", "st_cnn_tps"):
+        write_seconds(f"cell@smoke-digits_r-{name}", 1.0)
+        path = Path(f"reports/results/smoke/mnist/digits_r-{name}.json")
+        path.write_text(json.dumps({"seeds": [{"seconds": 1.0, "provenance": place | {"date": "0"}}]}))
+    monkeypatch.setattr("stn.pipeline.Stages.repro", lambda self, names, force=(): True)
+    bring_up_to_date(1, 1, fresh=False)
+    assert f"6 reused, {told}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("listed, again", [("0", True), ("0,1", False), ("1,0,2", False)])

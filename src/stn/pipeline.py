@@ -53,8 +53,7 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
         sorted(records, key=_longest_first(previous_runs)),
         force=_begin_again(table, params.budget, records, previous_runs) if fresh else (),
     )
-    if fresh:
-        _begun(table, params.budget).unlink(missing_ok=True)
+    _begun(table, params.budget).unlink(missing_ok=True)  # all cells are complete, so no later FRESH=1 continues one
     trained_stages = [name for name, path in records.items() if _seconds_and_dates(path) != previous_runs[name]]
     exports = exports_to_bring_up_to_date(params, table)
     if exports:  # one after the other, since each is timed
@@ -113,7 +112,7 @@ def _begin_again(table: int, budget: str, records: dict[str, Path], runs: dict[s
 
 
 def _begun(table: int, budget: str) -> Path:
-    """The file that is there from the start of `make table FRESH=1` until all cells are trained."""
+    """The file that is there from the start of `make table FRESH=1` until a run of this table completes."""
     return Path("outputs") / f"fresh-{budget}-table{table}.json"
 
 
@@ -209,7 +208,7 @@ def _dvc(*arguments: str) -> None:
 def _seconds_and_dates(path: Path) -> list | None:
     try:
         return [[seed["seconds"], seed["provenance"]["date"]] for seed in json.loads(path.read_bytes())["seeds"]]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # no record, or a damaged one
         return None
 
 
@@ -223,8 +222,15 @@ def _longest_first(previous_runs: dict[str, list | None]):
 
 
 def _places(path: Path) -> set[str]:
-    provenances = [seed["provenance"] for seed in json.loads(path.read_text(encoding="utf-8"))["seeds"]]
-    return {provenance["gpu"] or f"{provenance['cpu']} ({provenance['cores']} cores)" for provenance in provenances}
+    """The machines that trained a record: GPUs, or processors with their cores, as far as the record names them."""
+    return {_place(seed["provenance"]) for seed in json.loads(path.read_text(encoding="utf-8"))["seeds"]}
+
+
+def _place(provenance: dict) -> str:
+    if provenance.get("gpu"):
+        return str(provenance["gpu"])
+    cores = provenance.get("cores")
+    return f"{provenance.get('cpu') or 'unknown processor'}{f' ({cores} cores)' if cores else ''}"
 
 
 def main() -> None:
