@@ -319,6 +319,38 @@ def test_a_misspelt_key_in_a_file_is_one_line_that_names_it():
     assert "model.localisation.filterz" in one_line(caught.value)
 
 
+def configs_in(folder, text, monkeypatch):
+    """A folder of configs of an experiment outside of the project, with the data config `odd`."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "data/odd.yaml").write_bytes(text)
+    monkeypatch.setattr("stn.config.find_configs", lambda: [folder])
+    return folder / "data/odd.yaml"
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (b"name: odd\ncanvas: [28", "line 2, column 12: not valid YAML (expected ',' or ']'"),
+        (b"<<<<<<< HEAD\nname: odd\n=======\n", "line 2, column 5: not valid YAML ("),
+        (b"name: \xff\xfe\n", ": not UTF-8"),
+        (b"name: \x00\n", "not valid YAML ("),
+    ],
+    ids=["cut", "merge", "bytes", "zero"],
+)
+def test_a_config_that_is_no_yaml_is_one_line_that_names_the_file(tmp_path, monkeypatch, text, told):
+    path = configs_in(tmp_path / "odd", text, monkeypatch)
+    line = one_error(run("stn.train", "data=odd", cwd=tmp_path))
+    assert str(path) in line and told in line
+    with pytest.raises(UserError, match=r"odd\.yaml"):  # as the pipeline reads configs
+        compose("data=odd")
+
+
+@pytest.mark.parametrize("name", ["my exp (1)", "exp[a]", "exp,b", "it's", 'a "b"', "back\\", "a=b #c", "{x}$y:z"])
+def test_configs_outside_of_the_project_may_lie_in_a_folder_of_any_name(tmp_path, monkeypatch, name):
+    configs_in(tmp_path / name, b"defaults: [mnist_p]\nname: odd\n", monkeypatch)
+    assert compose("data=odd").data.name == "odd"
+
+
 @pytest.mark.parametrize(
     "words, setting",
     [

@@ -651,6 +651,25 @@ def test_a_misspelt_knob_in_the_file_is_named(tmp_path, monkeypatch):
         read_params()
 
 
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (b"budget: [quick\n", "line 2, column 1: not valid YAML (expected ',' or ']'"),
+        (b"<<<<<<< HEAD\nbudget: quick\n=======\n", "not valid YAML ("),
+        (b"budget: qu\xedck\n", ": not UTF-8 (invalid continuation byte at byte 10)"),
+        (b"budget: \x00\n", "not valid YAML ("),
+        (b"5\n", "params.yaml: not a list of knobs"),
+        (b"- quick\n", "params.yaml: "),
+        (b"", "params.yaml: "),
+    ],
+)
+def test_a_params_file_that_cannot_be_read_is_one_line_that_names_it(tmp_path, text, told):
+    (tmp_path / "params.yaml").write_bytes(text)
+    line = one_error(run("stn.pipeline", "table", cwd=tmp_path))
+    assert "params.yaml" in line and told in line
+    assert (tmp_path / "params.yaml").read_bytes() == text
+
+
 def test_the_committed_params_declare_the_32_cells_of_the_paper(monkeypatch):
     monkeypatch.chdir(ROOT)
     params = read_params()

@@ -6,8 +6,8 @@ import os
 import re
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from unittest.mock import patch
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,7 +26,7 @@ from stn.environment import share_cores, silence_reducer
 from stn.errors import UserError
 from stn.experiments import find_configs, find_experiments, load
 from stn.front_door import HELP, guard
-from stn.messages import one_line, unknown_option
+from stn.messages import YAMLError, one_line, unknown_option
 from stn.report.table import Cell
 from stn.schema import Gradient, RunConfig
 from stn.schema import filled as filled  # other modules import it from here
@@ -50,7 +51,8 @@ def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Ca
         def one_line_errors():
             with guard():
                 try:
-                    yield
+                    with readable() if not show_traceback else nullcontext():
+                        yield
                 except (HydraException, OmegaConfBaseException) as error:
                     if show_traceback:
                         raise
@@ -86,8 +88,31 @@ def compose(*overrides: str) -> DictConfig:
 
 def read(*overrides: str) -> DictConfig:
     """The config that Hydra composes from `conf/` and these overrides: unchecked, its schedule not applied."""
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+    with readable(), hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return hydra.compose("train", overrides=[*_search_path(), *overrides])
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Raises a UserError that names the file if one of the configs is not YAML in UTF-8."""
+    try:
+        yield
+    except YAMLError as error:
+        raise UserError(one_line(error)) from error
+    except UnicodeDecodeError as error:  # it does not name the file
+        for path in sorted(path for folder in (CONF, *find_configs()) for path in folder.rglob("*.yaml")):
+            if not _is_text(path):
+                raise UserError(f"{path}: not UTF-8: correct this file") from error
+        raise
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file is UTF-8."""
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = True) -> DictConfig:
@@ -316,8 +341,8 @@ def _cell(cfg: DictConfig, overrides: Sequence[str]) -> Cell:
 
 def _search_path() -> list[str]:
     """The override that makes Hydra search the configs of experiments outside the project, if there are any."""
-    folders = ",".join(f"file://{folder.resolve()}" for folder in find_configs())
-    return [f"hydra.searchpath=[{folders}]"] if folders else []
+    urls = [QuotedString(f"file://{folder.resolve()}", Quote.single).with_quotes() for folder in find_configs()]
+    return [f"hydra.searchpath=[{','.join(urls)}]"] if urls else []
 
 
 _SMALLEST = {

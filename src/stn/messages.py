@@ -1,4 +1,4 @@
-"""Errors of Hydra, omegaconf and argparse in one line that names the nearest valid choice."""
+"""Errors of Hydra, omegaconf, YAML and argparse in one line that names the nearest valid choice."""
 
 import re
 import sys
@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError as YAMLError  # type: ignore[import-untyped]
 
 from stn.errors import UserError
 
@@ -34,9 +35,11 @@ def hint(word: str, choices: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of Hydra, omegaconf or ours, without line breaks and omegaconf's lists of keys and types."""
+    """The message of Hydra, omegaconf, YAML or ours, without line breaks and omegaconf's lists of keys and types."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, YAMLError):
+        return _of_yaml(error)
     text = str(error)
     if "'hydra/sweeper/optuna'" in text:
         return "search= needs Optuna, which is not installed: run `sh setup.sh search`"
@@ -55,6 +58,14 @@ def one_line(error: BaseException) -> str:
     if "missing EQUAL" in line:
         return f"{line.partition(' missing EQUAL')[0]}: {EQUAL}"
     return (f"{key}: {line}" if key and key not in line else line) + _hint_of_key(error)
+
+
+def _of_yaml(error: YAMLError) -> str:
+    """What a YAML file has wrong, and where: its name, line and column as far as the error has them."""
+    mark = getattr(error, "problem_mark", None)
+    place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    reason = getattr(error, "problem", None) or str(error)
+    return f"{place}not valid YAML ({' '.join(reason.split())}): correct this file"
 
 
 def _hint_of_key(error: BaseException) -> str:

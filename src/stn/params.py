@@ -12,7 +12,7 @@ from stn.config import CONF, check_seeds
 from stn.errors import UserError
 from stn.experiments import find_tables
 from stn.files import write_texts
-from stn.messages import one_line
+from stn.messages import YAMLError, one_line
 
 PARAMS = Path("params.yaml")
 KNOBS = ("budget", "seeds", "columns", "numbers", "birds")
@@ -44,7 +44,12 @@ def read_params() -> Params:
         params = OmegaConf.merge(OmegaConf.structured(Params), OmegaConf.load(PARAMS))
         return check(cast(Params, OmegaConf.to_object(params)))
     except OSError as error:
-        raise UserError(f"{PARAMS}: {error.strerror}; run this from the project's folder") from None
+        reason = f"{error.strerror}; run this from the project's folder" if error.strerror else "not a list of knobs"
+        raise UserError(f"{PARAMS}: {reason}") from None
+    except YAMLError as error:
+        raise UserError(one_line(error)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{PARAMS}: not UTF-8 ({error.reason} at byte {error.start}): correct this file") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{PARAMS}: {one_line(error)}") from None
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from stn.cells import config, declared, record_path, shown
-from stn.config import CONF, experiment, filled
+from stn.config import CONF, experiment, filled, readable
 from stn.errors import UserError
 from stn.experiments import find_tables
 from stn.files import openable, whole, write_texts
@@ -145,7 +145,9 @@ def _unchecked(number: int) -> list[list[Record]]:
 
 def schedules() -> dict[str, dict]:
     """The settings of each budget in `conf/budget`."""
-    settings = {path.stem: cast(DictConfig, OmegaConf.load(path)) for path in sorted((CONF / "budget").glob("*.yaml"))}
+    paths = sorted((CONF / "budget").glob("*.yaml"))
+    with readable():
+        settings = {path.stem: cast(DictConfig, OmegaConf.load(path)) for path in paths}
     configs = {}
     for name, values in settings.items():
         bases = [settings[base] for base in values.get("defaults", ()) if base in settings]
