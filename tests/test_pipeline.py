@@ -170,6 +170,9 @@ def test_comparing_cells_is_told_and_dvc_draws_no_bars_of_its_own(monkeypatch, t
     with pytest.raises(pytest.fail.Exception, match="done"):
         stn.stages.Stages.repro(None, ["cell@a", "cell@b", "cell@c"], force=["cell@b"])
     assert capsys.readouterr().out == "comparing 2 cells with dvc.lock, about five seconds\n"
+    with pytest.raises(pytest.fail.Exception, match="done"):
+        stn.stages.Stages.repro(None, ["cell@a", "cell@b"], force=["cell@b"])
+    assert capsys.readouterr().out == "comparing 1 cell with dvc.lock, about five seconds\n"
     from dvc.progress import Tqdm
 
     class Terminal(io.StringIO):

@@ -263,6 +263,50 @@ def workplace(tmp_path, monkeypatch, records, numbers):
     return tmp_path, found
 
 
+def of_rows(tmp_path, *rows):
+    """Records of these rows of Table 1, at R."""
+    return tables.load(1, [write_cell(tmp_path, row, "R", [100], n=20) for row in rows])
+
+
+@pytest.mark.parametrize("rows", [("CNN",), ("FCN", "CNN", "ST-FCN Aff")])
+def test_a_table_without_anything_to_draw_is_written_with_blank_figures(workplace, tmp_path_factory, rows):
+    folder, found = workplace
+    found[1] = of_rows(tmp_path_factory.mktemp("rows"), *rows)
+    result = run("stn.table", "--figures", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    for name in ("table1.png", "table1_pose.png"):
+        path = folder / "reports/figures" / name
+        assert f"reports/figures/{name}: left blank, no record to draw of" in result.stdout
+        assert 500 < path.stat().st_size < 50_000  # DVC needs it
+    assert "Table 1" in result.stdout and (folder / "reports/table1.md").exists()
+
+
+@pytest.mark.parametrize("number", [number for number, table in find_tables().items() if table.figures and number > 1])
+def test_no_table_needs_a_record_for_its_figures(workplace, number):
+    folder, found = workplace
+    found[number] = []
+    result = run("stn.table", "--table", str(number), "--figures", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    for figure in find_tables()[number].figures:
+        assert f"{figure.name}: left blank" in result.stdout
+        assert (folder / "reports/figures" / figure.name).stat().st_size > 500
+
+
+def test_figures_that_are_asked_for_and_cannot_be_drawn_are_one_line_and_stay(workplace, monkeypatch, tmp_path_factory):
+    folder, found = workplace
+    monkeypatch.setattr("stn.figures.records", found.get)
+    found[1] = of_rows(tmp_path_factory.mktemp("rows"), "CNN")
+    path = folder / "reports/figures/table1.png"
+    path.parent.mkdir(parents=True)
+    path.write_text("older")
+    assert "no record to draw of" in one_error(run("stn.figures", cwd=folder))
+    assert path.read_text() == "older" and [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_table_that_has_no_figure_says_so(workplace):
+    assert "Table 9 has no figure" in one_error(run("stn.figures", "--table", "9", cwd=workplace[0]))
+
+
 def test_files_of_a_budget_that_the_readme_led_with_go(workplace):
     folder, _ = workplace
     (folder / "reports").mkdir()

@@ -16,6 +16,7 @@ from stn.cells import CELLS, EXPORTED, declared, on_demand, record_path, stage, 
 from stn.config import CONF
 from stn.environment import cores
 from stn.errors import UserError
+from stn.experiments import find_tables
 from stn.files import TYPED_IN, openable, write_texts
 from stn.front_door import guard
 from stn.messages import Parser
@@ -58,7 +59,8 @@ def bring_up_to_date(table: int, jobs: int, fresh: bool, oracle: bool = False) -
     exports = exports_to_bring_up_to_date(params, table)
     if exports:  # one after the other, since each is timed
         _dvc("repro", "-q", "--single-item", "--no-run-cache", *exports)
-    print(f"drawing Table {table} and its figures, about ten seconds", flush=True)
+    figures = " and its figures" if find_tables()[table].figures else ""
+    print(f"drawing Table {table}{figures}, about ten seconds", flush=True)
     if not runner.repro([f"table{table}"], force=[f"table{table}"]):  # a table from outside the project is no stage
         _run(sys.executable, "-m", "stn.table", "--table", str(table), "--figures")
     minutes = (time.monotonic() - started) / 60

@@ -72,7 +72,7 @@ class Stages:
         logging.getLogger("dvc.progress").setLevel(logging.CRITICAL)  # no bars, as `dvc -q`
         asked = sum(name.startswith("cell@") and name not in force for name in names)
         if asked:
-            print(f"comparing {asked} cells with dvc.lock, about five seconds", flush=True)
+            print(f"comparing {asked} cell{'s' * (asked > 1)} with dvc.lock, about five seconds", flush=True)
         survive_kills()
         with _translate_errors(), Repo(_wait_for_lock=True) as repo:  # as `dvc --wait-for-lock`
             stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in set(names)}

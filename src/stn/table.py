@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -28,6 +28,9 @@ from stn.report.metrics import render_curves, render_metrics
 from stn.report.pages import fill
 from stn.report.records import Record
 from stn.report.weights import cards
+
+if TYPE_CHECKING:
+    from stn.report.drawing import Sheet
 
 REPORTS = Path("reports")
 COMPARED = tuple(budget for budget in BUDGETS if budget != "smoke")  # the budgets that a table compares
@@ -155,13 +158,39 @@ def schedules() -> dict[str, dict]:
     return configs
 
 
-def draw(number: int, results: Sequence[Record]) -> None:
-    """Draw the figures of a table from its records."""
+def draw(number: int, results: Sequence[Record], blank: bool = True) -> None:
+    """Draw the figures of a table from its records.
+
+    A figure without a record to draw is a blank one that says so: DVC needs each file of a stage, and an earlier figure
+    shows other records. If not `blank`, that figure stays as it is, and is a UserError after the others are drawn.
+    """
+    missing: list[UserError] = []
     for figure in find_tables()[number].figures:
         path = REPORTS / "figures" / figure.name
-        with whole(path) as part:
-            figure.write(results, part)
-        print(openable(path), flush=True)
+        try:
+            with whole(path) as part:
+                figure.write(results, part)
+            print(openable(path), flush=True)
+        except UserError as error:
+            if isinstance(error.__cause__, OSError):  # it cannot be written
+                raise
+            missing.append(error)
+            if blank:
+                reason = str(error).partition(":")[0]
+                with whole(path) as part:
+                    _blank_figure(reason).save(part)
+                print(f"{openable(path)}: left blank, {reason}", flush=True)
+    if missing and not blank:
+        raise missing[0]
+
+
+def _blank_figure(words: str) -> "Sheet":
+    """A small figure that holds one line."""
+    from stn.report.drawing import open_sheet  # loads matplotlib
+
+    with open_sheet(6, 0.6) as sheet:
+        sheet.text(0.2, 0.3, f"Nothing is drawn here: {words}", va="center")
+    return sheet
 
 
 def send(number: int, budgets: Sequence[list[Record]]) -> None:
