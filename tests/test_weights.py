@@ -98,6 +98,15 @@ def test_images_of_another_shape_are_refused_in_one_line(project):
     for shape in ((2, 1, 42, 42), (2, 3, 28, 28), (1, 28, 28)):
         with pytest.raises(ValueError, match=r"digits_r/st_cnn_tps takes images \(B, 1, 28, 28\), not \(.*\)$"):
             network(torch.rand(shape))
+        with pytest.raises(ValueError, match=r"takes images \(B, 1, 28, 28\), not \(.*\)$"):
+            network(images=torch.rand(shape))
+
+
+def test_images_may_be_given_by_name(project):
+    network = stn.load(FILE)
+    assert torch.equal(network(images=images()), network(images()))
+    with pytest.raises(TypeError, match="image"):
+        network(image=images())
 
 
 def test_loading_draws_no_random_numbers(project):
@@ -315,6 +324,24 @@ def test_a_run_of_which_the_record_says_something_else_is_refused(project, chang
     (folder,) = project.glob("outputs/runs/smoke/*/*-s0")
     change(folder)
     assert reason in one_error(run("stn.publish", str(RECORD), cwd=project))
+
+
+def test_a_run_of_another_network_is_not_taken_for_one_of_the_record(project):
+    (folder,) = project.glob("outputs/runs/smoke/*/*-s0")
+    change_config(folder)
+    change_result(folder, errors=1)
+    line = one_error(run("stn.publish", str(RECORD), cwd=project))
+    assert "no finished run of it in outputs/runs/smoke/digits_r-st_cnn_tps; " in line and "the record" not in line
+
+
+def test_runs_of_other_networks_do_not_hide_that_of_the_record(project):
+    (folder,) = project.glob("outputs/runs/smoke/*/*-s0")
+    other = folder.parent / f"{'0' * 12}-s0"
+    shutil.copytree(folder, other)
+    change_config(other)
+    change_result(other, errors=1)  # now the newest
+    shutil.copytree(other, folder.parents[1] / RECORD.stem / other.name)
+    assert run("stn.publish", str(RECORD), cwd=project).returncode == 0
 
 
 def test_a_record_that_is_none_is_refused(project):

@@ -126,9 +126,13 @@ def find_run(record: Record, outputs: Path) -> Run:
     Raises UserError if there is no run of the record below `outputs`, or if all of them differ from it.
     """
     seed, name = record.seeds[0], f"{record.data}-{record.model}"
-    reasons = []
-    for folder in find_runs(outputs, record.budget, f"{name}*", seed.seed):
+    named, others = (find_runs(outputs, record.budget, each, seed.seed) for each in (record.path.stem, f"{name}*"))
+    config, reasons, foreign = filled(record.config), [], []
+    for folder in dict.fromkeys([*named, *others]):
         try:
+            if OmegaConf.to_container(load(folder / CHECKPOINT).cfg) != config:
+                foreign.append(folder)
+                continue
             result, arrays = read_run(folder)
         except UserError as error:
             reasons.append(str(error))
@@ -141,12 +145,12 @@ def find_run(record: Record, outputs: Path) -> Run:
             reasons.append(f"{folder} has another validation curve")
         elif not np.array_equal(arrays["correct"], record.correct):
             reasons.append(f"{folder} has other test images right")
-        elif OmegaConf.to_container(load(folder / CHECKPOINT).cfg) != filled(record.config):
-            reasons.append(f"{folder} was trained with another config")
         else:
             return Run(folder, result, record)
-    where = outputs / "runs" / record.budget / name
-    raise UserError(f"{record.path}: {'; '.join(reasons) if reasons else f'no finished run of it in {where}'}")
+    if not reasons:
+        reasons.append(f"no finished run of it in {outputs / 'runs' / record.budget / record.path.stem}")
+        reasons += [f"{folder} was trained with another config" for folder in foreign[:1]]
+    raise UserError(f"{record.path}: {'; '.join(reasons)}")
 
 
 def _write(run: Run) -> str:

@@ -67,17 +67,20 @@ def load(name: str | os.PathLike[str], map_location: "str | torch.device | None"
         reason = " ".join(str(error).split())[:150]
         raise ValueError(f"{card['name']}: no network of this version of stn fits its weights ({reason})") from error
     network.card = card
-    network.register_forward_pre_hook(partial(_check_shape, card["name"], shape))
+    network.register_forward_pre_hook(partial(_check_shape, card["name"], shape), with_kwargs=True)
     return network.eval().to(map_location or "cpu")
 
 
-def _check_shape(name: str, shape: tuple[int, ...], network: "torch.nn.Module", inputs: "tuple[torch.Tensor]") -> None:
+def _check_shape(
+    name: str, shape: tuple[int, ...], network: "torch.nn.Module", positional: tuple[Any, ...], named: dict[str, Any]
+) -> None:
     """Raise ValueError if a network is given images of a shape (B, ...) that it was not trained on."""
     import torch
 
-    if not torch.jit.is_tracing() and tuple(inputs[0].shape[1:]) != shape:
+    images = positional[0] if positional else named.get("images")
+    if isinstance(images, torch.Tensor) and not torch.jit.is_tracing() and tuple(images.shape[1:]) != shape:
         wanted = ", ".join(map(str, shape))
-        raise ValueError(f"{name} takes images (B, {wanted}), not {tuple(inputs[0].shape)}")
+        raise ValueError(f"{name} takes images (B, {wanted}), not {tuple(images.shape)}")
 
 
 def list_weights() -> list[str]:
