@@ -235,6 +235,27 @@ def test_evaluate_tests_a_network_on_what_the_command_line_names(project):
         assert "is only for stn.evaluate" in one_error(run(door, f"weights={FILE}", cwd=project))
 
 
+def test_images_of_another_shape_than_the_network_was_trained_on_are_one_line(tmp_path, workplace):
+    """True poses make 28 pixels of the 42 of RTS."""
+    (tmp_path / "data").symlink_to(workplace / "data")
+    cell = ("data=digits_rts", "model=cnn", "model.width=4", "budget=smoke", "budget.steps=10", "logger=none")
+    cell = (*cell, "budget.validate_every=10")
+    assert run("stn.train", *cell, cwd=tmp_path).returncode == 0
+    (checkpoint,) = tmp_path.glob("outputs/runs/smoke/*/*-s0/last.ckpt")
+    name = f"checkpoint={checkpoint.relative_to(tmp_path)}"
+    assert run("stn.evaluate", name, "data.undo=[angle]", cwd=tmp_path).returncode == 0
+    for settings in (["data.undo=true"], ["data=digits_rts", "data.undo=true"]):
+        line = one_error(run("stn.evaluate", name, *settings, cwd=tmp_path))
+        assert "was trained on images (1, 42, 42) of digits_rts" in line and "images (1, 28, 28)" in line
+
+
+def test_the_records_error_is_beside_that_of_its_own_test_images_only(library):
+    root = library.parents[1]
+    said = run("stn.evaluate", f"weights={NAME}", "data.undo=[angle]", cwd=root)
+    assert said.returncode == 0 and "tested on digits_r" in said.stdout and "its record" not in said.stdout
+    assert "its record, " in run("stn.evaluate", f"weights={NAME}", "data=digits_r", cwd=root).stdout
+
+
 @pytest.mark.parametrize(
     "change",
     [
