@@ -176,7 +176,8 @@ def page(folder: Path) -> str:
     text = [
         "# How fast it is",
         "Written by `make bench` from the records beside it. Each comparison ran in one process on the same work, in "
-        "turn; medians of repeats. The ratio is how many times as fast ours is.",
+        "turn; medians of repeats. The ratio is how many times as fast ours is: the median of the ratios within each "
+        "repeat, not the ratio of the two medians.",
     ]
     for part in PARTS:
         for path in sorted(folder.glob(f"{part}-*.json")):
