@@ -217,8 +217,8 @@ def draw_grid(axes: Axes, grid: np.ndarray, colour: str, cells: int = 7) -> None
     axes.add_collection(LineCollection(outline, colors=colour, linewidths=1.3, capstyle="round"))
 
 
-def line_style(colour: str, strong: bool = False) -> dict[str, Any]:
+def line_style(colour: str, strong: bool = False, width: float | None = None) -> dict[str, Any]:
     """The style of an outline with a dark edge, visible on any photo."""
-    width = 1.9 if strong else 1.1
+    width = width or (1.9 if strong else 1.1)
     edge = [Stroke(linewidth=width + 1.1, foreground=INK, alpha=0.75), Normal()]
     return {"fill": False, "edgecolor": colour, "linewidth": width, "joinstyle": "miter", "path_effects": edge}

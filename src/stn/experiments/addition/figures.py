@@ -46,7 +46,8 @@ def draw_pairs(records: Sequence[Record]) -> Sheet:
     width = max(left + len(blocks) * (wide + between) - between + 0.1, 7.2)
     height = top + len(families) * tall + bottom
     with open_sheet(width, height) as sheet:
-        sheet.text(0.2, 0.32, "Which digit each of two transformers attends to", size=12, weight="bold")
+        title_words = f"Which digit each of two transformers attends to: budget {records[0].budget}"
+        sheet.text(0.2, 0.32, title_words, size=12, weight="bold")
         words = "transformer: a grid in full, and a coloured frame, on the digit that it undoes more"
         for text, colour, x in (("First", STRONG[0], 0.2), ("second", STRONG[1], 0.62), (words, GREY, 1.18)):
             sheet.text(x, 0.56, text, color=colour, weight="normal" if colour == GREY else "bold", va="center")

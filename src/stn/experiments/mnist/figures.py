@@ -1,15 +1,18 @@
 """Figures of Table 1: the sampling grids of the ST-CNNs, and how much of a distortion they undo."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MultipleLocator
 
-from stn.experiments.mnist.table import CNN, DISTORTED
+from stn.experiments.mnist.table import CNN, DISTORTED, E_EDGE
 from stn.report.drawing import (
     GREY,
+    LETTER,
     PALE,
+    STYLE,
     Selection,
     Sheet,
     assign_colours,
@@ -24,29 +27,38 @@ from stn.report.records import Record
 from stn.report.statistics import at_size_of, scatter, share_explained, variance_undone, without_constant
 from stn.report.table import Column, Row
 
-DIGITS = (2, 4, 7)  # digits without symmetry, so that their pose is visible
+DIGITS = (2, 7)  # digits without symmetry, so that their pose is visible
+LARGE = 11  # the size of type that is read on a page of 900 pixels
 # The label and the unit of each component of a pose.
 POSES = {"angle": ("rotation", "°"), "scale": ("scale", "%"), "x": ("x", "px"), "y": ("y", "px")}
 
 
 def draw_pictures(records: Sequence[Record]) -> Sheet:
-    """For each data set, three test digits: the canvas under each family's sampling grid, and the output."""
+    """For each data set, two test digits: the canvas under each family's sampling grid, and the output.
+
+    The other reading of E looks much as E does. It is left out where there are other data sets.
+    """
     selection, colours = _select(records)
+    columns = [column for column in selection.columns if column is not E_EDGE] or selection.columns
     unit = 0.30  # inches for half a canvas
-    across, low, high = 2 * 1.4 * unit, 2 * 1.08 * unit, 2 * 1.42 * unit  # a tile's width; its height, with a grid
-    gap, left, top, block_gap, bottom = 0.24, 1.12, 0.72, 0.14, 0.42
-    block = high + low + block_gap
-    width = left + len(selection.columns) * (3 * across + gap) - gap + 0.1
+    across, low, high = 2 * 1.45 * unit, 2 * 1.08 * unit, 2 * 1.45 * unit  # a tile's width; its height, with a grid
+    gap, left, top, block_gap, bottom = 0.28, 1.22, 0.92, 0.14, 0.42
+    block, digits = high + low + block_gap, len(DIGITS) * across
+    beyond = 0.30 * unit  # a grid may reach into the space between tiles
+    width = max(left + len(columns) * (digits + gap) - gap + 0.1, 5.2)
     height = top + low + block_gap + len(selection.rows) * block - block_gap + bottom
     with open_sheet(width, height) as sheet:
 
         def tile(x: float, y: float, tall: float) -> Axes:
             return sheet.tile(x, y, across, tall, unit)
 
-        for i, column in enumerate(selection.columns):
-            x0 = left + i * (3 * across + gap)
-            sheet.text(x0 + 0.36 * unit, 0.32, column.label, size=13, weight="bold", va="baseline")
-            sheet.text(x0 + 0.36 * unit, 0.54, column.description, color=GREY, va="baseline")
+        for i, column in enumerate(columns):
+            x0 = left + i * (digits + gap)
+            edge = x0 + 0.45 * unit
+            sheet.text(edge, 0.32, column.label, size=16, weight="bold", va="baseline")
+            lines = textwrap.wrap(column.description, int(digits / (LETTER * LARGE / STYLE["font.size"])))
+            for k, line in enumerate(lines):
+                sheet.text(edge, 0.56 + 0.19 * k, line, color=GREY, size=LARGE, va="baseline")
             present = [row for row in selection.rows if (row, column) in selection.records]
             for j, digit in enumerate(DIGITS):
                 x = x0 + j * across
@@ -56,19 +68,19 @@ def draw_pictures(records: Sequence[Record]) -> Sheet:
                     if row is present[0]:
                         draw_image(tile(x, top, low), arrays["example_input"][example], PALE)
                     y = top + low + block_gap + selection.rows.index(row) * block
-                    under_grid = tile(x, y, high)
+                    draw_image(tile(x, y + high, low), arrays["example_output"][example], colours[row])
+                    under_grid = sheet.tile(x - beyond, y - beyond, across + 2 * beyond, high + 2 * beyond, unit)
                     draw_image(under_grid, arrays["example_input"][example], PALE, strength=0.62)
                     draw_grid(under_grid, arrays["example_grid"][example], colours[row])
-                    draw_image(tile(x, y + high, low), arrays["example_output"][example], colours[row])
-        sheet.text(left - 0.05, top + low / 2, "input", ha="right", va="center")
+        sheet.text(left - 0.02, top + low / 2, "input", size=LARGE, ha="right", va="center")
         for k, row in enumerate(selection.rows):
             y = top + low + block_gap + k * block
-            sheet.text(0.12, y + high / 2, row.name, size=11, weight="bold", color=colours[row], va="center")
-            sheet.text(left - 0.05, y + high / 2, "grid", ha="right", va="center")
-            sheet.text(left - 0.05, y + high + low / 2, "output", ha="right", va="center")
-        words = "a 2, a 4 and a 7 of each test set; the output is what the classifier sees"
-        source = _describe_source(selection, words)
-        sheet.text(left + 0.36 * unit, height - 0.15, source, size=7.5, color=GREY)
+            sheet.text(0.12, y + high / 2, row.name, size=14, weight="bold", color=colours[row], va="center")
+            sheet.text(left - 0.02, y + high / 2, "grid", size=LARGE, ha="right", va="center")
+            sheet.text(left - 0.02, y + high + low / 2, "output", size=LARGE, ha="right", va="center")
+        words = " and ".join(f"a {digit}" for digit in DIGITS) + " of each test set"
+        source = _describe_source(selection, f"{words}; the output is what the classifier sees")
+        sheet.text(left + 0.45 * unit, height - 0.15, source, size=LARGE - 2, color=GREY)
     return sheet
 
 

@@ -57,7 +57,7 @@ def draw_windows(records: Sequence[Record]) -> Sheet:
     n = min(SHOWN, *(len(strip.inputs) for strip in strips))
     unit = 0.47  # inches for half an image
     across, high, low = 2 * 1.18 * unit, 2 * 1.16 * unit, 2 * 1.06 * unit  # a tile's width; its heights
-    left, top, title, words, gap, bottom = 1.50, 0.86, 0.44, 0.46, 0.16, 0.40
+    left, top, title, words, gap, bottom = 1.50, 1.06, 0.44, 0.46, 0.16, 0.40
     width = left + max(n, 5) * across + 0.1
     edge = left + 0.18 * unit
     parts = [textwrap.wrap(part, int((width - edge) / LETTER)) for _, part, _ in blocks]
@@ -66,6 +66,7 @@ def draw_windows(records: Sequence[Record]) -> Sheet:
     with open_sheet(width, height, photos=True, step=5) as sheet:
         sheet.text(0.2, 0.32, "Where the transformers look", size=12, weight="bold")
         _draw_key(sheet, 0.2, 0.56, max(strip.windows.shape[1] for strip in strips))
+        sheet.text(0.2, 0.78, "where no reading stands below a label, it was read right", color=GREY, va="center")
         y = top
         for (label, _, members), lines, heading_height in zip(blocks, parts, heights, strict=True):
             y += heading_height
@@ -107,13 +108,18 @@ def _moved_strip(record: Record) -> Strip:
 
 
 def _draw_outlines(axes: Axes, windows: np.ndarray) -> None:
-    """Draw the windows (K, 4 corners, 2) of K transformers in order, the last one in the strong style."""
-    for window, colour in zip(windows, WINDOWS[-len(windows) :], strict=True):
-        axes.add_patch(Polygon(window, **_outline(colour)))
+    """Draw the windows (K, 4 corners, 2) of K transformers in order, an earlier one thinner and on top."""
+    colours = WINDOWS[-len(windows) :]
+    for i, (window, colour) in enumerate(zip(windows, colours, strict=True)):
+        axes.add_patch(Polygon(window, **_outline(colour, len(windows)), zorder=3 - i / len(windows)))
 
 
-def _outline(colour: str) -> dict:
-    return line_style(colour, strong=colour == WINDOWS[-1])
+def _outline(colour: str, count: int) -> dict:
+    """The style of one of `count` windows: the last is strong; an earlier one is thinner, without an edge."""
+    if colour != WINDOWS[-1]:
+        width = 0.8 * (WINDOWS.index(colour) - len(WINDOWS) + 1 + count)
+        return {"fill": False, "edgecolor": colour, "linewidth": width, "joinstyle": "miter"}
+    return line_style(colour, strong=True) if count == 1 else line_style(colour, width=0.8 * count)
 
 
 def _draw_key(sheet: Sheet, x: float, y: float, count: int) -> None:
@@ -122,7 +128,7 @@ def _draw_key(sheet: Sheet, x: float, y: float, count: int) -> None:
     sheet.text(x, y, words, color=GREY, va="center")
     x += len(words) * LETTER + 0.1
     for colour, name in zip(WINDOWS[-count:], [*("first", "second", "third")[: count - 1], "last"], strict=True):
-        sheet.tile(x, y - 0.1, 0.2, 0.2, 0.06).add_patch(Rectangle((-1, -1), 2, 2, **_outline(colour)))
+        sheet.tile(x, y - 0.1, 0.2, 0.2, 0.06).add_patch(Rectangle((-1, -1), 2, 2, **_outline(colour, count)))
         if count > 1:
             sheet.text(x + 0.24, y, name, color=GREY, va="center")
         x += 0.24 + len(name) * LETTER + 0.18
