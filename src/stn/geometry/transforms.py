@@ -146,9 +146,8 @@ class MatrixTransformation(Transformation):
         raise NotImplementedError
 
     def _grid(self, theta: Tensor, size: tuple[int, ...], aspect: float) -> Tensor:
-        return (
-            _mapped_centres(self._rows(theta, aspect), size) if _single(theta) else super()._grid(theta, size, aspect)
-        )
+        single = _single(theta)
+        return _mapped_centres(self._rows(theta, aspect), size) if single else super()._grid(theta, size, aspect)
 
     def _points(self, theta: Tensor, points: Tensor, aspect: float) -> Tensor:
         return _mapped(self._rows(theta, aspect), points)
