@@ -61,7 +61,10 @@ def read_set(
             if stored_recipe.get(key) != value
         ]
         if conflicts:
-            raise UserError(f"{folder} was stored with {', '.join(conflicts)}: {remedy}, or set data.stored elsewhere")
+            raise UserError(
+                f"{folder} was stored with {', '.join(conflicts)}: {remedy} with the same data settings, which replaces "
+                "it, or with data.stored=... as well, in both commands"
+            )
         stored = load(about, facts)
         complete = is_whole(stored, facts)
     except FileNotFoundError as error:
