@@ -62,7 +62,7 @@ def read_set(
         ]
         if conflicts:
             raise UserError(
-                f"{folder} was stored with {', '.join(conflicts)}: {remedy} with the same data settings, which replaces "
+                f"{folder} was stored with {', '.join(conflicts)}: {remedy} with the same settings, which replaces "
                 "it, or with data.stored=... as well, in both commands"
             )
         stored = load(about, facts)
