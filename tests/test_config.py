@@ -3,6 +3,7 @@ import sys
 from itertools import product
 
 import pytest
+import torch
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -138,11 +139,11 @@ def test_the_cnn_has_the_parameters_the_paper_allows():
         ("model.width=17", lambda net: net.classifier[0].out_channels == 17),
         ("model.transformation=tps", lambda net: net.transformer.regression.out_features == 32),
         ("model.sampler=bicubic", lambda net: net.transformer.sampler.__name__ == "bicubic"),
-        ("data.pool=2", lambda net: net.pool.kernel_size == 2),
+        ("data.canvas=42 data.pool=2", lambda net: net.pool.kernel_size == 2),
     ],
 )
 def test_every_override_reaches_the_model(override, reached):
-    assert reached(build_network(compose("model=st_cnn_affine", override)))
+    assert reached(build_network(compose("model=st_cnn_affine", *override.split())))
 
 
 def test_a_run_of_long_settings_has_a_name_that_a_file_can_have():
@@ -212,6 +213,27 @@ def test_the_experiment_is_primitives_only():
         ("budget.pull=-1", "budget.pull=-1.0 must be zero"),
         ("budget.pull=nan", "budget.pull=nan must be zero"),
         ("budget.gradient=exact", "budget.gradient"),
+        ("budget.momentum=1.5", "budget.momentum=1.5 must be from 0 to below 1"),
+        ("budget.momentum=-0.1", "budget.momentum=-0.1 must be from 0"),
+        ("budget.momentum=nan", "budget.momentum=nan must be from 0"),
+        ("budget.weight_decay=-1", "budget.weight_decay=-1.0 is too small"),
+        ("budget.decay_factor=-1", "budget.decay_factor=-1.0 is too small"),
+        ("budget.learning_rate=nan", "budget.learning_rate=nan is not a finite number"),
+        ("budget.localisation_rate=inf", "budget.localisation_rate=inf is not a finite number"),
+        ("data.distortion.rotation=nan", "data.distortion.rotation=nan is not a finite number"),
+        ("data.distortion.rotation=inf", "data.distortion.rotation=inf is not a finite number"),
+        ("data.distortion.sigma=-1", "data.distortion.sigma=-1.0 is too small"),
+        ("data.distortion.sigma=nan", "data.distortion.sigma=nan is not a finite number"),
+        ("data.distortion.scale=[0,0]", "data.distortion.scale=[0.0, 0.0] must be the least"),
+        ("data.distortion.scale=[1.2,0.7]", "data.distortion.scale=[1.2, 0.7] must be the least"),
+        ("data.distortion.scale=[nan,1]", "data.distortion.scale=[nan, 1.0] must be the least"),
+        ("data.distortion.scale=[1,inf]", "data.distortion.scale=inf is not a finite number"),
+        ("data.distortion.control_points=1", "data.distortion.control_points=1 is too small"),
+        ("data.distortion.patches=-1", "data.distortion.patches=-1 is too small"),
+        ("data.pool=50", "data.pool=50 does not divide the 28 pixels"),
+        ("data.pool=3", "data.pool=3 does not divide the 28 pixels"),
+        ("data.pool=2", "data.pool=2 leaves 14 of 28 pixels to model=st_cnn_affine, which takes 21"),
+        ("data.canvas=27", "data.canvas=27 is too small: model=st_cnn_affine takes 28"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_it(override, named):
@@ -264,12 +286,43 @@ def test_a_wrong_override_is_one_line_that_names_it(override, named):
             "data.window already chooses what is",
         ),
         (("data=svhn_photos_128", "model=svhn_cnn", "budget.explore_share=0.5"), "has no transformer to explore with"),
+        (("model=cnn", "data.canvas=20"), "data.canvas=20 is too small: model=cnn takes 21"),
+        (("data=mnist_rts", "data.undo=true"), "data.pool=2 leaves 14 of 28 pixels"),
+        (("data=mnist_tc", "data.canvas=20", "model=fcn"), "data.canvas=20 is too small: clutter"),
+        (("data=mnist_tc", "data.distortion.patch_side=29"), "data.distortion.patch_side=29 is too large"),
+        (("data=mnist_addition", "model=cnn", "data.canvas=20"), "data.canvas=20 is too small"),
+        (("data=mnist_addition", "data.pool=50"), "data.pool=50 leaves 1 of 42 pixels"),
+        (("data=mnist_addition", "data.distortion.scale=[0,1]"), "data.distortion.scale=[0.0, 1.0] must be"),
     ],
 )
 def test_exploration_and_windows_that_cannot_be_are_one_line(overrides, named):
     with pytest.raises(UserError) as caught:
         compose(*overrides)
     assert named in one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model=cnn", "data.canvas=21"),
+        ("model=cnn", "data.pool=2"),  # without a transformer nothing is pooled
+        ("data.canvas=28",),
+        ("data.canvas=42", "data.pool=2"),
+        ("model=fcn", "data.canvas=3"),
+        ("model=st_fcn_affine", "data.pool=28"),
+        ("data=mnist_addition", "data.pool=2"),
+    ],
+)
+def test_the_smallest_images_that_are_taken_can_be_classified(overrides):
+    cfg = compose(*overrides)
+    channels = 2 if cfg.data.kind == "addition" else 1
+    network = build_network(cfg)
+    assert network(torch.zeros(2, channels, cfg.data.canvas, cfg.data.canvas)).shape[0] == 2
+
+
+def test_settings_need_not_fit_the_default_network_where_a_checkpoint_has_its_own():
+    assert compose("checkpoint=x", "data.canvas=20").data.canvas == 20
+    assert compose("weights=x", "data=mnist_rts", "data.undo=true").data.undo is True
 
 
 def test_only_networks_with_a_transformer_follow_what_a_schedule_says_of_them():

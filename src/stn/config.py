@@ -137,6 +137,7 @@ def checked(cfg: DictConfig, overrides: Sequence[str] = (), with_model: bool = T
     _check_exploration(cfg, kind)
     if hasattr(kind, "check"):
         kind.check(cfg)
+    _check_finite(cfg)
     OmegaConf.set_readonly(cfg, True)
     return cfg
 
@@ -161,8 +162,28 @@ def _check_smallest(cfg: DictConfig, kind: ModuleType) -> None:
             raise UserError(f"{key}={value} is too small: it must be at least {smallest}")
 
 
+def _check_finite(cfg: DictConfig) -> None:
+    """Raise UserError if a number is NaN or infinite."""
+    groups = OmegaConf.to_container(cfg, enum_to_str=True)
+    for key, value in _numbers(groups):
+        if not math.isfinite(value):
+            raise UserError(f"{key}={value} is not a finite number")
+
+
+def _numbers(values: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """The dotted keys and values of all floats in nested mappings and lists."""
+    if isinstance(values, float):
+        yield key, values
+    elif isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _numbers(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _numbers(value, key)
+
+
 def _check_rate(budget: DictConfig) -> None:
-    """Raise UserError if the learning rate cannot change as the budget says."""
+    """Raise UserError if the learning rate cannot change as the budget says, or if the momentum is out of range."""
     steps = budget.decay_every
     steps = list(steps) if OmegaConf.is_list(steps) else [steps]
     if not steps or not all(type(step) is int and step > 0 for step in steps) or steps != sorted(steps):
@@ -170,6 +191,8 @@ def _check_rate(budget: DictConfig) -> None:
             f"budget.decay_every={budget.decay_every} must be a number of steps or a rising list of steps: "
             "give, for example, 50000 or [10000,20000,25000]"
         )
+    if not 0 <= budget.momentum < 1:
+        raise UserError(f"budget.momentum={budget.momentum} must be from 0 to below 1: give, for example, 0.9")
     warm_up, steps = budget.warm_up, budget.steps
     if not 0 <= warm_up < 1:
         raise UserError(
@@ -351,6 +374,8 @@ _SMALLEST = {
     "budget.validate_every": 1,
     "budget.learning_rate": 0,
     "budget.localisation_rate": 0,
+    "budget.weight_decay": 0,
+    "budget.decay_factor": 0,
     "budget.random_share": 0,
     "budget.explore_share": 0,
     "data.canvas": 1,
