@@ -243,6 +243,13 @@ def test_a_wrong_override_is_one_line_that_names_it(override, named):
     assert named in line and "\n" not in line
 
 
+def test_a_setting_that_a_network_cannot_have_is_refused():
+    with pytest.raises(UserError, match="model=cnn has no transformer that samples; drop it"):
+        compose("model=cnn", "model.sampler=learned")
+    with pytest.raises(UserError, match=r"model.parameters=10: the nearest that this network can have is 11,268"):
+        build_network(compose("model.parameters=10"))
+
+
 @pytest.mark.parametrize(
     "overrides, named",
     [

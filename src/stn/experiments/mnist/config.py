@@ -123,6 +123,10 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"data.undo={undo}: give true, false, or some of {', '.join(POSE)}, such as [angle,scale]")
     if cfg.model is not None and cfg.model.parallel > 1:
         raise UserError(f"model.parallel={cfg.model.parallel}: data={cfg.data.name} takes one transformer; drop it")
+    if cfg.model is not None and cfg.model.transformation is None and cfg.model.sampler != Sampler.bilinear:
+        raise UserError(
+            f"model.sampler={cfg.model.sampler.name}: model={cfg.model.name} has no transformer that samples; drop it"
+        )
     if is_built(cfg):
         side = DIGIT if cfg.data.undo is True else cfg.data.canvas
         if cfg.model.transformation is not None and side % cfg.data.pool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from stn.errors import UserError
 from stn.experiments.base import group_parameters, name_of
 from stn.geometry.sampling import LearnableSampler, bicubic, bilinear, integer
 from stn.geometry.transforms import Affine, Projective, ThinPlateSpline, Transformation
@@ -151,7 +152,12 @@ def network(model, data) -> DigitNetwork:
     if model.width:
         return DigitNetwork(width=model.width, **parts)
     total = model.parameters or n_parameters(DigitNetwork(parts["canvas"], "cnn", model.match_filters))
-    return DigitNetwork(width=width_for(total, **parts), **parts)
+    built = DigitNetwork(width=width_for(total, **parts), **parts)
+    if model.parameters and not 0.75 < n_parameters(built) / model.parameters < 1.25:
+        raise UserError(
+            f"model.parameters={model.parameters}: the nearest that this network can have is {n_parameters(built):,}"
+        )
+    return built
 
 
 def described(model, data) -> dict:
