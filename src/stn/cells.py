@@ -158,7 +158,7 @@ def _seeds(params: Params, record: Path, cfg: DictConfig, code: str) -> list[int
         facts = json.loads(record.read_text(encoding="utf-8"))
         is_current = is_shown(facts, code) and deliberate(facts["config"]) == deliberate(experiment(cfg))
         recorded = [int(seed["seed"]) for seed in facts["seeds"]] if is_current and facts["complete"] else []
-    except (OSError, ValueError, KeyError, TypeError):  # no record, or one that the table refuses
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no record, or one that the table refuses
         recorded = []
     if os.environ.get("STN_FRESH"):
         return asked

@@ -105,7 +105,7 @@ def results_to_extend(record: Path, cfg: DictConfig) -> list[tuple[dict, dict]]:
         with np.load(record.with_name(f"{record.name}.npz")) as file:
             arrays = dict(file)
         correct = [arrays.pop(f"correct_s{seed}") for seed in seeds]
-    except (*DAMAGED, TypeError):  # no record, or a damaged one
+    except (*DAMAGED, TypeError, AttributeError):  # no record, or a damaged one
         return []
     results = [{"code": facts["code"]} | seed for seed in facts["seeds"]]
     results[0]["adopted"] = facts["adopted"]

@@ -16,7 +16,6 @@ from typing import Literal
 import lightning as L
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
@@ -27,7 +26,6 @@ from stn.config import experiment
 from stn.errors import UserError
 from stn.experiments import load as load_module
 from stn.files import DAMAGED, alone, digest, write_whole
-from stn.schema import typed
 from stn.tracking import finish_run, make_logger
 from stn.training.blocks import BlockLearner
 from stn.training.callbacks import Pictures, ProgressBar, Trace
@@ -189,42 +187,6 @@ def load_published(name: str) -> Learner:
     except (ValueError, RuntimeError) as error:
         raise UserError(" ".join(str(error).split())) from error
     return learner
-
-
-def test(cfg: DictConfig) -> tuple[DictConfig, DictConfig, np.ndarray]:
-    """Test the network of `cfg.checkpoint`, or of `cfg.weights`.
-
-    The data set and the budget, which gives the precision, are those of its training unless the command line names
-    others. Returns the network's config, the data config, and which images (n,) are right.
-    """
-    quieten()
-    name = cfg.checkpoint or cfg.weights
-    if name is None:
-        raise UserError(
-            "no checkpoint: give one with checkpoint=outputs/runs/.../last.ckpt, or weights=mnist_rts/st_cnn_tps"
-        )
-    if cfg.checkpoint and cfg.weights:
-        raise UserError(f"checkpoint={cfg.checkpoint} and weights={cfg.weights}: give one of the two")
-    learner = load(Path(name)) if cfg.checkpoint else load_published(name)
-    trained_cfg = learner.cfg
-    keys = {override.split("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
-    if "model" in keys and cfg.model.name != trained_cfg.model.name:
-        raise UserError(f"{name} is a checkpoint of {trained_cfg.model.name}, not of {cfg.model.name}: drop model=")
-    groups = typed(trained_cfg)
-    for group in ("data", "budget"):
-        if group in keys:
-            groups[group] = cfg[group]
-            continue
-        for key in (key for key in keys if key.startswith(f"{group}.")):
-            OmegaConf.update(groups[group], key.removeprefix(f"{group}."), OmegaConf.select(cfg, key))
-    data = groups["data"]
-    for key in ("kind", "canvas"):
-        if data[key] != trained_cfg.data[key]:
-            raise UserError(
-                f"{name} was trained on {trained_cfg.data.name} ({key} {trained_cfg.data[key]}); "
-                f"data={data.name} has {key} {data[key]}"
-            )
-    return trained_cfg, data, answers(learner, data, groups["budget"], cfg.trainer)
 
 
 def answers(learner: Learner, data: DictConfig, budget: DictConfig, trainer: DictConfig) -> np.ndarray:
