@@ -111,7 +111,8 @@ def test_an_order_gives_each_row_one_value_over_the_seeds_that_all_rows_have(tmp
     records = load_records(ADDITION, [], paths)
     ((first, second),) = order_steps(ADDITION, records)
     assert (first.theirs, first.ours, second.theirs, second.ours) == (25, 20, 20, 19)
-    assert "FCN 25.00 > ST-FCN Aff 20.00 > 2xST-FCN Aff 19.00; every step is" in summarise(ADDITION, records)[-1]
+    shown = "FCN 25.00 > ST-FCN Aff 20.00 > 2xST-FCN Aff 19.00"
+    assert f"{shown} (on the seed that all of them have); every step is" in summarise(ADDITION, records)[-1]
     assert "over the seeds that all of its rows have" in render_markdown(ADDITION, records)
     both = order_steps(ADDITION, [replace(record, seeds=record.seeds[:1]) for record in records])
     assert [(step.theirs, step.ours) for steps in both for step in steps] == [(25, 20), (20, 19)]

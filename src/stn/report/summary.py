@@ -82,4 +82,7 @@ def _chain(chain: Sequence[Comparison]) -> str:
     for step in chain:
         sign = "<" if step.ours > step.theirs else ">" if step.ours < step.theirs else "="
         text += f" {sign} {step.row.label} {step.ours:.2f}"
+    common = len(chain[0].tests)
+    if any(len(record.seeds) > common for record in (chain[0].other, *(step.record for step in chain))):
+        text += f" (on the seed{'s' * (common > 1)} that all of them have)"
     return text
