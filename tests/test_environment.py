@@ -126,6 +126,14 @@ with guard(): torch.save(torch.rand(10_000), File())
     assert (result.returncode, result.stderr) == (130, "interrupted; run the same command again\n")
 
 
+@pytest.mark.parametrize("work", ["torch.empty(10**15)", "bytearray(10**15)", "raise torch.OutOfMemoryError('CUDA')"])
+def test_too_little_memory_is_one_line(work):
+    code = f"import torch\nfrom stn.front_door import guard\nwith guard(): {work}"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith("error: not enough memory: lower budget.batch_size")
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "work, line", [("pass", ""), ("raise KeyboardInterrupt", "interrupted; run the same command again\n")]
 )

@@ -16,6 +16,10 @@ from stn.environment import check_folder, settle
 from stn.errors import UserError
 
 OUTERMOST = "STN_FRONT_DOOR"  # the process of the front door that started the others: on Ctrl-C it speaks for them
+NO_MEMORY = (
+    "not enough memory: lower budget.batch_size, or keep it and pass each batch in parts, with trainer.accumulate=8; "
+    "make takes JOBS=1, one cell at a time"
+)
 HELP = {"-h", "--help", "--hydra-help", "--version"}  # these work in any folder
 
 
@@ -41,7 +45,10 @@ def guard(describe_rest: Callable[[], str] = str) -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, RuntimeError) as error:
+    except (KeyboardInterrupt, RuntimeError, MemoryError) as error:
+        if _is_out_of_memory(error):
+            print(f"error: {NO_MEMORY}", file=sys.stderr)
+            sys.exit(2)
         if not _is_interrupt(error):
             raise
         _on_interrupt(signal.SIG_IGN)  # further ones, until the line is printed
@@ -77,6 +84,12 @@ def _is_interrupt(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of this machine or of its GPU did not suffice."""
+    kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # PyTorch's, of a GPU
+    return kind or "can't allocate memory" in str(error)
 
 
 def _reader_is_gone() -> bool:
