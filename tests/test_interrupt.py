@@ -111,9 +111,9 @@ def test_a_damaged_checkpoint_costs_the_training_and_no_more(workplace, tmp_path
     (folder,) = tmp_path.glob("outputs/runs/*/*/*")
     error = json.loads((folder / "result.json").read_text())["error"]
     content = (folder / "last.ckpt").read_bytes()
-    changed = bytearray(content)
-    changed[len(content) // 2] ^= 1
-    for damaged in (*(content[:length] for length in (0, 100, len(content) // 2, len(content) - 30)), changed):
+    half = len(content) // 2
+    changed = content[:half] + bytes(byte ^ 1 for byte in content[half : half + 4000]) + content[half + 4000 :]
+    for damaged in (*(content[:length] for length in (0, 100, half, len(content) - 30)), changed):
         (folder / "last.ckpt").write_bytes(damaged)
         (folder / "result.json").unlink()
         result = run(*command, cwd=tmp_path)

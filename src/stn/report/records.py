@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import numpy as np
-from omegaconf.errors import OmegaConfBaseException
 
 from stn.codebase import fault
 from stn.errors import UserError
-from stn.experiments import find_experiments
 from stn.report.rows import Column, Export, Record, Row, Run, Seed
 from stn.report.table import Table
 
@@ -43,8 +41,9 @@ EXPORT_KEYS = ("schema", "data", "model", *(part.name for part in fields(Export)
 RUN_KEYS = ("error", "errors", "agreement", "latency")
 LATENCY_KEYS = ("median", "low", "high", "n")
 RUNS = ("torch", "float32", "int8")
-# What is raised at values that the code here does not know, such as a key of a newer version.
-UNREADABLE = (OmegaConfBaseException, KeyError, TypeError, ValueError, AttributeError, ImportError)
+# What is raised at values that the code here does not know, such as a key of a newer version. Those of omegaconf are
+# of these kinds.
+UNREADABLE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ImportError)
 
 
 def missing(paths: Iterable[Path]) -> list[Path]:
@@ -177,10 +176,6 @@ def _read_whole(path: Path, table: Table) -> list[Record]:
         raise damaged(f"of another cell: {facts['data']}-{facts['model']}")
     if not facts["seeds"] or not facts["n_test"]:
         raise damaged("without any seed" if facts["n_test"] else "without any test image")
-    group = facts["config"].get("data")
-    kind = group.get("kind") if isinstance(group, dict) else None
-    if kind not in find_experiments():
-        raise damaged(_not_understood("its config", f"data.kind: {json.dumps(kind)}"))
     seeds = []
     for seed in facts["seeds"]:
         gaps = [key for key in SEED_KEYS if not isinstance(seed, dict) or key not in seed]

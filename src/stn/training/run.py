@@ -8,8 +8,8 @@ import pickle
 import shutil
 import warnings
 import zipfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -87,11 +87,17 @@ def _finish(cfg: DictConfig, seed: int) -> tuple[dict, dict]:
     return train_seed(cfg, seed, folder)
 
 
-def _alone(cfg: DictConfig, name: str, waiting: str) -> AbstractContextManager[None]:
+@contextmanager
+def _alone(cfg: DictConfig, name: str, waiting: str) -> Iterator[None]:
     """Keeps other runs away from what `name` stands for; the processes of one run share it."""
-    if getattr(rank_zero_only, "rank", 0):
-        return nullcontext()
-    return alone(Path(cfg.outputs) / "locks" / cfg.budget.name / f"{cfg.name}-{name}", waiting)
+    lock = Path(cfg.outputs) / "locks" / cfg.budget.name / f"{cfg.name}-{name}"
+    with ExitStack() as stack:
+        if not getattr(rank_zero_only, "rank", 0):
+            try:
+                stack.enter_context(alone(lock, waiting))
+            except OSError as error:
+                raise UserError(f"cannot write {lock}: {error.strerror}; set outputs=... elsewhere") from error
+        yield
 
 
 @rank_zero_only
