@@ -88,6 +88,13 @@ def test_two_seeds_that_contradict_each_other_are_not_said_to_be_without_signifi
         assert words in text
 
 
+def test_with_one_seed_no_seeds_are_spoken_of(tmp_path):
+    paths = [write_cell(tmp_path, "CNN", "R", [200]), write_cell(tmp_path, "ST-CNN Aff", "R", [199])]
+    text = render_markdown(DISTORTED, load_records(DISTORTED, paths))
+    assert "‡ beats its baseline, but not significantly (p < 0.05, paired test)." in text
+    assert "It does so, but not significantly (p < 0.05), in" in text and "| yes, not significantly |" in text
+
+
 @pytest.mark.parametrize(("errors", "said"), [(180, "† does not beat its baseline"), (148, "‡ beats its baseline")])
 def test_a_sign_says_that_it_is_of_the_seeds_that_both_have_where_seeds_differ(tmp_path, errors, said):
     """As 1.80 † beside a baseline that prints 2.00, the mean of 1.50 and two other seeds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from stn.report.comparisons import NOT_BEATEN, NOT_CLEARLY, SIGNIFICANT, UNCLEAR
+from stn.report.comparisons import NOT_BEATEN, NOT_CLEARLY, SIGNIFICANT, describe_unclear
 from stn.report.evidence import describe_evidence
 from stn.report.matrix import Matrix
 from stn.report.records import Record
@@ -87,9 +87,12 @@ def explain_against(table: Table, matrices: Sequence[Matrix], beside: Sequence[M
     others = [value for matrix in beside for value in matrix.values.values()]
     differ = any(value.comparison.differ for value in values + others if value.comparison)
     where = " on the seeds that both have" * differ
+    unclear = describe_unclear(
+        value.comparison for value in values if value.comparison and value.against == NOT_CLEARLY
+    )
     meanings = {
         NOT_BEATEN: f"does not beat its baseline{where} ({table.rival or _describe_baselines(table)}).",
-        NOT_CLEARLY: f"beats its baseline{where}, but {UNCLEAR} (p < {SIGNIFICANT}, paired test).",
+        NOT_CLEARLY: f"beats its baseline{where}, but {unclear} (p < {SIGNIFICANT}, paired test).",
     }
     signs = {value.against for value in values}
     return [f"{sign} {meaning}" for sign, meaning in meanings.items() if sign in signs]

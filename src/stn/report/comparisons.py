@@ -12,7 +12,6 @@ from stn.report.table import Comparison, Contest, Row, Table
 
 SIGNIFICANT = 0.05
 NOT_BEATEN, NOT_CLEARLY = "†", "‡"
-UNCLEAR = "not significantly with every seed"  # also where two seeds, each significantly, say the opposite
 
 
 @dataclass(frozen=True)
@@ -133,6 +132,12 @@ def find_plain_baseline(row: Row) -> list[Row]:
     return [row.baseline] if row.transformer and row.baseline and not row.baseline.transformer else []
 
 
+def describe_unclear(comparisons: Iterable[Comparison]) -> str:
+    """How records beat others whose tests do not all say so. Two seeds may say the opposite, each significantly."""
+    several = any(len(cell.tests) > 1 for cell in comparisons)
+    return "not significantly" + " with every seed" * several
+
+
 def count_wins(subject: str) -> Callable[[Table, Sequence[Comparison]], list[str]]:
     """A `tell` that says in how many cells the subject, such as "An ST network beats its baseline", holds."""
 
@@ -141,11 +146,13 @@ def count_wins(subject: str) -> Callable[[Table, Sequence[Comparison]], list[str
             return []
         places = [name_place(table, comparison) for comparison in comparisons]
         losses = [place for place, cell in zip(places, comparisons, strict=True) if not cell.beats]
-        unclear = [place for place, cell in zip(places, comparisons, strict=True) if cell.beats and not cell.clear]
+        cells = dict(zip(places, comparisons, strict=True))
+        unclear = {place: cell for place, cell in cells.items() if cell.beats and not cell.clear}
         line = f"{subject} in {len(comparisons) - len(losses)} of {len(comparisons)} cells"
         line += f"; not in {', '.join(losses)}." if losses else "."
         if unclear:
-            line += f" It does so, but {UNCLEAR} (p < {SIGNIFICANT}), in {', '.join(unclear)}."
+            how = describe_unclear(unclear.values())
+            line += f" It does so, but {how} (p < {SIGNIFICANT}), in {', '.join(unclear)}."
         return [line]
 
     return tell
@@ -156,7 +163,7 @@ def tell_each(table: Table, comparisons: Sequence[Comparison]) -> list[str]:
     lines = []
     for cell in comparisons:
         beats = "beats" if cell.beats else "does not beat"
-        weak = f", but {UNCLEAR} (p < {SIGNIFICANT})" if cell.beats and not cell.sure else ""
+        weak = f", but {describe_unclear([cell])} (p < {SIGNIFICANT})" if cell.beats and not cell.sure else ""
         lines.append(f"{cell.row.label} {beats} {cell.other.row.label} on {cell.column.label}{weak}.")
     return lines
 

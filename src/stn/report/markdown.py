@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from stn.report.budgets import build_budgets
 from stn.report.captions import caption, explain_against, legend
-from stn.report.comparisons import UNCLEAR, compare, format_p, order_steps
+from stn.report.comparisons import compare, describe_unclear, format_p, order_steps
 from stn.report.matrix import Matrix, build_matrix, format_place, join, typeset_minus
 from stn.report.records import Record
 from stn.report.summary import summarise
@@ -107,7 +107,7 @@ def _comparison_grid(contest: Contest, comparisons: Sequence[Comparison]) -> Gri
             "; ".join(str(n10) for _, _, n10 in cell.tests) or "–",
             "; ".join(str(n01) for _, n01, _ in cell.tests) or "–",
             format_p(cell.p),
-            "yes" if cell.clear else f"yes, {UNCLEAR}" if cell.beats else "**no**",
+            "yes" if cell.clear else f"yes, {describe_unclear([cell])}" if cell.beats else "**no**",
         ]
         for cell in comparisons
     ]
