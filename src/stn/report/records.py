@@ -7,8 +7,6 @@ cells, so comparisons and renderers need not check them.
 
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 
 from stn.codebase import fault
 from stn.errors import UserError
+from stn.files import DAMAGED
 from stn.report.rows import Column, Export, Record, Row, Run, Seed
 from stn.report.table import Table
 
@@ -202,7 +201,7 @@ def _read_whole(path: Path, table: Table) -> list[Record]:
             arrays = {name: members[name] for name in members.files}
     except FileNotFoundError as error:
         raise damaged(f"without {archive.name} beside it") from error
-    except (ValueError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (*DAMAGED, RuntimeError) as error:
         raise damaged(f"{archive.name} cannot be read") from error
     names = [seed.array for seed in seeds]
     if any(row.transformer for row, _ in places):
