@@ -7,6 +7,7 @@ import matplotlib as mpl
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from stn.errors import UserError
 from stn.experiments import find_tables
@@ -107,6 +108,18 @@ def test_one_family_on_one_data_set_is_enough(tmp_path, draw):
     path = write_cell(tmp_path, "ST-CNN Aff", "E", [100], n=20, part="embedded digits, not MNIST")
     draw(load_records(DISTORTED, [path])).save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("draw", [draw_pictures, draw_poses])
+def test_no_words_are_cut_at_the_edge_of_a_figure(tmp_path, draw):
+    """As a long source was, that of the demo's figure, which is not as wide as Table 1's."""
+    part = "the 1,797 embedded 8x8 digits of scikit-learn, not MNIST"
+    paths = [write_cell(tmp_path, "ST-CNN Aff", column, [100], n=20, part=part) for column in ("R", "RTS", "P", "E")]
+    figure = draw(load_records(DISTORTED, paths)).figure
+    FigureCanvasAgg(figure).draw()
+    for text in figure.texts:
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1, text.get_text()
 
 
 @EVERY

@@ -11,6 +11,7 @@ from stn.experiments.mnist.table import CNN, DISTORTED, E_EDGE
 from stn.report.drawing import (
     GREY,
     LETTER,
+    LINE,
     PALE,
     STYLE,
     Selection,
@@ -42,10 +43,14 @@ def draw_pictures(records: Sequence[Record]) -> Sheet:
     columns = [column for column in selection.columns if column is not E_EDGE] or selection.columns
     unit = 0.30  # inches for half a canvas
     across, low, high = 2 * 1.45 * unit, 2 * 1.08 * unit, 2 * 1.45 * unit  # a tile's width; its height, with a grid
-    gap, left, top, block_gap, bottom = 0.28, 1.22, 0.92, 0.14, 0.42
+    gap, left, top, block_gap = 0.28, 1.22, 0.92, 0.14
     block, digits = high + low + block_gap, len(DIGITS) * across
     beyond = 0.30 * unit  # a grid may reach into the space between tiles
     width = max(left + len(columns) * (digits + gap) - gap + 0.1, 5.2)
+    words = " and ".join(f"a {digit}" for digit in DIGITS) + " of each test set"
+    source = _describe_source(selection, f"{words}; the output is what the classifier sees")
+    source_lines = textwrap.wrap(source, int((width - left) / LETTER))
+    bottom = 0.24 + LINE * len(source_lines)
     height = top + low + block_gap + len(selection.rows) * block - block_gap + bottom
     with open_sheet(width, height) as sheet:
 
@@ -78,9 +83,8 @@ def draw_pictures(records: Sequence[Record]) -> Sheet:
             sheet.text(0.12, y + high / 2, row.name, size=14, weight="bold", color=colours[row], va="center")
             sheet.text(left - 0.02, y + high / 2, "grid", size=LARGE, ha="right", va="center")
             sheet.text(left - 0.02, y + high + low / 2, "output", size=LARGE, ha="right", va="center")
-        words = " and ".join(f"a {digit}" for digit in DIGITS) + " of each test set"
-        source = _describe_source(selection, f"{words}; the output is what the classifier sees")
-        sheet.text(left + 0.45 * unit, height - 0.15, source, size=LARGE - 2, color=GREY)
+        for k, line in enumerate(source_lines):
+            sheet.text(left + 0.45 * unit, height - bottom + 0.27 + LINE * k, line, color=GREY)
     return sheet
 
 
