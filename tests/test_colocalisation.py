@@ -30,6 +30,8 @@ TINY = [
     *SMALL,
     "model=colocalisation",
     f"model.pretrained={WEIGHTS}",
+    "model.starts=2",
+    "model.race=8",
     "budget=smoke",
     "budget.batch_size=3",
     "budget.validate_every=5",
@@ -74,7 +76,16 @@ def config(column="t", *more):
 
 def small_network(**changes):
     torch.manual_seed(0)
+    changes = {"model.starts": 1} | changes
     return build_network(config("t", *(f"{key}={value}" for key, value in changes.items())))
+
+
+def moved(network):
+    """The network, with windows that differ between localisation networks and between images."""
+    for k, localiser in enumerate(network.transformers):
+        torch.nn.init.normal_(localiser.place.weight, std=0.3, generator=generator(k, "places"))
+        torch.nn.init.normal_(localiser.side.weight, std=0.3, generator=generator(k, "sides"))
+    return network
 
 
 def some_views(n=20, canvas=84):
@@ -158,7 +169,7 @@ def test_a_missing_foreign_or_damaged_set_is_one_line_with_the_command_that_mend
     with pytest.raises(UserError, match=r"is missing: run `python -m stn\.distort data=colocalisation_t`"):
         source(config().data).load("train")
     shutil.copytree(folder / "data/stored/colocalisation_t", "data/stored/colocalisation_t")
-    with pytest.raises(UserError, match=r"was stored with seed=2015 \(not 1\): run `python -m stn\.distort"):
+    with pytest.raises(UserError, match=r"with seed=2015 \(not 1\): to replace it, run `python -m stn\.distort"):
         source(config("t", "data.seed=1").data).load("train")
     path = tmp_path / "data/stored/colocalisation_t/test_images.npy"
     images = np.load(path)
@@ -243,6 +254,69 @@ def test_each_class_is_a_problem_of_its_own():
     assert all(parameter.grad is None for parameter in together.classifier.parameters())
 
 
+def test_each_start_is_a_problem_of_its_own():
+    """Three starts side by side have the losses and the gradients that each would have alone."""
+    views, together = some_views(), moved(small_network(**{"model.starts": 3}))
+    result = together(views)
+    result.hinge.sum().backward()
+    for start in range(3):
+        alone = small_network()
+        alone.classifier.load_state_dict(together.classifier.state_dict())
+        for k, localiser in enumerate(alone.transformers):
+            localiser.load_state_dict(together.transformers[3 * k + start].state_dict())
+        expected = alone(views)
+        torch.testing.assert_close(result.theta[start::3], expected.theta)
+        torch.testing.assert_close(result.hinge[start::3], expected.hinge)
+        expected.hinge.sum().backward()
+        for k, localiser in enumerate(alone.transformers):
+            pairs = zip(together.transformers[3 * k + start].parameters(), localiser.parameters(), strict=True)
+            for a, b in pairs:
+                torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_the_start_with_the_least_loss_is_kept_for_each_class_by_itself():
+    views, network = some_views(), moved(small_network(**{"model.starts": 2}))
+    for _ in range(3):
+        hinge = network(views).hinge.detach()
+    means = hinge.view(20, 2).view(2, 10, 2).mean(0)  # two images of each class, two starts
+    torch.testing.assert_close(network.hinges, means * (1 - 0.99**3))
+    best = means.argmin(1)
+    assert 0 < best.sum() < 10  # both starts are kept for some class
+    network.eval()
+    result = network(views)
+    of_starts = torch.stack([network.theta(views, 2 * views.classes + start) for start in (0, 1)])
+    assert torch.equal(result.theta, of_starts[best[views.classes], torch.arange(20)])
+    assert torch.equal(network.thetas(views)["theta"], result.theta)
+    before = network.hinges.clone()
+    network(views)
+    assert torch.equal(network.hinges, before)  # a test does not choose
+
+
+def test_after_the_race_only_the_best_start_of_each_class_goes_on():
+    views, network = some_views(), moved(small_network(**{"model.starts": 3, "model.race": 2}))
+    for batch in (1, 2, 3):
+        network.zero_grad()
+        result = network(views)
+        result.hinge.sum().backward()
+        assert len(result.theta) == (60 if batch <= 2 else 20)
+        if batch == 2:
+            chosen = network.kept
+            assert torch.equal(chosen % 3, result.hinge.detach().view(2, 10, 3).mean(0).argmin(1))
+    learns = [localiser.place.weight.grad is not None for localiser in network.transformers]
+    assert [k for k, does in enumerate(learns) if does] == chosen.tolist()
+    network.hinges[network.hinges.isfinite()] += 9
+    assert torch.equal(network.kept, chosen)  # the choice is final
+
+
+def test_a_class_that_a_batch_lacks_keeps_its_running_loss():
+    views, network = some_views(), small_network(**{"model.starts": 2})
+    network(views)
+    before = network.hinges.clone()
+    network(Views(*(part[views.classes == 3] for part in views)))
+    changed = network.hinges != before
+    assert changed[3].all() and not changed[torch.arange(10) != 3].any()
+
+
 def test_windows_start_in_the_middle_and_never_leave_the_image():
     network, views = small_network(), some_views()
     start = torch.tensor([network_start(network), 0.0, 0.0]).expand(20, 3)
@@ -290,6 +364,8 @@ def test_e_weighs_layers_alike_and_takes_those_asked_for():
         ("model.layers=[]", r"model.layers=\[\]"),
         ("model.crop=20", "model.crop=20"),
         ("model.margin=-1", "model.margin=-1"),
+        ("model.starts=0", "model.starts=0"),
+        ("model.race=0", "model.race=0"),
     ],
 )
 def test_a_network_that_cannot_be_is_one_line(override, said):

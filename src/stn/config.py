@@ -64,7 +64,7 @@ def front_door(work: Callable[[DictConfig], Any], with_model: bool = True) -> Ca
                 cfg = checked(cfg, HydraConfig.get().overrides.task, with_model)
                 if cfg.trainer.devices > 1:
                     share_cores(cfg.trainer.devices)
-                if cfg.trainer.strategy == "ddp" and (cfg.budget.random_share or cfg.budget.explore_share):
+                if cfg.trainer.strategy == "ddp" and leaves_parameters_out(cfg):
                     silence_reducer()
                 return work(cfg)  # a sweeper minimises this value
 
@@ -394,6 +394,11 @@ _SMALLEST = {
     "trainer.block": 1,
     "trainer.num_nodes": 1,
 }
+
+
+def leaves_parameters_out(cfg: DictConfig) -> bool:
+    """Whether some steps of a run give some parameters no gradient: phases of exploration, or a race of starts."""
+    return bool(cfg.budget.random_share or cfg.budget.explore_share or cfg.model.get("starts", 1) > 1)
 
 
 def experiment(cfg: DictConfig) -> dict:

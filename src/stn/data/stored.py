@@ -62,8 +62,8 @@ def read_set(
         ]
         if conflicts:
             raise UserError(
-                f"{folder} was stored with {', '.join(conflicts)}: {remedy} with the same settings, which replaces "
-                "it, or with data.stored=... as well, in both commands"
+                f"{folder} was stored with {', '.join(conflicts)}: to replace it, {remedy} with the settings of this "
+                "command; to keep it, add data.stored=..., another folder, to both commands"
             )
         stored = load(about, facts)
         complete = is_whole(stored, facts)

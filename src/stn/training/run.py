@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from stn.codebase import commit, training_digest
-from stn.config import experiment
+from stn.config import experiment, leaves_parameters_out
 from stn.errors import UserError
 from stn.experiments import load as load_module
 from stn.files import DAMAGED, alone, digest, write_whole
@@ -79,7 +79,7 @@ def _finish(cfg: DictConfig, seed: int) -> tuple[dict, dict]:
     try:
         finished = read_result(folder)
     except DAMAGED:
-        print(f"{title(cfg, seed)}: the result in {folder} is damaged, so it is trained again")
+        print(f"{title(cfg, seed)}: the result in {folder} is damaged, so its run goes on, or starts again")
         finished = None
     if finished is not None:
         print(f"{title(cfg, seed)}: finished earlier with these settings, kept (fresh=true trains it again)")
@@ -245,9 +245,9 @@ def make_trainer(cfg: DictConfig, seed: int, folder: Path | None, logger, more: 
 
 
 def _strategy(cfg: DictConfig) -> str:
-    """`trainer.strategy`; for exploring runs under DDP, the variant that tolerates parameters without a gradient."""
-    waits = cfg.budget.random_share or cfg.budget.explore_share
-    return "ddp_find_unused_parameters_true" if cfg.trainer.strategy == "ddp" and waits else str(cfg.trainer.strategy)
+    """`trainer.strategy`; under DDP the variant that tolerates parameters without a gradient, where a run has any."""
+    tolerant = cfg.trainer.strategy == "ddp" and leaves_parameters_out(cfg)
+    return "ddp_find_unused_parameters_true" if tolerant else str(cfg.trainer.strategy)
 
 
 class WholeCheckpoints(TorchCheckpointIO):

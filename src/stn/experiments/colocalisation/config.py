@@ -35,6 +35,8 @@ class ColocalisationModelConfig(ModelConfig):
     filters: int
     pretrained: str
     localisation: LocalisationConfig
+    starts: int = 1
+    race: int = 1
 
 
 DATA, MODEL = ColocalisationDataConfig, ColocalisationModelConfig
@@ -44,4 +46,6 @@ SMALLEST = {
     "data.patch_side": 1,
     "model.margin": 0,
     "model.filters": 1,
+    "model.starts": 1,
+    "model.race": 1,
 }

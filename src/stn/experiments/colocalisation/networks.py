@@ -27,11 +27,15 @@ from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Attention, full_precision
 
 FOUND = 0.5  # a window is right if its IoU with the digit's box is greater (paper)
+PLAIN = ("crop", "margin", "start", "smallest", "starts", "race", "filters", "pretrained")  # settings passed on as is
 LAYERS = (2, 5, 7)  # the last module of each layer in `cnn`: two convolutions with pooling and ReLU, then the scores
 
 
 class Localisation(NamedTuple):
-    """The output for B images: `theta` (B, 3) of the windows, and the mean `hinge` (B,) over each image's partners."""
+    """The output for B images: `theta` (B, 3) of the windows, and the mean `hinge` (B,) over each image's partners.
+
+    In training, with S starts, it is that of S B windows: those of the first image come first.
+    """
 
     theta: Tensor
     hinge: Tensor
@@ -42,7 +46,7 @@ class TripletHinge:
 
     @staticmethod
     def loss(result: Localisation, boxes: Tensor) -> Tensor:
-        """The hinge, summed over images."""
+        """The hinge, summed over images and starts."""
         return result.hinge.sum()
 
     @staticmethod
@@ -102,10 +106,14 @@ class Localiser(nn.Module):
 
 
 class Colocaliser(nn.Module):
-    """Ten attention transformers, one for the images of each class, before one frozen classifier.
+    """Attention transformers, `starts` for the images of each class, before one frozen classifier.
 
-    The classes are separate problems: an image is seen by the localisation network of its class only and paired with
+    The classes are separate problems: an image is seen by the localisation networks of its class only and paired with
     images of its class only, and the losses are summed. So each class is trained as it would be alone.
+
+    So are the starts of a class: localisation networks with other initial weights, for the same images and the same
+    places of random patches. After the first `race` batches only the start with the least loss goes on: the mean hinge
+    of the last hundred batches or so chooses, not the true boxes. Before that, evaluation uses the best until then.
 
     Args:
         canvas: side of the images in pixels.
@@ -113,6 +121,8 @@ class Colocaliser(nn.Module):
         margin: of the hinge.
         start: side of the window at the start, as a fraction of the image's side.
         smallest: side of the smallest window, in the same unit. Windows of size zero would show the same everywhere.
+        starts: localisation networks of each class.
+        race: training batches after which only the localisation network with the least loss of each class goes on.
         layers: which of the classifier's layers, counted from 1, make up e(.).
         filters: of the classifier.
         localisation: `filters` and `features` of the localisation networks.
@@ -128,6 +138,8 @@ class Colocaliser(nn.Module):
         margin: float,
         start: float,
         smallest: float,
+        starts: int,
+        race: int,
         layers: list[int],
         filters: int,
         localisation: dict,
@@ -143,15 +155,19 @@ class Colocaliser(nn.Module):
             raise UserError(f"model.layers={list(layers)}: e(.) takes some of the layers 1 to {len(LAYERS)}")
         if crop != DIGIT:
             raise UserError(f"model.crop={crop}: the classifier sees {DIGIT} pixels a side")
-        self.crop, self.margin, self.smallest = crop, margin, smallest
+        self.crop, self.margin, self.smallest, self.race = crop, margin, smallest, race
         self.layers = [LAYERS[layer - 1] for layer in layers]
         self.pretrained = pretrained
         share = (start - smallest) / (1 - smallest)
         self.start = math.log(share / (1 - share))
         self.attention = Attention()
         self.transformers = nn.ModuleList(
-            Localiser(canvas, localisation["filters"], localisation["features"]) for _ in range(CLASSES)
+            Localiser(canvas, localisation["filters"], localisation["features"]) for _ in range(CLASSES * starts)
         )
+        self.hinges: Tensor  # each localisation network's running hinge in training: (CLASSES, starts)
+        self.register_buffer("hinges", torch.zeros(CLASSES, starts))
+        self.batches: Tensor  # of training, until now
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
         self.classifier = cnn(DIGIT, filters, CLASSES).requires_grad_(False)
 
     def load_pretrained(self) -> str:
@@ -173,22 +189,61 @@ class Colocaliser(nn.Module):
     def forward(self, views: Views | Tensor) -> Localisation:
         if isinstance(views, Tensor):  # images alone: for the count of multiply-adds
             views = Views(views, torch.zeros(views.shape[0], dtype=torch.long), torch.zeros(views.shape[0], 2))
-        theta = self.theta(views)
+        if self.training:
+            networks = self.trained[views.classes]
+            views = Views(*(part.repeat_interleave(networks.shape[1], 0) for part in views))
+            networks = networks.flatten()
+        else:
+            networks = self.kept[views.classes]
+        theta = self.theta(views, networks)
         crops = self.embedded(bilinear(views.images, self.attention.grid(theta, (self.crop, self.crop))))
         patches = self.embedded(self.patches(views, theta))
-        return Localisation(theta, self.hinge(crops, patches, views.classes))
+        hinge = self.hinge(crops, patches, networks)
+        if self.training:
+            self._compare(hinge.detach(), networks)
+        return Localisation(theta, hinge)
 
-    def theta(self, views: Views) -> Tensor:
-        """The windows' theta (B, 3) = s, tx, ty from the localisation network of each image's class; float32.
+    @property
+    def kept(self) -> Tensor:
+        """Each class's localisation network with the least running hinge: (CLASSES,) indices of `transformers`."""
+        return self._networks().gather(1, self.hinges.argmin(1, keepdim=True))[:, 0]
+
+    @property
+    def trained(self) -> Tensor:
+        """Each class's localisation networks that are trained: (CLASSES, S) indices; after the race (CLASSES, 1)."""
+        return self.kept[:, None] if self.batches >= self.race else self._networks()
+
+    def _networks(self) -> Tensor:
+        return torch.arange(self.hinges.numel(), device=self.hinges.device).view_as(self.hinges)
+
+    def _compare(self, hinge: Tensor, networks: Tensor) -> None:
+        """Moves each running hinge a hundredth of the way to that of this batch. At the end of the race, the losers'
+        become infinite, so that the choice is final.
+        """
+        sums, counts = hinge.new_zeros(2, self.hinges.numel())
+        sums.index_add_(0, networks, hinge)
+        counts.index_add_(0, networks, torch.ones_like(hinge))
+        means = (sums / counts.clamp_min(1)).view_as(self.hinges)
+        seen = counts.view_as(self.hinges) > 0
+        self.hinges.copy_(torch.where(seen, self.hinges.lerp(means, 0.01), self.hinges))
+        self.batches += 1
+        if self.batches == self.race:
+            self.hinges.masked_fill_(self._networks() != self.kept[:, None], torch.inf)
+
+    def theta(self, views: Views, networks: Tensor | None = None) -> Tensor:
+        """The windows' theta (B, 3) = s, tx, ty, float32, from each image's localisation network.
+
+        `networks` (B,) are indices of `transformers`; None takes those kept for the images' classes.
 
         Paper: the regression gives theta. We: a sigmoid bounds the size, and a tanh keeps the window inside the image.
         Windows outside the image would show black: their crops are all alike, which minimises the loss.
         """
-        images, classes = views.images, views.classes
+        images = views.images
+        networks = self.kept[views.classes] if networks is None else networks
         with full_precision(images):
             raw = images.new_zeros(images.shape[0], 3)
             for k, localiser in enumerate(self.transformers):
-                indices = (classes == k).nonzero()[:, 0]
+                indices = (networks == k).nonzero()[:, 0]
                 if len(indices):
                     raw = raw.index_copy(0, indices, localiser(images[indices]))
             side = self.smallest + (1 - self.smallest) * torch.sigmoid(self.start + raw[:, :1])
@@ -218,16 +273,21 @@ class Colocaliser(nn.Module):
                 parts.append(F.normalize(crops.flatten(1).float(), dim=1))
         return torch.cat(parts, 1) / math.sqrt(len(parts))
 
-    def hinge(self, crops: Tensor, patches: Tensor, classes: Tensor) -> Tensor:
-        """The mean hinge (B,) of each image over all others of its class in the batch; 0 if there are none."""
+    def hinge(self, crops: Tensor, patches: Tensor, groups: Tensor) -> Tensor:
+        """The mean hinge (B,) of each crop over all others of its group in the batch; 0 if there are none."""
         with full_precision(crops):
-            gram = crops @ crops.T
-            norms = gram.diagonal()
-            pair_distances = (norms[:, None] + norms - 2 * gram).clamp_min(0)
             patch_distances = (crops - patches).square().sum(1, keepdim=True)
-            partners = (classes[:, None] == classes).fill_diagonal_(False)
-            hinge = F.relu(pair_distances - patch_distances + self.margin) * partners
-            return hinge.sum(1) / partners.sum(1).clamp_min(1)
+            order = groups.argsort(stable=True)
+            sizes = groups.unique(return_counts=True)[1].tolist()
+            hinges = []
+            for alike, different in zip(crops[order].split(sizes), patch_distances[order].split(sizes), strict=True):
+                gram = alike @ alike.T
+                norms = gram.diagonal()
+                pair_distances = (norms[:, None] + norms - 2 * gram).clamp_min(0)
+                others = 1 - torch.eye(len(alike), device=gram.device)
+                of_pairs = F.relu(pair_distances - different + self.margin) * others
+                hinges.append(of_pairs.sum(1) / max(len(alike) - 1, 1))
+            return torch.cat(hinges)[order.argsort()]
 
     def seen(self, views: Views) -> Tensor:
         """The windows' crops (B, 1, crop, crop)."""
@@ -247,5 +307,8 @@ def network(model, data) -> Colocaliser:
         canvas=data.canvas,
         localisation=dict(model.localisation),
         layers=list(model.layers),
-        **{name: model[name] for name in ("crop", "margin", "start", "smallest", "filters", "pretrained")},
+        **{
+            name: model[name]
+            for name in ("crop", "margin", "start", "smallest", "starts", "race", "filters", "pretrained")
+        },
     )
