@@ -3,6 +3,7 @@
 import pytest
 
 from conftest import ROOT, one_error, run
+from stn.messages import nearest
 
 COMMANDS = ("stn.table", "stn.figures", "stn.play", "stn.pipeline", "stn.publish", "benchmarks.__main__")
 
@@ -35,6 +36,11 @@ def test_every_command_with_options_answers_so(command, tmp_path):
 @pytest.mark.parametrize("argument", ["--tab=2", "--table=2"])
 def test_options_may_still_be_shortened(argument, tmp_path):
     assert "params.yaml" in one_error(run("stn.table", argument, cwd=tmp_path))
+
+
+@pytest.mark.parametrize("choices", [["fcn", "cnn"], ["cnn", "fcn"]])
+def test_of_choices_equally_near_the_one_with_the_same_first_letter_is_named(choices):
+    assert nearest("cn", choices) == "cnn"
 
 
 def test_commands_share_one_way_of_reading_their_options():

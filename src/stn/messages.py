@@ -4,7 +4,7 @@ import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException
@@ -20,12 +20,16 @@ EQUAL = "a setting is key=value, such as budget=smoke"
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice that is spelt most like `word`; None if none is. Of dotted keys, the last name is compared.
 
-    An equal name is preferred, then a choice without dots.
+    An equal name is preferred, then a choice without dots. Of choices equally near, the one with the same first letter.
     """
     by_name = {choice.rpartition(".")[2]: choice for choice in reversed(list(choices))}  # of equal names, the first
     plain = [name for name, choice in by_name.items() if name == choice]
-    match = get_close_matches(word, plain, 1) or get_close_matches(word, by_name, 1)
-    return by_name.get(word) or (by_name[match[0]] if match else None)
+    matches = get_close_matches(word, plain) or get_close_matches(word, by_name)
+
+    def likeness(name: str) -> tuple[float, bool]:
+        return SequenceMatcher(None, name, word).ratio(), name[0] == word[0]
+
+    return by_name.get(word) or (by_name[max(matches, key=likeness)] if matches else None)
 
 
 def hint(word: str, choices: Iterable[str]) -> str:
