@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from conftest import one_error, run
+from conftest import one_error, run, spawn
 from stn.config import compose
 from stn.data.draws import generator
 from stn.errors import UserError
@@ -399,6 +399,18 @@ class Kill(Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == 12:
             raise Killed
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_who_won_the_race(folder, tmp_path):
+    """After the race the losers have no gradients, which two processes have to bear in silence."""
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "budget.batch_size=4"]
+    places = [f"outputs={tmp_path}/outputs", f"record={tmp_path}/record"]
+    done = spawn("stn.train", "data=colocalisation_t", *TINY, *two, *places, cwd=folder)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    checkpoint = next(tmp_path.glob("outputs/**/last.ckpt"))
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert (weights["network.hinges"].isfinite().sum(1) == 1).all()
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one_with_its_trace_whole(folder, tmp_path, monkeypatch):
