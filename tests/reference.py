@@ -193,7 +193,7 @@ CASES = (
     # Table 5, and its classifier
     Case("classifier", "mnist_ts", "cnn", door="stn.pretrain"),
     Case("colocalisation", "colocalisation_t", "colocalisation"),
-    Case("colocalisation", "colocalisation_tc", "colocalisation"),
+    Case("colocalisation", "colocalisation_tc", "colocalisation", settings=("model.race=3",)),
     # Table 6
     Case("volumes", "volumes_60", "volume_cnn"),
     Case("volumes", "volumes_60", "volume_st", moved=True),

@@ -36,7 +36,7 @@ class ColocalisationModelConfig(ModelConfig):
     pretrained: str
     localisation: LocalisationConfig
     starts: int = 1
-    race: int = 1
+    race: int = 2000
 
 
 DATA, MODEL = ColocalisationDataConfig, ColocalisationModelConfig
