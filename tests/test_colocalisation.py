@@ -550,6 +550,15 @@ def test_figures_show_every_class_and_the_animation_every_moment(records, tmp_pa
             draw(short).save(tmp_path / "file" / "a.gif")
 
 
+@pytest.mark.parametrize("budget", ["quick", "medium", "paper"])
+def test_the_race_of_tc_takes_an_eighth_of_the_steps(budget):
+    without, with_clutter = (
+        compose(f"data=colocalisation_{column}", "model=colocalisation", f"budget={budget}") for column in ("t", "tc")
+    )
+    assert (without.model.starts, with_clutter.model.starts) == (1, 5)
+    assert with_clutter.model.race * 8 == with_clutter.budget.steps
+
+
 def test_the_paper_s_set_is_what_the_config_says():
     data = compose("data=colocalisation_tc", "model=colocalisation").data
     warp = distortion(data)
