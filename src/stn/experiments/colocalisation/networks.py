@@ -164,10 +164,11 @@ class Colocaliser(nn.Module):
         self.transformers = nn.ModuleList(
             Localiser(canvas, localisation["filters"], localisation["features"]) for _ in range(CLASSES * starts)
         )
+        is_race = starts > 1  # else there is nothing to choose, nor to keep in checkpoints
         self.hinges: Tensor  # each localisation network's running hinge in training: (CLASSES, starts)
-        self.register_buffer("hinges", torch.zeros(CLASSES, starts))
+        self.register_buffer("hinges", torch.zeros(CLASSES, starts), persistent=is_race)
         self.batches: Tensor  # of training, until now
-        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long), persistent=is_race)
         self.classifier = cnn(DIGIT, filters, CLASSES).requires_grad_(False)
 
     def load_pretrained(self) -> str:
@@ -217,8 +218,9 @@ class Colocaliser(nn.Module):
         return torch.arange(self.hinges.numel(), device=self.hinges.device).view_as(self.hinges)
 
     def _compare(self, hinge: Tensor, networks: Tensor) -> None:
-        """Moves each running hinge a hundredth of the way to that of this batch. At the end of the race, the losers'
-        become infinite, so that the choice is final.
+        """Move each running hinge a hundredth of the way to that of this batch.
+
+        At the end of the race those of the losers become infinite, so that the choice is final.
         """
         sums, counts = hinge.new_zeros(2, self.hinges.numel())
         sums.index_add_(0, networks, hinge)
