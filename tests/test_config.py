@@ -480,6 +480,8 @@ def test_importing_stn_loads_torch_only(tmp_path):
 def test_medium_is_quick_in_five_times_the_steps(data):
     model = WITH_TRANSFORMER[kind(data)]
     quick, medium = (experiment(compose(f"data={data}", f"model={model}", f"budget={b}")) for b in ("quick", "medium"))
+    races = [each["model"].pop("race", 0) for each in (quick, medium)]  # steps too, where several starts race
+    assert races[1] == races[0] * (5 if quick["model"].get("starts", 1) > 1 else 1)
     assert quick["model"] == medium["model"] and medium["budget"]["steps"] == 5 * quick["budget"]["steps"]
     other = {key for key, value in quick["budget"].items() if medium["budget"][key] != value}
     assert other == {"name", "steps", "validate_every"}

@@ -272,7 +272,9 @@ def test_a_missing_or_damaged_set_names_the_command_that_makes_it(data, tmp_path
     images.write_bytes(whole)
     sets = tmp_path / "stored" / "sets.json"
     sets.write_text(json.dumps(json.loads(sets.read_text()) | {"seed": 1}))
-    with pytest.raises(UserError, match=r"with seed=1 \(not 2015\): run `python -m stn\.distort data=digits_p`"):
+    with pytest.raises(
+        UserError, match=r"seed=1 \(not 2015\): to replace it, run `python -m stn\.distort data=digits_p`"
+    ):
         read_distorted(data, repr(distortion(data)), "test")
 
 
