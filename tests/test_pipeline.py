@@ -764,6 +764,13 @@ def test_the_committed_cells_are_those_of_the_code_here(monkeypatch):
     assert json.loads((ROOT / "cells.json").read_text()) == describe(read_params())
 
 
+def test_the_lock_has_the_classifier_of_the_code_here():
+    """Else Table 5 of a fresh clone trains it again, and with it every cell of the table."""
+    stages = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    entry = stages["classifier"]["params"]["cells.json"]["classifier"]
+    assert entry == json.loads((ROOT / "cells.json").read_text())["classifier"]
+
+
 def test_a_stage_list_and_its_lock_stay_readable():
     assert len((ROOT / "dvc.yaml").read_text().splitlines()) < 200
     assert len((ROOT / "dvc.lock").read_text().splitlines()) < 6000

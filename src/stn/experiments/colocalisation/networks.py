@@ -27,7 +27,6 @@ from stn.geometry.sampling import bilinear
 from stn.geometry.transforms import Attention, full_precision
 
 FOUND = 0.5  # a window is right if its IoU with the digit's box is greater (paper)
-PLAIN = ("crop", "margin", "start", "smallest", "starts", "race", "filters", "pretrained")  # settings passed on as is
 LAYERS = (2, 5, 7)  # the last module of each layer in `cnn`: two convolutions with pooling and ReLU, then the scores
 
 
